@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+logger = logging.getLogger("souvenirs")
+
+PROBE_SECONDS = 5.0
+LOG_SECONDS = 60.0
+
+
+class Breaker:
+    """Stops asking a server that is down, so that its time-out is not paid on every request.
+
+    After a failure `allows` says no for PROBE_SECONDS, then lets one caller through to probe, and
+    everybody again after a success. Failures are logged with their cause, at most once in
+    LOG_SECONDS; the message tells how many were not logged.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Closes the breaker, and forgets what was logged."""
+        self._open = False
+        self._probe_at = 0.0
+        self._log_at = 0.0
+        self._unlogged = 0
+
+    def allows(self) -> bool:
+        if not self._open:
+            return True
+        with self._lock:
+            now = time.monotonic()
+            if now < self._probe_at:
+                return False
+            self._probe_at = now + PROBE_SECONDS  # this caller probes, the others go on waiting
+            return True
+
+    def success(self) -> None:
+        if self._open:
+            self._open = False
+            logger.warning("%s works again", self.what)
+
+    def failure(self, error: Exception, *, opens: bool = True) -> None:
+        """Notes that `error` happened. `opens` False: it says nothing about the server's health."""
+        with self._lock:
+            now = time.monotonic()
+            if opens:
+                self._open = True
+                self._probe_at = now + PROBE_SECONDS
+            self._unlogged += 1
+            if now < self._log_at:
+                return
+            self._log_at = now + LOG_SECONDS
+            count, self._unlogged = self._unlogged, 0
+        logger.error(
+            "%s failed (%d failures since the last such message): %r",
+            self.what, count, error, exc_info=error,
+        )  # fmt: skip

@@ -1,0 +1,106 @@
+"""System checks of the settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from souvenirs.conf import DEFAULT_STORE
+from souvenirs.lastseen.base import LastSeenStore
+
+NUMBER = (int, float)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, NUMBER) and not isinstance(value, bool)
+
+
+@register
+def check_ratelimit_seconds(**kwargs: Any) -> list[CheckMessage]:
+    value = getattr(settings, "SOUVENIRS_RATELIMIT_SECONDS", 3600)
+    if not is_number(value) or not 0 <= value < float("inf"):
+        return [
+            Error(
+                f"SOUVENIRS_RATELIMIT_SECONDS is {value!r}, which is no number of seconds.",
+                hint="Set it to a number from 0 (record every time) up; 3600 is the default.",
+                id="souvenirs.E001",
+            )
+        ]
+    if value > 3600:
+        return [
+            Warning(
+                f"SOUVENIRS_RATELIMIT_SECONDS is {value!r}: with over an hour between records,"
+                " past ranges that begin or end within a day are counted coarsely.",
+                hint="Set it to 3600 or less.",
+                id="souvenirs.W001",
+            )
+        ]
+    return []
+
+
+@register
+def check_cache_name(**kwargs: Any) -> list[CheckMessage]:
+    value = getattr(settings, "SOUVENIRS_CACHE_NAME", "default")
+    if value not in settings.CACHES:
+        return [
+            Error(
+                f"SOUVENIRS_CACHE_NAME is {value!r}, which is not in CACHES.",
+                hint=f"Set it to one of {', '.join(map(repr, settings.CACHES))},"
+                " or add it to CACHES.",
+                id="souvenirs.E002",
+            )
+        ]
+    return []
+
+
+@register
+def check_cache_prefix(**kwargs: Any) -> list[CheckMessage]:
+    value = getattr(settings, "SOUVENIRS_CACHE_PREFIX", "souvenirs.")
+    if not isinstance(value, str) or len(value) > 100 or not value.isascii() or " " in value:
+        return [
+            Error(
+                f"SOUVENIRS_CACHE_PREFIX is {value!r}, which cannot begin a cache key.",
+                hint="Set it to a string of at most 100 ASCII characters without spaces,"
+                ' such as "souvenirs.".',
+                id="souvenirs.E003",
+            )
+        ]
+    return []
+
+
+@register
+def check_last_seen_seconds(**kwargs: Any) -> list[CheckMessage]:
+    value = getattr(settings, "SOUVENIRS_LAST_SEEN_SECONDS", 60)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 3600:
+        return [
+            Error(
+                f"SOUVENIRS_LAST_SEEN_SECONDS is {value!r}, which is no resolution in seconds.",
+                hint="Set it to a whole number from 1 to 3600; 60 is the default.",
+                id="souvenirs.E004",
+            )
+        ]
+    return []
+
+
+@register
+def check_last_seen_store(**kwargs: Any) -> list[CheckMessage]:
+    value = getattr(settings, "SOUVENIRS_LAST_SEEN_STORE", DEFAULT_STORE)
+    try:
+        params = dict(value)
+        backend = import_string(params.pop("BACKEND"))
+        if not issubclass(backend, LastSeenStore):
+            raise ImproperlyConfigured(f"{backend!r} is no LastSeenStore")
+        backend(params)
+    except Exception as error:
+        return [
+            Error(
+                f"SOUVENIRS_LAST_SEEN_STORE is {value!r}, which names no usable store: {error!r}.",
+                hint=f"Set it to a dictionary like {DEFAULT_STORE!r}, or remove it.",
+                id="souvenirs.E005",
+            )
+        ]
+    return []

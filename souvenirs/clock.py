@@ -1,0 +1,47 @@
+"""Datetimes as the site writes them, to unix seconds and back.
+
+Inside the package instants are seconds since 1970-01-01T00:00Z: no zone, no fold, and ordinary
+arithmetic. Datetimes are aware where USE_TZ is True; where it is False they are naive and in the
+site's time zone, as everywhere in such a site.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+from django.conf import settings
+
+from souvenirs.conf import conf
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+MICROSECOND = timedelta(microseconds=1)
+
+
+def aware(when: datetime) -> datetime:
+    """`when` with a time zone: a naive one is taken to be in the site's (its `fold` is honoured).
+
+    Raises TypeError for anything but a datetime.
+    """
+    if not isinstance(when, datetime):
+        raise TypeError(f"expected a datetime, got {when!r}; for a date, combine it with a time")
+    if when.tzinfo is None or when.utcoffset() is None:
+        return when.replace(tzinfo=conf.zone)
+    return when
+
+
+def to_seconds(when: datetime) -> float:
+    """Unix time of `when`, naive ones in the site's zone. Raises TypeError as `aware` does."""
+    return (aware(when) - EPOCH) // MICROSECOND / 1_000_000
+
+
+def to_datetime(seconds: float) -> datetime:
+    """The datetime of a unix time, in the form that the site's models hold (UTC, or naive local)."""
+    return to_site(EPOCH + timedelta(microseconds=round(seconds * 1_000_000)))
+
+
+def to_site(when: datetime) -> datetime:
+    """`when` in the form that the site's models hold: UTC where USE_TZ, else naive and local."""
+    when = aware(when)
+    if settings.USE_TZ:
+        return when.astimezone(timezone.utc)
+    return when.astimezone(conf.zone).replace(tzinfo=None)

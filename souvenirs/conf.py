@@ -1,0 +1,67 @@
+"""The settings of souvenirs: one typed property each, read once and again after a change."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from django.conf import settings
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+
+if TYPE_CHECKING:
+    from souvenirs.lastseen.base import LastSeenStore
+
+DEFAULT_STORE = {"BACKEND": "souvenirs.lastseen.database.DatabaseStore"}
+
+
+class CachedSettings:
+    """Base of the apps' settings: properties are computed once, `reset` forgets them.
+
+    Reading django.conf.settings on each request would cost more than the rate limit itself.
+    """
+
+    def reset(self) -> None:
+        self.__dict__.clear()
+
+    def _on_setting_changed(self, **kwargs: Any) -> None:
+        self.reset()
+
+
+class Settings(CachedSettings):
+    @cached_property
+    def ratelimit_seconds(self) -> float:
+        """SOUVENIRS_RATELIMIT_SECONDS: a user is recorded once in so many seconds; 0 is no limit."""
+        return float(getattr(settings, "SOUVENIRS_RATELIMIT_SECONDS", 3600))
+
+    @cached_property
+    def cache_name(self) -> str:
+        """SOUVENIRS_CACHE_NAME: alias in CACHES of the cache that processes share the limit in."""
+        return str(getattr(settings, "SOUVENIRS_CACHE_NAME", "default"))
+
+    @cached_property
+    def cache_prefix(self) -> str:
+        """SOUVENIRS_CACHE_PREFIX: what the keys in that cache begin with."""
+        return str(getattr(settings, "SOUVENIRS_CACHE_PREFIX", "souvenirs."))
+
+    @cached_property
+    def last_seen_seconds(self) -> int:
+        """SOUVENIRS_LAST_SEEN_SECONDS: the resolution of last-seen times, in seconds."""
+        return int(getattr(settings, "SOUVENIRS_LAST_SEEN_SECONDS", 60))
+
+    @cached_property
+    def last_seen_store(self) -> LastSeenStore:
+        """SOUVENIRS_LAST_SEEN_STORE: {"BACKEND": dotted path, ...}, in the manner of CACHES."""
+        params = dict(getattr(settings, "SOUVENIRS_LAST_SEEN_STORE", DEFAULT_STORE))
+        store: LastSeenStore = import_string(params.pop("BACKEND"))(params)
+        return store
+
+    @cached_property
+    def zone(self) -> ZoneInfo:
+        """TIME_ZONE: where the site's days begin. Never the zone activated for a request."""
+        return ZoneInfo(settings.TIME_ZONE)
+
+
+conf = Settings()
+setting_changed.connect(conf._on_setting_changed)

@@ -1,0 +1,233 @@
+"""The public API: remember that users were active, ask how many were and when."""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import datetime
+from functools import lru_cache, partial
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, connections, router, transaction
+
+from souvenirs import clock, counting
+from souvenirs.conf import conf
+from souvenirs.models import Souvenir, SouvenirQuerySet
+from souvenirs.periods import slot_containing
+from souvenirs.signals import souvenir_recorded
+from souvenirs.throttle import Claim, Handled, throttle
+
+ADDED = "added"
+RATE_LIMITED = "rate-limited"
+DUPLICATED = "duplicated"
+FAILED = "failed"
+
+
+def souvenez(
+    user: Any,
+    when: datetime | None = None,
+    ratelimit: bool | float = True,
+    check_duplicate: bool = False,
+) -> str:
+    """Remembers that `user` (a user, or the primary key of one) was active.
+
+    Call it as often as you like: it writes one row per user and rate-limit slot, and keeps the
+    user's last-seen time. Slots are the clock's windows of SOUVENIRS_RATELIMIT_SECONDS, cut at the
+    site's midnight.
+
+    when: the time of the activity, now by default; past and future, in any order. A naive datetime
+        is in the site's time zone.
+    ratelimit: False for no limit, or a number of seconds in place of the setting's.
+    check_duplicate: do not write a row of the same user and `when` again.
+
+    Returns "added", "rate-limited", or (only with check_duplicate) "duplicated".
+
+    Inside a transaction the row is part of it, and last-seen follows when it commits; after a
+    rollback the user is recorded again within a minute.
+
+    Raises ValueError for a user who is not saved or a limit below 0, TypeError for a `when` that
+    is no datetime, the user model's DoesNotExist where no user has the key, and
+    django.db.DatabaseError when the database fails. An enclosing transaction stays usable.
+    """
+    user_pk = getattr(user, "pk", user)
+    if (
+        when is None
+        and ratelimit is True
+        and not check_duplicate
+        and throttle.is_handled(user_pk, time.time())
+    ):
+        return RATE_LIMITED
+    tell_hits()
+    visit = Visit(user, when, ratelimit)
+    result = visit.record(check_duplicate)
+    souvenir_recorded.send_robust(sender=Souvenir, result=result, user_pk=visit.user_pk, count=1)
+    return result
+
+
+def count_active_users(
+    start: datetime | None = None,
+    end: datetime | None = None,
+    qs: SouvenirQuerySet | None = None,
+) -> int:
+    """How many distinct users were active at start <= when < end.
+
+    Either bound may be None; naive ones are in the site's time zone. `qs` is a queryset of
+    Souvenir to count in place of all. Raises TypeError for a bound that is no datetime.
+    """
+    return counting.count_users(start, end, qs)
+
+
+def last_seen(user: Any) -> datetime | None:
+    """When `user` (a user, or the primary key of one) was last active, None for never.
+
+    The time is up to SOUVENIRS_LAST_SEEN_SECONDS behind what the user really did last. It is UTC,
+    or naive and in the site's time zone where USE_TZ is False.
+    """
+    seen = conf.last_seen_store.get(clean_pk(user))
+    return None if seen is None else clock.to_datetime(seen)
+
+
+def tell_hits() -> None:
+    """Sends the signal for the visits that process memory has answered since it was last sent."""
+    if hits := throttle.take_hits():
+        souvenir_recorded.send_robust(
+            sender=Souvenir, result=RATE_LIMITED, user_pk=None, count=hits
+        )
+
+
+def clean_pk(user: Any) -> Any:
+    """The primary key of a user or a key, as the user model has it. Raises ValueError for others."""
+    user_pk = getattr(user, "pk", user)
+    field = get_user_model()._meta.pk
+    assert field is not None
+    try:
+        user_pk = field.to_python(user_pk)
+    except ValidationError:
+        raise ValueError(f"{user!r} is no user and no primary key of one") from None
+    if user_pk is None:
+        raise ValueError(f"{user!r} has no primary key: only saved users can be remembered")
+    return user_pk
+
+
+class Visit:
+    """One call of souvenez that process memory could not answer."""
+
+    def __init__(self, user: Any, when: datetime | None, ratelimit: bool | float) -> None:
+        self.user_pk = clean_pk(user)
+        self.now = time.time()
+        self.live = when is None
+        if when is None:
+            self.t, self.when = self.now, clock.to_datetime(self.now)
+        else:
+            self.t, self.when = clock.to_seconds(when), clock.to_site(when)
+        self.default_limit = ratelimit is True
+        self.limit = conf.ratelimit_seconds if ratelimit is True else float(ratelimit)
+        if not 0 <= self.limit < math.inf:
+            raise ValueError(f"ratelimit is {ratelimit!r}: give True, False or seconds from 0 up")
+        self.minute = slot_containing(self.t, conf.last_seen_seconds, conf.zone)
+        self.slot = slot_containing(self.t, self.limit, conf.zone) if self.limit else None
+        self.using = router.db_for_write(Souvenir)
+
+    def record(self, check_duplicate: bool) -> str:
+        """Writes what is to be written. Raises as souvenez does."""
+        claim = self.claim()
+        if claim is not None and not claim.granted:
+            self.refresh_last_seen(written_until=claim.until)
+            return RATE_LIMITED
+        try:
+            return self.write(claim, check_duplicate)
+        except BaseException:
+            if claim is not None:
+                throttle.release(claim)
+            raise
+
+    def claim(self) -> Claim | None:
+        """The claim on the slot; None where there is no limit."""
+        if self.slot is None:
+            return None
+        if self.default_limit:
+            known = throttle.handled.get(self.user_pk)
+            if known is not None and known.written_start <= self.t < known.written_end:
+                return Claim("", False, self.slot.end)
+        return throttle.claim(self.user_pk, self.slot, self.limit)
+
+    def write(self, claim: Claim | None, check_duplicate: bool) -> str:
+        nested = connections[self.using].in_atomic_block
+        if nested:
+            self.require_user()
+        try:
+            with transaction.atomic(using=self.using):
+                result = ADDED
+                if check_duplicate and self.is_duplicate():
+                    result = DUPLICATED
+                else:
+                    Souvenir.objects.using(self.using).create(user_id=self.user_pk, when=self.when)
+                if claim is not None and self.slot is not None:
+                    transaction.on_commit(
+                        partial(throttle.confirm, claim, self.slot), using=self.using, robust=True
+                    )
+                # One transaction for both where it is ours: one flush to disk
+                self.refresh_last_seen(
+                    written_until=self.slot.end if self.slot else 0, now=not nested
+                )
+        except IntegrityError:
+            self.require_user()
+            raise
+        return result
+
+    def refresh_last_seen(self, *, written_until: float, now: bool | None = None) -> None:
+        """Moves last-seen forward, and then remembers that the visit is dealt with.
+
+        Inside somebody's transaction this waits for its commit: it may last, and must not hold the
+        user's row locked meanwhile.
+        """
+        if now is None:
+            now = not connections[self.using].in_atomic_block
+        if now:
+            self.touch()
+            transaction.on_commit(partial(self.remember, written_until), using=self.using)
+        else:
+            transaction.on_commit(
+                lambda: (self.touch(), self.remember(written_until)), using=self.using, robust=True
+            )
+
+    def touch(self) -> None:
+        latest = math.floor(self.now) + conf.last_seen_seconds
+        seen = math.floor(self.t)
+        conf.last_seen_store.touch(
+            self.user_pk,
+            seen if seen <= latest else None,
+            slot_start=int(self.minute.start),
+            latest=latest if self.live else None,
+        )
+
+    def remember(self, written_until: float) -> None:
+        """Fills process memory. Only live visits do: memory is about the present."""
+        if not (self.live and self.default_limit and self.slot is not None):
+            return
+        written = written_until >= self.slot.end
+        throttle.handled[self.user_pk] = shared(
+            max(self.minute.start, self.slot.start),
+            min(self.minute.end, self.slot.end, written_until),
+            self.slot.start,
+            self.slot.end if written else self.slot.start,
+        )
+
+    def is_duplicate(self) -> bool:
+        rows = Souvenir.objects.using(self.using)
+        return rows.filter(user_id=self.user_pk, when=self.when).exists()
+
+    def require_user(self) -> None:
+        # Foreign keys are checked at the end of a transaction: in one that is not ours, a key of
+        # nobody would make somebody else's commit fail.
+        model = get_user_model()
+        if not model._base_manager.filter(pk=self.user_pk).exists():
+            raise model.DoesNotExist(f"There is no user with the primary key {self.user_pk!r}")
+
+
+@lru_cache(maxsize=8)
+def shared(*args: float) -> Handled:
+    """A Handled, the same object for all users of a minute: each costs a dictionary's item only."""
+    return Handled(*args)

@@ -1,0 +1,1 @@
+"""Since when? Stores of the last time that each user was seen."""

@@ -1,0 +1,247 @@
+"""A response to a signed-in user -> souvenez. Sync and async."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from functools import lru_cache, partial
+from hashlib import blake2b
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.conf import settings
+from django.contrib.auth import (
+    BACKEND_SESSION_KEY,
+    HASH_SESSION_KEY,
+    SESSION_KEY,
+    get_user_model,
+    load_backend,
+)
+from django.contrib.auth.signals import user_logged_out
+from django.contrib.sessions.backends.base import SessionBase
+from django.db import DatabaseError, IntegrityError, InterfaceError
+from django.db.transaction import TransactionManagementError
+from django.dispatch import receiver
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.utils.crypto import constant_time_compare
+from django.utils.functional import SimpleLazyObject, empty
+
+from souvenirs.breaker import Breaker
+from souvenirs.control import FAILED, souvenez
+from souvenirs.models import Souvenir
+from souvenirs.signals import souvenir_recorded
+from souvenirs.throttle import MAX_USERS, Handled, Memory, throttle
+
+logger = logging.getLogger("souvenirs")
+
+# How many look-ups of sessions that nobody is signed in with a process makes in a second. It bounds
+# what a flood of invented cookies costs; a session that was good before is not subject to it.
+LOOKUPS_PER_SECOND = 50
+
+DEPARTED = "_souvenirs_departed"
+
+Response = HttpResponseBase
+
+
+class SouvenirsMiddleware:
+    """Remembers the user of each request, once the view has answered it.
+
+    So users whom the view authenticated are seen too, and a user who logs out in this request. A
+    response never changes, nor fails, because of it: no `Vary`, no cookie, no write to the session.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+        self.is_async = iscoroutinefunction(get_response)
+        if self.is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> Response | Awaitable[Response]:
+        if self.is_async:
+            return self.acall(request)
+        response: Response = self.get_response(request)
+        if (todo := pending(request)) is not None:
+            attempt(todo)
+        return response
+
+    async def acall(self, request: HttpRequest) -> Response:
+        response: Response = await self.get_response(request)
+        if (todo := pending(request)) is not None:  # else there is no need of a thread
+            await sync_to_async(attempt)(todo)
+        return response
+
+
+def pending(request: HttpRequest) -> Callable[[], object] | None:
+    """What is left to do for this request: nothing (None), as a rule."""
+    try:
+        user_pk, is_known = loaded_user_pk(request)
+        if user_pk is not None:
+            if throttle.is_handled(user_pk, time.time()):
+                return None
+            return partial(souvenez, user_pk)
+        if is_known:
+            return None
+        return pending_session(request)
+    except Exception as error:
+        note_failure(error)
+        return None
+
+
+def attempt(todo: Callable[[], object]) -> None:
+    """Does what is pending. Whatever goes wrong is noted, and stays here."""
+    if not database.allows():
+        souvenir_recorded.send_robust(sender=Souvenir, result=FAILED, user_pk=None, count=1)
+        return
+    try:
+        todo()
+    except get_user_model().DoesNotExist:
+        pass  # deleted meanwhile: there is nobody to remember
+    except Exception as error:
+        note_failure(error)
+    else:
+        database.success()
+
+
+database = Breaker("Recording souvenirs")
+
+
+def note_failure(error: Exception) -> None:
+    # Errors of one statement, or of a transaction that the site broke, tell nothing of the server
+    is_servers = isinstance(error, (DatabaseError, InterfaceError)) and not isinstance(
+        error, (IntegrityError, TransactionManagementError)
+    )
+    database.failure(error, opens=is_servers)
+    souvenir_recorded.send_robust(sender=Souvenir, result=FAILED, user_pk=None, count=1)
+
+
+# Who is it? What the view has loaded tells, at no cost
+
+
+def loaded_user_pk(request: HttpRequest) -> tuple[Any, bool]:
+    """The signed-in user's primary key, and whether the answer is known without the session.
+
+    Looks at what was loaded, and loads nothing: to read request.user would read the session, and
+    have `Vary: Cookie` put on the response.
+    """
+    attributes = request.__dict__
+    departed = attributes.get(DEPARTED)
+    if departed is not None:
+        return departed, True
+    user = attributes.get("user")
+    if isinstance(user, SimpleLazyObject):
+        wrapped = user.__dict__["_wrapped"]
+        user = attributes.get("_acached_user") if wrapped is empty else wrapped
+    if user is None:
+        return None, False
+    return (user.pk if user.is_authenticated else None), True
+
+
+@receiver(user_logged_out, dispatch_uid="souvenirs.middleware")
+def note_departure(request: HttpRequest | None = None, user: Any = None, **kwargs: Any) -> None:
+    """Whoever logs out was active: request.user will be nobody when the response passes here."""
+    if request is not None and user is not None:
+        setattr(request, DEPARTED, user.pk)
+
+
+# Who is it? The session tells, read once a minute through a store of its own
+
+# Digests of session cookies, to what was done; not to whose they are. None was good for anything.
+sessions: Memory[bytes, Handled] = Memory(MAX_USERS)
+unknown_sessions: Memory[bytes, float] = Memory(MAX_USERS)
+digest_key = os.urandom(16)
+
+
+class RateCap:
+    """Lets at most `limit` calls through in each second of the clock."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.reset()
+
+    def reset(self) -> None:
+        self.second, self.used = 0, 0
+
+    def allows(self, now: float) -> bool:
+        return int(now) != self.second or self.used < self.limit
+
+    def use(self, now: float) -> None:
+        if int(now) != self.second:
+            self.second, self.used = int(now), 0
+        self.used += 1
+
+
+fruitless = RateCap(LOOKUPS_PER_SECOND)
+
+
+def forget() -> None:
+    """Forgets all sessions and failures, as a restart of the process does (for tests)."""
+    sessions.clear()
+    unknown_sessions.clear()
+    fruitless.reset()
+    database.reset()
+
+
+def pending_session(request: HttpRequest) -> Callable[[], object] | None:
+    cookie = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
+    session = request.__dict__.get("session")
+    if not cookie or not isinstance(session, SessionBase):
+        return None
+    digest = blake2b(cookie.encode(), digest_size=16, key=digest_key).digest()
+    now = time.time()
+    known = sessions.young.get(digest)
+    if known is not None and known[0] <= now < known[1]:
+        throttle.hits += 1
+        return None
+    if sessions.get(digest) is None:
+        until = unknown_sessions.get(digest)
+        if (until is not None and now < until) or not fruitless.allows(now):
+            return None
+    return partial(record_session, type(session), cookie, digest)
+
+
+def record_session(store: type[SessionBase], cookie: str, digest: bytes) -> None:
+    user = session_user(read_only(store)(cookie))
+    if user is None:
+        now = time.time()
+        fruitless.use(now)
+        unknown_sessions[digest] = now + 60
+        return
+    souvenez(user)
+    handled = throttle.handled.get(user.pk)
+    if handled is not None:
+        sessions[digest] = handled
+
+
+@lru_cache(maxsize=8)
+def read_only(store: type[SessionBase]) -> type[SessionBase]:
+    """A session store like `store` that does not write: some clean up or begin anew on loading."""
+
+    def nothing(self: SessionBase, *args: Any, **kwargs: Any) -> None:
+        self._session_key = None  # type: ignore[attr-defined]
+
+    return type(store.__name__, (store,), {name: nothing for name in ("save", "create", "delete")})
+
+
+def session_user(session: SessionBase) -> Any:
+    """The user signed in with `session`, None if there is none.
+
+    As django.contrib.auth.get_user decides, but it never cycles the key or flushes, which that
+    does where SECRET_KEY was rotated or the password changed.
+    """
+    user_id, backend = session.get(SESSION_KEY), session.get(BACKEND_SESSION_KEY)
+    if user_id is None or backend not in settings.AUTHENTICATION_BACKENDS:
+        return None
+    key = get_user_model()._meta.pk
+    assert key is not None
+    user: Any = load_backend(backend).get_user(key.to_python(user_id))
+    if user is None or not hasattr(user, "get_session_auth_hash"):
+        return user
+    claimed = session.get(HASH_SESSION_KEY) or ""
+    hashes = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
+    return user if any([constant_time_compare(claimed, known) for known in hashes]) else None

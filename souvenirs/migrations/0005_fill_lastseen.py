@@ -1,0 +1,49 @@
+import math
+import time
+from typing import Any
+
+from django.db import migrations
+from django.db.models import Exists, Max, OuterRef, Q
+from tqdm import tqdm
+
+from souvenirs import clock
+
+BATCH = 5_000  # users; what the migration holds in memory at a time
+
+
+def fill_last_seen(apps: Any, schema_editor: Any) -> None:
+    """Makes the LastSeen rows of users who have souvenirs and no such row.
+
+    Each batch is a transaction of its own, so that after an interruption the next run goes on
+    where this one stopped. Times that are still to come are no last-seen times.
+    """
+    using = schema_editor.connection.alias
+    LastSeen = apps.get_model("souvenirs", "LastSeen").objects.using(using)
+    Souvenir = apps.get_model("souvenirs", "Souvenir").objects.using(using)
+    has_happened = Q(when__lte=clock.to_datetime(time.time()))
+    missing = (
+        Souvenir.filter(~Exists(LastSeen.filter(user_id=OuterRef("user_id"))))
+        .order_by("user_id")
+        .values("user_id")
+        .annotate(newest=Max("when", filter=has_happened))
+    )
+    with tqdm(desc="last seen", unit=" users", disable=None) as progress:
+        batch = list(missing[:BATCH])
+        while batch:
+            LastSeen.bulk_create(
+                LastSeen.model(
+                    user_id=row["user_id"],
+                    seen=row["newest"] and math.floor(clock.to_seconds(row["newest"])),
+                )
+                for row in batch
+            )
+            progress.update(len(batch))
+            batch = list(missing.filter(user_id__gt=batch[-1]["user_id"])[:BATCH])
+
+
+class Migration(migrations.Migration):
+    atomic = False
+
+    dependencies = [("souvenirs", "0004_lastseen")]
+
+    operations = [migrations.RunPython(fill_last_seen, migrations.RunPython.noop, elidable=True)]

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class SouvenirQuerySet(models.QuerySet["Souvenir"]):
+    def between(self, start: datetime | None = None, end: datetime | None = None) -> Self:
+        """Souvenirs with start <= when < end; either bound may be None."""
+        rows = self
+        if start is not None:
+            rows = rows.filter(when__gte=start)
+        if end is not None:
+            rows = rows.filter(when__lt=end)
+        return rows
+
+    def count_users(self) -> int:
+        """How many distinct users these souvenirs are of."""
+        return self.order_by().values("user").distinct().count()
+
+
+class Souvenir(models.Model):
+    """A user was active at `when`. At most one row per user and rate-limit slot, as a rule: a
+    second one may be written after a crash or without a shared cache, and changes no count."""
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE)
+    when = models.DateTimeField(default=timezone.now)
+
+    objects = SouvenirQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-when"]
+        indexes = [models.Index(fields=["when", "user"], name="souvenirs_when_user")]
+
+    def __str__(self) -> str:
+        return f"user={self.user_id} when={self.when}"
+
+
+class LastSeenQuerySet(models.QuerySet["LastSeen"]):
+    def touch(self, user_pk: Any, seen: int | None, *, slot_start: int, latest: int | None) -> None:
+        """Moves a user's last-seen time forward to `seen`, and makes the row if there is none.
+
+        Nothing is written if the user was already seen in the slot that began at `slot_start`, or
+        later; but a time after `latest`, if given, is replaced: it can only come from a clock that
+        was wrong. `seen` None makes the row only. All in unix seconds.
+
+        UPDATE comes first, and INSERT only where there is no row: an upsert would burn an id on
+        each visit (PostgreSQL takes the sequence's next value before it sees the conflict), and
+        ids have to stay dense.
+        """
+        row = self.filter(user_id=user_pk)
+        is_behind = Q(seen__isnull=True) | Q(seen__lt=slot_start)
+        if latest is not None:
+            is_behind |= Q(seen__gt=latest)
+        behind = row.filter(is_behind)
+        if seen is not None and behind.update(seen=seen):
+            return
+        if not row.exists():
+            self.bulk_create([LastSeen(user_id=user_pk, seen=seen)], ignore_conflicts=True)
+            if seen is not None:
+                behind.update(seen=seen)  # somebody else may have made it, with an older time
+
+
+class LastSeen(models.Model):
+    """When a user was last active, to SOUVENIRS_LAST_SEEN_SECONDS. There is a row for every user
+    who has a souvenir."""
+
+    # The user's ordinal, meant for 32-bit bitmaps; so it is never wasted (see `touch`).
+    id = models.AutoField(primary_key=True)
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.CASCADE,
+        related_name="souvenirs_last_seen",
+    )
+    # Unix seconds: windows are arithmetic on it, exact in folds even where USE_TZ is False.
+    # NULL: the user has souvenirs, but only of times that were still to come.
+    seen = models.BigIntegerField(null=True, db_index=True)
+
+    objects = LastSeenQuerySet.as_manager()
+
+    class Meta:
+        verbose_name_plural = "last seen"
+
+    def __str__(self) -> str:
+        return f"user={self.user_id} seen={self.seen}"

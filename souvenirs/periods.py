@@ -1,0 +1,104 @@
+"""Calendar arithmetic on unix seconds. Pure: no settings, no database.
+
+A local day is the time from the first instant of its date to the first instant of the next, so
+days follow each other without gap or overlap, whatever the clocks do: they are 23, 24 or 25 hours
+long, half an hour odd in Lord Howe, and empty where a date was skipped (Apia, 30 December 2011).
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import date, datetime, timedelta, timezone
+from datetime import time as clock_time
+from functools import lru_cache
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+ONE_DAY = timedelta(days=1)
+NAMES = ("day", "week", "month", "quarter", "year")
+
+
+class Interval(NamedTuple):
+    """The instants t with start <= t < end, in unix seconds."""
+
+    start: float
+    end: float
+
+
+@lru_cache(maxsize=512)
+def midnight(day: date, zone: ZoneInfo) -> int:
+    """Unix time of the first instant of the local date `day`, or after it if the date was skipped."""
+    wall = datetime.combine(day, clock_time(), tzinfo=zone)
+    early, late = (
+        int(wall.replace(fold=fold).astimezone(timezone.utc).timestamp()) for fold in (0, 1)
+    )
+    if early <= late:
+        return early  # the usual case, and the first of two midnights where clocks went back
+    # Clocks jumped over this midnight: the day begins where they did, between the two readings
+    # (PEP 495 reads a time in a gap with the offset before it for fold=0, after it for fold=1).
+    early, late = late, early
+    after = datetime.fromtimestamp(late, zone).utcoffset()
+    while late - early > 1:
+        middle = (early + late) // 2
+        if datetime.fromtimestamp(middle, zone).utcoffset() == after:
+            late = middle
+        else:
+            early = middle
+    return late
+
+
+def day_containing(t: float, zone: ZoneInfo) -> date:
+    """The date whose local day holds `t`. Differs from the wall's date only where clocks went back
+    over midnight: the hour that is lived again belongs to the new day, which had begun."""
+    day = datetime.fromtimestamp(math.floor(t), zone).date()
+    while midnight(day + ONE_DAY, zone) <= t:
+        day += ONE_DAY
+    return day
+
+
+def slot_containing(t: float, seconds: float, zone: ZoneInfo) -> Interval:
+    """The rate limit's slot: the window of `seconds` aligned to the unix clock that holds `t`, cut
+    at the local day's ends, so that activity on either side of midnight counts in both days."""
+    day = day_containing(t, zone)
+    start = t // seconds * seconds
+    end = min(start + seconds, midnight(day + ONE_DAY, zone))
+    return Interval(float(max(start, midnight(day, zone))), float(end))
+
+
+def first_day(name: str, day: date) -> date:
+    """The first date of the calendar period of kind `name` (see NAMES; weeks are ISO) with `day`."""
+    if name == "day":
+        return day
+    if name == "week":
+        return day - timedelta(days=day.weekday())
+    if name == "month":
+        return day.replace(day=1)
+    if name == "quarter":
+        return day.replace(month=(day.month - 1) // 3 * 3 + 1, day=1)
+    if name == "year":
+        return day.replace(month=1, day=1)
+    raise ValueError(f"{name!r} is no calendar period; use one of {', '.join(NAMES)}")
+
+
+def calendar_period(name: str, t: float, zone: ZoneInfo) -> Interval:
+    """The calendar period of kind `name` that holds `t`. Raises ValueError for an unknown name."""
+    return _period(name, day_containing(t, zone), zone)
+
+
+def previous_calendar_period(name: str, t: float, zone: ZoneInfo) -> Interval:
+    """The last calendar period of kind `name` that had ended by `t`; never an empty one."""
+    day = first_day(name, day_containing(t, zone))
+    period = _period(name, day - ONE_DAY, zone)
+    while period.start == period.end:  # a date that was skipped
+        day -= ONE_DAY
+        period = _period(name, day - ONE_DAY, zone)
+    return period
+
+
+def _period(name: str, day: date, zone: ZoneInfo) -> Interval:
+    first = first_day(name, day)
+    # 32 days after the first of a month is in the next month, and so on: then back to its first
+    after = {"day": 1, "week": 7, "month": 32, "quarter": 95, "year": 367}[name]
+    return Interval(
+        midnight(first, zone), midnight(first_day(name, first + timedelta(days=after)), zone)
+    )

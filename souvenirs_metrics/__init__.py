@@ -1,0 +1,1 @@
+"""Serves the activity of a Django site's users to Prometheus."""

@@ -1,0 +1,127 @@
+"""Counts -> metric families, at scrape time."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import django
+from django.contrib.auth import get_user_model
+from django.core.exceptions import FieldDoesNotExist
+from django.db import connections
+from django.db.models import Count, Q
+from prometheus_client import Metric
+from prometheus_client.registry import Collector
+
+import souvenirs
+from souvenirs import counting, periods
+from souvenirs.conf import conf as souvenirs_conf
+from souvenirs_metrics import families
+from souvenirs_metrics.conf import conf
+
+logger = logging.getLogger("souvenirs_metrics")
+
+Families = list[Metric]
+
+
+class SouvenirsCollector(Collector):
+    """Collects the gauges of the metric contract, all as of one instant.
+
+    A part that cannot be read is left out (a 0 would fire alerts), logged with its cause, and
+    souvenirs_up is 0. A collection takes four queries, on SOUVENIRS_METRICS_DATABASE.
+    """
+
+    def describe(self) -> Iterable[Metric]:
+        """The families without samples: registering the collector queries nothing."""
+        return [family.family() for family in families.FAMILIES]
+
+    def collect(self) -> Iterator[Metric]:
+        started = time.perf_counter()
+        now = time.time()
+        is_complete = True
+        parts: list[Callable[[float], Families]] = [
+            self.active_users,
+            self.previous_periods,
+            self.accounts,
+            self.build,
+        ]
+        for part in parts:
+            try:
+                yield from part(now)
+            except Exception as error:
+                is_complete = False
+                logger.exception("Left %s out of the metrics: %r", part.__name__, error)
+        yield families.UP.family(is_complete)
+        yield families.COLLECTION_DURATION.family(time.perf_counter() - started)
+        yield families.COLLECTION_TIMESTAMP.family(now)
+
+    def active_users(self, now: float) -> Families:
+        """Rolling windows and periods to date: all of them "since when?", so in one pass."""
+        resolution = souvenirs_conf.last_seen_seconds
+        starts = {
+            name: periods.calendar_period(name, now, souvenirs_conf.zone).start
+            for name in periods.NAMES
+        }
+        # A window is never short: its beginning is floored to what last-seen can tell apart
+        cuts = {
+            name: (now - seconds) // resolution * resolution
+            for name, seconds in conf.windows.items()
+        }
+        activity = souvenirs_conf.last_seen_store.activity(
+            [*starts.values(), *cuts.values()], until=now + resolution, using=conf.database
+        )
+        return [
+            families.ACTIVE_USERS.family({k: activity.since[cut] for k, cut in cuts.items()}),
+            families.CALENDAR_ACTIVE_USERS.family(
+                {name: activity.since[start] for name, start in starts.items()}
+            ),
+            families.CALENDAR_PERIOD_START.family(starts),
+            families.LAST_SEEN.family(activity.newest),
+        ]
+
+    def previous_periods(self, now: float) -> Families:
+        previous = {
+            name: periods.previous_calendar_period(name, now, souvenirs_conf.zone)
+            for name in periods.NAMES
+        }
+        first = counting.first_recorded(conf.database)
+        counts = counting.count_users_of_periods(previous, conf.database)
+        return [
+            families.PREVIOUS_CALENDAR_ACTIVE_USERS.family(
+                {
+                    name: count
+                    for name, count in counts.items()
+                    if first is not None and first <= previous[name].start
+                }
+            )
+        ]
+
+    def accounts(self, now: float) -> Families:
+        model = get_user_model()
+        try:
+            model._meta.get_field("is_active")
+            activated = Count("pk", filter=Q(is_active=True))
+        except FieldDoesNotExist:  # then everybody is
+            activated = Count("pk")
+        totals = model._base_manager.using(conf.database).aggregate(
+            registered=Count("pk"), activated=activated
+        )
+        return [
+            families.REGISTERED_USERS.family(totals["registered"]),
+            families.ACTIVATED_USERS.family(totals["activated"]),
+        ]
+
+    def build(self, now: float) -> Families:
+        return [
+            families.BUILD.family(
+                {
+                    "version": souvenirs.__version__,
+                    "python": platform.python_version(),
+                    "django": django.get_version(),
+                    "database": connections[conf.database].vendor,
+                    "last_seen_store": souvenirs_conf.last_seen_store.name,
+                }
+            )
+        ]

@@ -1,0 +1,162 @@
+"""Real servers for the tests: on free ports of loopback, in temporary directories, ended by pid."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+START_SECONDS = 60
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def program(name: str, package: str) -> str:
+    """The path of a server's program. A missing one is an error: tests never skip."""
+    for directory in [
+        *os.environ.get("PATH", "").split(os.pathsep),
+        "/usr/sbin",
+        *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)),
+    ]:
+        found = shutil.which(name, path=directory)
+        if found:
+            return os.path.realpath(found)
+    raise RuntimeError(f"{name} is not installed: apt-get install {package} (or: make system)")
+
+
+def wait_for(is_ready: Callable[[], bool], process: subprocess.Popen[Any], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not is_ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"{process.args!r} did not start:\n{log.read_text()[-4000:]}")
+        time.sleep(0.05)
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as client:
+        client.settimeout(1)
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=1).ok
+    except requests.RequestException:
+        return False
+
+
+@contextmanager
+def directory(prefix: str) -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix=f"souvenirs-{prefix}-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def running(
+    command: Sequence[str], is_ready: Callable[[], bool], log: Path, **options: Any
+) -> Iterator[subprocess.Popen[Any]]:
+    """Runs a program until the block ends; enters the block when `is_ready`."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, **options)
+    try:
+        wait_for(is_ready, process, log)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def unprivileged(name: str, path: Path) -> dict[str, Any]:
+    """Popen's options to run as the system user `name`, owner of `path`, where we are root."""
+    if os.geteuid() != 0:
+        return {}
+    user = pwd.getpwnam(name)
+    os.chown(path, user.pw_uid, user.pw_gid)
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": [], "cwd": path}
+
+
+@contextmanager
+def postgresql() -> Iterator[dict[str, Any]]:
+    """A PostgreSQL server; yields its entry for DATABASES."""
+    with directory("postgresql") as path:
+        options = unprivileged("postgres", path)
+        data, port = path / "data", free_port()
+        subprocess.run(
+            [program("initdb", "postgresql"), "--pgdata", data, "--auth=trust", "--no-sync",
+             "--username=souvenirs", "--encoding=UTF8", "--locale=C.UTF-8"],
+            check=True, capture_output=True, **options,
+        )  # fmt: skip
+        command = [
+            program("postgres", "postgresql"), "-D", str(data), "-p", str(port), "-k", str(path),
+            "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=200",
+        ]  # fmt: skip
+        with running(command, lambda: accepts(port), path / "log", **options):
+            yield {
+                "ENGINE": "django.db.backends.postgresql",
+                "NAME": "postgres",
+                "USER": "souvenirs",
+                "HOST": "127.0.0.1",
+                "PORT": str(port),
+            }
+
+
+@contextmanager
+def prometheus(config: str) -> Iterator[str]:
+    """A Prometheus server with this configuration file; yields its URL."""
+    with directory("prometheus") as path:
+        (path / "prometheus.yml").write_text(config)
+        url = f"http://127.0.0.1:{free_port()}"
+        command = [
+            program("prometheus", "prometheus"),
+            f"--config.file={path / 'prometheus.yml'}",
+            f"--storage.tsdb.path={path / 'data'}",
+            f"--web.listen-address={url.removeprefix('http://')}",
+        ]
+        with running(command, lambda: answers(f"{url}/-/ready"), path / "log"):
+            yield url
+
+
+def database(engine: str) -> dict[str, Any]:
+    """The DATABASES entry of an engine. A server is started for it, which ends with the process;
+    child processes (pytest-xdist's workers) share their parent's through the environment."""
+    if engine == "sqlite":
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+    servers = {"postgresql": postgresql}
+    if engine not in servers:
+        raise ValueError(f"DATABASE is {engine!r}; use sqlite or {' or '.join(servers)}")
+    if "SOUVENIRS_TESTS_PORT" in os.environ:
+        return {
+            "ENGINE": f"django.db.backends.{engine}",
+            "NAME": "postgres",
+            "USER": "souvenirs",
+            "HOST": "127.0.0.1",
+            "PORT": os.environ["SOUVENIRS_TESTS_PORT"],
+        }
+    server = servers[engine]()
+    entry = server.__enter__()
+    atexit.register(server.__exit__, None, None, None)
+    os.environ["SOUVENIRS_TESTS_PORT"] = entry["PORT"]
+    return entry
