@@ -35,7 +35,7 @@ def to_seconds(when: datetime) -> float:
 
 
 def to_datetime(seconds: float) -> datetime:
-    """The datetime of a unix time, in the form that the site's models hold (UTC, or naive local)."""
+    """The datetime of a unix time, in the form that the site's models hold: see `to_site`."""
     return to_site(EPOCH + timedelta(microseconds=round(seconds * 1_000_000)))
 
 

@@ -32,7 +32,7 @@ class CachedSettings:
 class Settings(CachedSettings):
     @cached_property
     def ratelimit_seconds(self) -> float:
-        """SOUVENIRS_RATELIMIT_SECONDS: a user is recorded once in so many seconds; 0 is no limit."""
+        """SOUVENIRS_RATELIMIT_SECONDS: how often a user is recorded, in seconds; 0 is no limit."""
         return float(getattr(settings, "SOUVENIRS_RATELIMIT_SECONDS", 3600))
 
     @cached_property

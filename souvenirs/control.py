@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any
@@ -90,7 +91,7 @@ def last_seen(user: Any) -> datetime | None:
 
 
 def tell_hits() -> None:
-    """Sends the signal for the visits that process memory has answered since it was last sent."""
+    """Sends the signal for the visits that process memory has answered since the last time."""
     if hits := throttle.take_hits():
         souvenir_recorded.send_robust(
             sender=Souvenir, result=RATE_LIMITED, user_pk=None, count=hits
@@ -98,7 +99,7 @@ def tell_hits() -> None:
 
 
 def clean_pk(user: Any) -> Any:
-    """The primary key of a user or a key, as the user model has it. Raises ValueError for others."""
+    """The primary key of a user, or a key, as the user model has it. ValueError for others."""
     user_pk = getattr(user, "pk", user)
     field = get_user_model()._meta.pk
     assert field is not None
@@ -129,19 +130,26 @@ class Visit:
         self.minute = slot_containing(self.t, conf.last_seen_seconds, conf.zone)
         self.slot = slot_containing(self.t, self.limit, conf.zone) if self.limit else None
         self.using = router.db_for_write(Souvenir)
+        connection = connections[self.using]
+        self.is_nested = connection.in_atomic_block or not connection.get_autocommit()
 
     def record(self, check_duplicate: bool) -> str:
         """Writes what is to be written. Raises as souvenez does."""
         claim = self.claim()
-        if claim is not None and not claim.granted:
-            self.refresh_last_seen(written_until=claim.until)
-            return RATE_LIMITED
-        try:
-            return self.write(claim, check_duplicate)
-        except BaseException:
-            if claim is not None:
-                throttle.release(claim)
-            raise
+        result = RATE_LIMITED
+        if claim is None or claim.granted:
+            result = self.write(claim, check_duplicate)
+        elif not self.is_nested:
+            self.touch()
+        written_until = claim.until if claim else 0
+        if not self.is_nested:
+            self.remember(written_until)
+        else:
+            # Last-seen waits for the commit of a transaction that is not ours: that may last, and
+            # must not hold the user's row locked meanwhile.
+            self.on_commit(self.touch)
+            self.on_commit(partial(self.remember, written_until))
+        return result
 
     def claim(self) -> Claim | None:
         """The claim on the slot; None where there is no limit."""
@@ -154,10 +162,10 @@ class Visit:
         return throttle.claim(self.user_pk, self.slot, self.limit)
 
     def write(self, claim: Claim | None, check_duplicate: bool) -> str:
-        nested = connections[self.using].in_atomic_block
-        if nested:
-            self.require_user()
+        """Writes the row, and last-seen in the same transaction where that is ours."""
         try:
+            if self.is_nested:
+                self.require_user()
             with transaction.atomic(using=self.using):
                 result = ADDED
                 if check_duplicate and self.is_duplicate():
@@ -165,33 +173,21 @@ class Visit:
                 else:
                     Souvenir.objects.using(self.using).create(user_id=self.user_pk, when=self.when)
                 if claim is not None and self.slot is not None:
-                    transaction.on_commit(
-                        partial(throttle.confirm, claim, self.slot), using=self.using, robust=True
-                    )
-                # One transaction for both where it is ours: one flush to disk
-                self.refresh_last_seen(
-                    written_until=self.slot.end if self.slot else 0, now=not nested
-                )
-        except IntegrityError:
-            self.require_user()
+                    self.on_commit(partial(throttle.confirm, claim, self.slot))
+                if not self.is_nested:
+                    self.touch()
+        except BaseException as error:
+            if claim is not None:
+                throttle.release(claim)
+            if isinstance(error, IntegrityError):
+                self.require_user()
             raise
         return result
 
-    def refresh_last_seen(self, *, written_until: float, now: bool | None = None) -> None:
-        """Moves last-seen forward, and then remembers that the visit is dealt with.
-
-        Inside somebody's transaction this waits for its commit: it may last, and must not hold the
-        user's row locked meanwhile.
-        """
-        if now is None:
-            now = not connections[self.using].in_atomic_block
-        if now:
-            self.touch()
-            transaction.on_commit(partial(self.remember, written_until), using=self.using)
-        else:
-            transaction.on_commit(
-                lambda: (self.touch(), self.remember(written_until)), using=self.using, robust=True
-            )
+    def on_commit(self, do: Callable[[], None]) -> None:
+        # In a block of atomic, since Django refuses on_commit where autocommit is off
+        with transaction.atomic(using=self.using, savepoint=False):
+            transaction.on_commit(do, using=self.using, robust=True)
 
     def touch(self) -> None:
         latest = math.floor(self.now) + conf.last_seen_seconds
@@ -217,7 +213,8 @@ class Visit:
 
     def is_duplicate(self) -> bool:
         rows = Souvenir.objects.using(self.using)
-        return rows.filter(user_id=self.user_pk, when=self.when).exists()
+        found: bool = rows.filter(user_id=self.user_pk, when=self.when).exists()
+        return found
 
     def require_user(self) -> None:
         # Foreign keys are checked at the end of a transaction: in one that is not ours, a key of

@@ -35,7 +35,7 @@ def count_users_of_periods(periods: Mapping[str, Interval], using: str) -> dict[
     }
     earliest = min(period.start for period in periods.values())
     latest = max(period.end for period in periods.values())
-    return (
+    counts: dict[str, int] = (
         Souvenir.objects.using(using)
         .between(clock.to_datetime(earliest), clock.to_datetime(latest))
         .order_by()
@@ -43,6 +43,7 @@ def count_users_of_periods(periods: Mapping[str, Interval], using: str) -> dict[
             **{name: Count("user", distinct=True, filter=when) for name, when in ranges.items()}
         )
     )
+    return counts
 
 
 def first_recorded(using: str) -> float | None:

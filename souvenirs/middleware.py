@@ -21,7 +21,7 @@ from django.contrib.auth import (
 )
 from django.contrib.auth.signals import user_logged_out
 from django.contrib.sessions.backends.base import SessionBase
-from django.db import DatabaseError, IntegrityError, InterfaceError
+from django.db import DatabaseError, DataError, IntegrityError, InterfaceError
 from django.db.transaction import TransactionManagementError
 from django.dispatch import receiver
 from django.http import HttpRequest
@@ -114,7 +114,7 @@ database = Breaker("Recording souvenirs")
 def note_failure(error: Exception) -> None:
     # Errors of one statement, or of a transaction that the site broke, tell nothing of the server
     is_servers = isinstance(error, (DatabaseError, InterfaceError)) and not isinstance(
-        error, (IntegrityError, TransactionManagementError)
+        error, (IntegrityError, DataError, TransactionManagementError)
     )
     database.failure(error, opens=is_servers)
     souvenir_recorded.send_robust(sender=Souvenir, result=FAILED, user_pk=None, count=1)
@@ -223,9 +223,9 @@ def read_only(store: type[SessionBase]) -> type[SessionBase]:
     """A session store like `store` that does not write: some clean up or begin anew on loading."""
 
     def nothing(self: SessionBase, *args: Any, **kwargs: Any) -> None:
-        self._session_key = None  # type: ignore[attr-defined]
+        self._session_key = None
 
-    return type(store.__name__, (store,), {name: nothing for name in ("save", "create", "delete")})
+    return type(store.__name__, (store,), dict.fromkeys(("save", "create", "delete"), nothing))
 
 
 def session_user(session: SessionBase) -> Any:
@@ -234,7 +234,7 @@ def session_user(session: SessionBase) -> Any:
     As django.contrib.auth.get_user decides, but it never cycles the key or flushes, which that
     does where SECRET_KEY was rotated or the password changed.
     """
-    user_id, backend = session.get(SESSION_KEY), session.get(BACKEND_SESSION_KEY)
+    user_id, backend = session.get(SESSION_KEY), session.get(BACKEND_SESSION_KEY, "")
     if user_id is None or backend not in settings.AUTHENTICATION_BACKENDS:
         return None
     key = get_user_model()._meta.pk
@@ -244,4 +244,4 @@ def session_user(session: SessionBase) -> Any:
         return user
     claimed = session.get(HASH_SESSION_KEY) or ""
     hashes = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
-    return user if any([constant_time_compare(claimed, known) for known in hashes]) else None
+    return user if any(constant_time_compare(claimed, known) for known in hashes) else None

@@ -24,7 +24,8 @@ class SouvenirQuerySet(models.QuerySet["Souvenir"]):
 
     def count_users(self) -> int:
         """How many distinct users these souvenirs are of."""
-        return self.order_by().values("user").distinct().count()
+        count: int = self.order_by().values("user").distinct().count()
+        return count
 
 
 class Souvenir(models.Model):

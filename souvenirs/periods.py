@@ -27,7 +27,7 @@ class Interval(NamedTuple):
 
 @lru_cache(maxsize=512)
 def midnight(day: date, zone: ZoneInfo) -> int:
-    """Unix time of the first instant of the local date `day`, or after it if the date was skipped."""
+    """Unix time of the first instant of the local date `day`; of the next one if it was skipped."""
     wall = datetime.combine(day, clock_time(), tzinfo=zone)
     early, late = (
         int(wall.replace(fold=fold).astimezone(timezone.utc).timestamp()) for fold in (0, 1)
@@ -66,7 +66,7 @@ def slot_containing(t: float, seconds: float, zone: ZoneInfo) -> Interval:
 
 
 def first_day(name: str, day: date) -> date:
-    """The first date of the calendar period of kind `name` (see NAMES; weeks are ISO) with `day`."""
+    """The first date of the calendar period `name` (see NAMES; weeks are ISO) that holds `day`."""
     if name == "day":
         return day
     if name == "week":

@@ -65,7 +65,7 @@ class Memory(Generic[K, V]):
 class Handled(NamedTuple):
     """What a process has done for a user. Unix seconds; one object serves all users of a minute.
 
-    Until `end` nothing is left to do, row and last-seen are written; up to `written_end` the row is.
+    Until `end` nothing is left to do: row and last-seen are written. The row is to `written_end`.
     """
 
     start: float
@@ -120,7 +120,7 @@ class Throttle:
         """Makes a child process independent: its parent tells its own hits, and holds its locks."""
         self._told = self.hits
         self._lock = threading.Lock()
-        self._local._lock = threading.Lock()
+        self._local._lock = threading.Lock()  # type: ignore[attr-defined]
 
     # Claim, confirm, release
 

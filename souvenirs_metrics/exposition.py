@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import REGISTRY, CollectorRegistry, Metric
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from souvenirs_metrics import instruments
 from souvenirs_metrics.collector import SouvenirsCollector
 
+logger = logging.getLogger("souvenirs_metrics")
+
 collector = SouvenirsCollector()
 is_registered = False
 
 
-class DefaultRegistry(Collector):
-    """All that is in prometheus_client's default registry, as one collector."""
+def is_multiprocess() -> bool:
+    return "PROMETHEUS_MULTIPROC_DIR" in os.environ
+
+
+class ProcessMetrics(Collector):
+    """All that is in prometheus_client's default registry, as one collector; in multiprocess mode,
+    all that the processes have written to their files.
+
+    Others' collectors are in there too: one that raises does not take the page with it.
+    """
 
     def describe(self) -> Iterable[Metric]:
-        return []  # its collectors have registered there
+        return []  # their names are taken in the default registry
 
-    def collect(self) -> Iterable[Metric]:
-        return REGISTRY.collect()
+    def collect(self) -> Iterator[Metric]:
+        try:
+            source = MultiProcessCollector(None) if is_multiprocess() else REGISTRY
+            yield from source.collect()
+        except Exception as error:
+            logger.exception("Left process metrics out of the page: %r", error)
 
 
 def register() -> None:
@@ -38,22 +54,72 @@ def register() -> None:
 def build_registry() -> CollectorRegistry:
     """A registry with our gauges, once, and the process metrics (in multiprocess mode, those of
     all processes)."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ and is_registered:
-        return REGISTRY
     registry = CollectorRegistry()
-    registry.register(collector)
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        MultiProcessCollector(registry)
-    else:
-        registry.register(DefaultRegistry())
+    if is_multiprocess() or not is_registered:  # else it is among the process metrics
+        registry.register(collector)
+    registry.register(ProcessMetrics())
     return registry
+
+
+# What we write, by media type and version; None: for those who name no version
+Encoder = Callable[..., bytes]
+FORMATS: dict[tuple[str, str | None], tuple[Encoder, str]] = {
+    ("application/openmetrics-text", None): (openmetrics.generate_latest, "1.0.0"),
+    ("application/openmetrics-text", "1.0.0"): (openmetrics.generate_latest, "1.0.0"),
+    ("text/plain", None): (generate_latest, "0.0.4"),
+    ("text/plain", "0.0.4"): (generate_latest, "0.0.4"),
+    ("text/plain", "1.0.0"): (generate_latest, "1.0.0"),
+}
+ESCAPINGS = ("allow-utf-8", "underscores", "dots", "values")
+
+
+def parse_media_range(text: str) -> tuple[str, dict[str, str], float]:
+    """Media type, parameters and quality of an item of an Accept header (RFC 9110, 12.5.1).
+
+    The quality is 0, which is "not acceptable", if what is said of it makes no sense.
+    """
+    media_type, *pairs = text.split(";")
+    parameters = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        parameters[name.strip().lower()] = value.strip().strip('"')
+    try:
+        quality = float(parameters.get("q", 1))
+    except ValueError:
+        quality = 0
+    return media_type.strip().lower(), parameters, quality if 0 <= quality <= 1 else 0
+
+
+def negotiate(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    """The encoder that an Accept header asks for, and the Content-Type of what it writes.
+
+    That is the format of the highest quality, the first of equals. Formats that we do not write
+    are passed over; where none is left it is the text format, which everybody can read.
+    prometheus_client's own negotiation ignores qualities, raises on malformed versions and claims
+    any version that it is asked for.
+    """
+    ranges = [parse_media_range(text) for text in accept.split(",")]
+    for media_type, parameters, quality in sorted(ranges, key=lambda r: r[2], reverse=True):
+        known = FORMATS.get((media_type, parameters.get("version")))
+        if known is None or not quality:
+            continue
+        encode, version = known
+        content_type = f"{media_type}; version={version}; charset=utf-8"
+        escaping = parameters.get("escaping")
+        if version == "0.0.4" or escaping not in ESCAPINGS:
+            return encode, content_type
+        return (
+            lambda registry: encode(registry, escaping=escaping),
+            f"{content_type}; escaping={escaping}",
+        )
+    return generate_latest, "text/plain; version=0.0.4; charset=utf-8"
 
 
 def render(accept: str) -> tuple[bytes, str]:
     """The page in the format that an Accept header asks for, and its Content-Type.
 
-    It is OpenMetrics or the Prometheus text format, as prometheus_client negotiates them.
+    It is OpenMetrics or the Prometheus text format.
     """
     instruments.flush()
-    encode, content_type = choose_encoder(accept)
+    encode, content_type = negotiate(accept)
     return encode(build_registry()), content_type

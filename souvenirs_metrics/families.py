@@ -31,7 +31,7 @@ class Gauge:
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """A metric that is always 1; what it tells is in its labels. Its samples' name ends in _info."""
+    """A metric that is always 1 and tells by its labels. Its samples' name ends in _info."""
 
     name: str
     documentation: str

@@ -19,6 +19,14 @@ import requests
 
 START_SECONDS = 60
 
+# The programs that the tests start, and the Debian packages that have them
+PACKAGES = {
+    "postgres": "postgresql",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "redis-server": "redis-server",
+}
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -27,8 +35,8 @@ def free_port() -> int:
         return port
 
 
-def program(name: str, package: str) -> str:
-    """The path of a server's program. A missing one is an error: tests never skip."""
+def find_program(name: str) -> str | None:
+    """The path of a program, also of one that Debian does not put on the PATH."""
     for directory in [
         *os.environ.get("PATH", "").split(os.pathsep),
         "/usr/sbin",
@@ -36,8 +44,16 @@ def program(name: str, package: str) -> str:
     ]:
         found = shutil.which(name, path=directory)
         if found:
-            return os.path.realpath(found)
-    raise RuntimeError(f"{name} is not installed: apt-get install {package} (or: make system)")
+            return found
+    return None
+
+
+def program(name: str, package: str) -> str:
+    """The path of a server's program. A missing one is an error: tests never skip."""
+    found = find_program(name)
+    if found is None:
+        raise RuntimeError(f"{name} is not installed: apt-get install {package} (make servers)")
+    return found
 
 
 def wait_for(is_ready: Callable[[], bool], process: subprocess.Popen[Any], log: Path) -> None:
@@ -124,6 +140,19 @@ def postgresql() -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
+def redis(port: int | None = None) -> Iterator[tuple[str, subprocess.Popen[Any]]]:
+    """A Redis server that keeps nothing on disk; yields its URL and its process."""
+    port = port or free_port()
+    with directory("redis") as path:
+        command = [
+            program("redis-server", "redis-server"), "--port", str(port), "--bind", "127.0.0.1",
+            "--save", "", "--appendonly", "no", "--dir", str(path),
+        ]  # fmt: skip
+        with running(command, lambda: accepts(port), path / "log") as process:
+            yield f"redis://127.0.0.1:{port}/0", process
+
+
+@contextmanager
 def prometheus(config: str) -> Iterator[str]:
     """A Prometheus server with this configuration file; yields its URL."""
     with directory("prometheus") as path:
@@ -160,3 +189,7 @@ def database(engine: str) -> dict[str, Any]:
     atexit.register(server.__exit__, None, None, None)
     os.environ["SOUVENIRS_TESTS_PORT"] = entry["PORT"]
     return entry
+
+
+if __name__ == "__main__":
+    print(*sorted({package for name, package in PACKAGES.items() if not find_program(name)}))

@@ -1,4 +1,4 @@
-"""The site that the tests run in. DATABASE=postgresql in the environment runs it on a real server."""
+"""The site that the tests run in; on a real server with DATABASE=postgresql in the environment."""
 
 import os
 

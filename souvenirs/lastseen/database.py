@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from django.db import connections
@@ -20,7 +20,8 @@ class DatabaseStore(LastSeenStore):
         LastSeen.objects.touch(user_pk, seen, slot_start=slot_start, latest=latest)
 
     def get(self, user_pk: Any) -> int | None:
-        return LastSeen.objects.filter(user_id=user_pk).values_list("seen", flat=True).first()
+        row = LastSeen.objects.filter(user_id=user_pk).first()
+        return None if row is None else row.seen
 
     def activity(self, cuts: Sequence[float], until: float, using: str) -> Activity:
         # One statement, so one snapshot. It counts the disjoint slices between the cut points, so
@@ -29,9 +30,9 @@ class DatabaseStore(LastSeenStore):
         quote = connection.ops.quote_name
         table, seen = quote(LastSeen._meta.db_table), quote("seen")
         edges = [*sorted({math.ceil(cut) for cut in cuts}), math.floor(until) + 1]
-        bounds = list(zip(edges, edges[1:]))
-        count = f"(SELECT COUNT(*) FROM {table} WHERE {seen} >= %s AND {seen} < %s)"
-        newest = f"(SELECT MAX({seen}) FROM {table} WHERE {seen} < %s)"
+        bounds = list(pairwise(edges))
+        count = f"(SELECT COUNT(*) FROM {table} WHERE {seen} >= %s AND {seen} < %s)"  # noqa: S608
+        newest = f"(SELECT MAX({seen}) FROM {table} WHERE {seen} < %s)"  # noqa: S608
         with connection.cursor() as cursor:
             cursor.execute(
                 f"SELECT {', '.join([count] * len(bounds) + [newest])}",

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class AddIndexWithoutLock(migrations.AddIndex):
     """AddIndex that lets writers go on, where the database can (PostgreSQL).
 
-    Not django.contrib.postgres's: to import that needs psycopg, which sites on other databases lack.
+    Not django.contrib.postgres's, which needs psycopg: sites on other databases lack it.
     """
 
     def database_forwards(

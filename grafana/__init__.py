@@ -1,0 +1,1 @@
+"""Files for Grafana: what souvenirs_metrics.grafana is in an installed package."""

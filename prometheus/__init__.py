@@ -1,0 +1,1 @@
+"""Files for Prometheus: what souvenirs_metrics.prometheus is in an installed package."""

@@ -1,0 +1,81 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "souvenirs/__init__.py").read_text())
+assert VERSION
+
+# Files for operators lie at the top of the repository, and inside the package of the wheel
+OPERATORS = {
+    "souvenirs_metrics.grafana": "grafana",
+    "souvenirs_metrics.prometheus": "prometheus",
+}
+
+setup(
+    name="django-souvenirs",
+    version=VERSION[1],
+    description="How active are the users of a Django site? Exact counts, and a Prometheus exporter.",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords=["django", "activity", "active users", "usage", "prometheus", "openmetrics"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Web Environment",
+        "Framework :: Django",
+        "Framework :: Django :: 5.2",
+        "Framework :: Django :: 6.0",
+        "Framework :: Django :: 6.1",
+        "Intended Audience :: Developers",
+        "Intended Audience :: System Administrators",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: System :: Monitoring",
+        "Typing :: Typed",
+    ],
+    packages=[
+        *find_packages(include=["souvenirs", "souvenirs.*", "souvenirs_metrics"]),
+        *OPERATORS,
+    ],
+    package_dir=OPERATORS,
+    package_data={
+        "souvenirs": ["py.typed"],
+        "souvenirs_metrics": ["py.typed"],
+        **dict.fromkeys(OPERATORS, ["**/*.yml", "**/*.json"]),
+    },
+    zip_safe=False,
+    python_requires=">=3.10",
+    install_requires=[
+        "Django>=5.2,<6.2",
+        "prometheus-client>=0.22",
+        "tqdm>=4.60",
+    ],
+    extras_require={
+        "django-prometheus": ["django-prometheus>=2.4"],
+        # For work on the project itself
+        "demo": ["django-prometheus>=2.4", "gunicorn>=22", "requests>=2.31", "tabulate>=0.9"],
+        "test": [
+            "build>=1.2",
+            "hypothesis>=6.100",
+            "psycopg[binary]>=3.2",
+            "pytest>=8.3",
+            "pytest-django>=4.9",
+            "pytest-randomly>=3.15",
+            "pytest-xdist>=3.6",
+            "redis>=5",
+            "time-machine>=2.15",
+        ],
+        "lint": [
+            "django-stubs[compatible-mypy]>=5.2",
+            "mypy>=1.15",
+            "ruff>=0.9",
+            "types-tqdm",
+        ],
+    },
+)

@@ -1,0 +1,62 @@
+"""Imports point down the data flow only."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# The modules in the order of the data flow: each may import those before it, none after it.
+SOUVENIRS = [
+    "__init__", "conf", "signals", "breaker", "clock", "periods",
+    "models", "lastseen", "lastseen.base", "lastseen.database", "throttle", "counting", "control",
+    "middleware", "checks", "apps",
+]  # fmt: skip
+METRICS = [
+    "__init__", "conf", "families", "collector", "instruments", "exposition", "views", "urls",
+    "checks", "apps",
+]  # fmt: skip
+FLOW = [f"souvenirs.{name}" for name in SOUVENIRS] + [f"souvenirs_metrics.{n}" for n in METRICS]
+
+
+def module_name(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    if name.count(".") > 1:
+        name = name.removesuffix(".__init__")
+    return name
+
+
+def modules() -> dict[str, Path]:
+    paths = [*(ROOT / "souvenirs").rglob("*.py"), *(ROOT / "souvenirs_metrics").rglob("*.py")]
+    return {module_name(path): path for path in paths if "migrations" not in path.parts}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of ours that a module imports when it runs; not those for type checkers only."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return {name for name in found if name in FLOW}
+
+
+def test_every_module_has_its_place_in_the_flow() -> None:
+    assert sorted(modules()) == sorted(FLOW)
+
+
+def test_imports_point_down_the_flow() -> None:
+    upwards = [
+        f"{name} imports {other}"
+        for name, path in modules().items()
+        for other in imports(path)
+        if FLOW.index(other) >= FLOW.index(name)
+    ]
+    assert upwards == []

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+from django.test import override_settings
+
+ROOT = Path(__file__).parent.parent
+
+BAD = [
+    ("souvenirs.E001", "SOUVENIRS_RATELIMIT_SECONDS", -1),
+    ("souvenirs.E001", "SOUVENIRS_RATELIMIT_SECONDS", "3600"),
+    ("souvenirs.E001", "SOUVENIRS_RATELIMIT_SECONDS", True),
+    ("souvenirs.E001", "SOUVENIRS_RATELIMIT_SECONDS", float("inf")),
+    ("souvenirs.E001", "SOUVENIRS_RATELIMIT_SECONDS", float("nan")),
+    ("souvenirs.E002", "SOUVENIRS_CACHE_NAME", "nowhere"),
+    ("souvenirs.E003", "SOUVENIRS_CACHE_PREFIX", 7),
+    ("souvenirs.E003", "SOUVENIRS_CACHE_PREFIX", "with space"),
+    ("souvenirs.E004", "SOUVENIRS_LAST_SEEN_SECONDS", 0),
+    ("souvenirs.E004", "SOUVENIRS_LAST_SEEN_SECONDS", 3601),
+    ("souvenirs.E004", "SOUVENIRS_LAST_SEEN_SECONDS", 60.5),
+    ("souvenirs.E005", "SOUVENIRS_LAST_SEEN_STORE", {"BACKEND": "souvenirs.nowhere.Store"}),
+    ("souvenirs.E005", "SOUVENIRS_LAST_SEEN_STORE", {"BACKEND": "datetime.datetime"}),
+    ("souvenirs.E005", "SOUVENIRS_LAST_SEEN_STORE", {}),
+    (
+        "souvenirs.E005",
+        "SOUVENIRS_LAST_SEEN_STORE",
+        {"BACKEND": "souvenirs.lastseen.database.DatabaseStore", "LOCATION": "redis://"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("check_id", "name", "value"), BAD)
+def test_check__names_the_bad_value_and_the_remedy(check_id: str, name: str, value: Any) -> None:
+    with override_settings(**{name: value}), pytest.raises(SystemCheckError) as caught:
+        call_command("check")
+    message = str(caught.value)
+    assert f"({check_id}) {name} is {value!r}" in message
+    assert "HINT: Set it to" in message
+
+
+def test_check__warns_of_a_limit_above_an_hour(capsys: pytest.CaptureFixture[str]) -> None:
+    with override_settings(SOUVENIRS_RATELIMIT_SECONDS=7200):
+        call_command("check")
+    assert "(souvenirs.W001) SOUVENIRS_RATELIMIT_SECONDS is 7200" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [0, 3600, 0.5])
+def test_check__accepts_a_limit(value: float, capsys: pytest.CaptureFixture[str]) -> None:
+    with override_settings(SOUVENIRS_RATELIMIT_SECONDS=value):
+        call_command("check")
+    assert capsys.readouterr().err == ""
+
+
+def test_ids_are_unique() -> None:
+    ids = []
+    for app in ["souvenirs", "souvenirs_metrics"]:
+        for function in (ROOT / app / "checks.py").read_text().split("\ndef ")[1:]:
+            ids += set(re.findall(r'id="(.+?)"', function))
+    assert len(ids) == len(set(ids)) > 5

@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import date, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+import time_machine
+from django.contrib.auth.models import AnonymousUser, User
+from django.db import DatabaseError, connection, transaction
+from django.test import override_settings
+
+from souvenirs.control import count_active_users, last_seen, souvenez, tell_hits
+from souvenirs.models import LastSeen, Souvenir
+from souvenirs.signals import souvenir_recorded
+from souvenirs.throttle import throttle
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+
+Signals = list[dict[str, Any]]
+
+
+@pytest.fixture
+def user() -> User:
+    return User.objects.create(username="ada")
+
+
+@pytest.fixture
+def traveller() -> Iterator[time_machine.Traveller]:
+    with time_machine.travel(NOON, tick=False) as traveller:
+        yield traveller
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    received: Signals = []
+
+    def receive(signal: Any, sender: Any, **kwargs: Any) -> None:
+        received.append(kwargs)
+
+    souvenir_recorded.connect(receive)
+    yield received
+    souvenir_recorded.disconnect(receive)
+
+
+# The rate limit
+
+
+def test_souvenez__records_a_user_once_an_hour(user: User, traveller: Any) -> None:
+    assert souvenez(user) == "added"
+    for _ in range(59):
+        traveller.shift(MINUTE)
+        assert souvenez(user) == "rate-limited"
+    traveller.shift(MINUTE)
+    assert souvenez(user) == "added"
+    assert [row.when for row in Souvenir.objects.all()] == [NOON + HOUR, NOON]
+
+
+def test_souvenez__takes_a_primary_key(user: User, traveller: Any) -> None:
+    assert souvenez(user.pk) == "added"
+    assert souvenez(str(user.pk)) == "rate-limited"
+    assert souvenez(user) == "rate-limited"
+    assert Souvenir.objects.get().user == user
+
+
+def test_souvenez__limits_each_user_alone(user: User, traveller: Any) -> None:
+    other = User.objects.create(username="grace")
+    assert [souvenez(user), souvenez(other)] == ["added", "added"]
+
+
+def test_souvenez__a_past_or_future_time_does_not_block_the_present(
+    user: User, traveller: Any
+) -> None:
+    times = [NOON - 40 * HOUR, NOON + 30 * HOUR, None, NOON - 2 * HOUR, NOON - 41 * HOUR]
+    assert [souvenez(user, when=when) for when in times] == ["added"] * 5
+    assert [souvenez(user, when=when) for when in times] == ["rate-limited"] * 5
+
+
+def test_souvenez__without_limit_records_each_time(user: User, traveller: Any) -> None:
+    assert [souvenez(user, ratelimit=False) for _ in range(3)] == ["added"] * 3
+
+
+def test_souvenez__with_a_limit_of_its_own(user: User, traveller: Any) -> None:
+    results = []
+    for _ in range(6):
+        results.append(souvenez(user, ratelimit=120))
+        traveller.shift(MINUTE)
+    assert results == ["added", "rate-limited"] * 3
+
+
+def test_souvenez__records_each_time_where_the_setting_is_0(user: User, traveller: Any) -> None:
+    with override_settings(SOUVENIRS_RATELIMIT_SECONDS=0):
+        assert [souvenez(user) for _ in range(3)] == ["added"] * 3
+
+
+def test_souvenez__check_duplicate_does_not_write_a_time_again(user: User, traveller: Any) -> None:
+    def record() -> str:
+        return souvenez(user, when=NOON - HOUR, ratelimit=False, check_duplicate=True)
+
+    assert [record(), record()] == ["added", "duplicated"]
+    assert Souvenir.objects.count() == 1
+
+
+def test_souvenez__keeps_microseconds(user: User) -> None:
+    when = NOON + timedelta(microseconds=123456)
+    souvenez(user, when=when)
+    assert Souvenir.objects.get().when == when
+
+
+# What it costs
+
+
+def test_souvenez__a_limited_call_is_free(
+    user: User, django_assert_num_queries: Any, signals: Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with time_machine.travel(NOON, tick=False):
+        souvenez(user)
+        signals.clear()
+        monkeypatch.setattr(throttle, "_cache", lambda: pytest.fail("asked the cache"))
+        with django_assert_num_queries(0):
+            assert souvenez(user) == "rate-limited"
+    assert signals == []
+
+
+def test_souvenez__a_new_slot_costs_one_transaction_of_two_writes(
+    user: User, django_assert_num_queries: Any, traveller: Any
+) -> None:
+    souvenez(user)
+    traveller.shift(HOUR)
+    with django_assert_num_queries(4):  # BEGIN, INSERT, UPDATE, COMMIT
+        assert souvenez(user) == "added"
+
+
+def test_souvenez__a_new_minute_costs_one_update(
+    user: User, django_assert_num_queries: Any, traveller: Any
+) -> None:
+    souvenez(user)
+    traveller.shift(MINUTE)
+    with django_assert_num_queries(1):
+        assert souvenez(user) == "rate-limited"
+
+
+# Transactions
+
+
+def test_souvenez__after_a_rollback_the_user_is_recorded_within_a_minute(
+    user: User, traveller: Any
+) -> None:
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        assert souvenez(user) == "added"
+        raise ZeroDivisionError
+    results = []
+    for _ in range(7):
+        results.append(souvenez(user))
+        traveller.shift(timedelta(seconds=10))
+    assert results == ["rate-limited"] * 6 + ["added"]
+    assert Souvenir.objects.count() == 1
+
+
+def test_souvenez__within_a_transaction_last_seen_waits_for_its_commit(
+    user: User, traveller: Any
+) -> None:
+    with transaction.atomic():
+        souvenez(user)
+        assert Souvenir.objects.exists()
+        assert not LastSeen.objects.exists()
+    assert last_seen(user) == NOON
+    assert souvenez(user) == "rate-limited"
+
+
+def test_souvenez__a_savepoint_that_is_rolled_back_takes_the_row_with_it(
+    user: User, traveller: Any
+) -> None:
+    with transaction.atomic():
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            souvenez(user)
+            raise ZeroDivisionError
+    assert not Souvenir.objects.exists()
+    traveller.shift(MINUTE)
+    assert souvenez(user) == "added"
+
+
+def test_souvenez__works_where_autocommit_is_off(user: User, traveller: Any) -> None:
+    transaction.set_autocommit(False)
+    try:
+        assert souvenez(user) == "added"
+        transaction.commit()
+        assert souvenez(user) == "rate-limited"
+        transaction.commit()
+    finally:
+        transaction.set_autocommit(True)
+    assert Souvenir.objects.count() == 1
+    assert last_seen(user) == NOON
+
+
+def test_souvenez__a_write_that_fails_silences_nobody(user: User, traveller: Any) -> None:
+    def refuse(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
+        if sql.startswith("INSERT"):
+            raise DatabaseError("disk full")
+        return execute(sql, *args)
+
+    with connection.execute_wrapper(refuse), pytest.raises(DatabaseError, match="disk full"):
+        souvenez(user)
+    assert souvenez(user) == "added"
+
+
+# Errors
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_souvenez__a_key_of_nobody_is_an_error_that_names_it(user: User, is_nested: bool) -> None:
+    def fails() -> None:
+        with pytest.raises(User.DoesNotExist, match="primary key 987654"):
+            souvenez(987654)
+
+    if is_nested:
+        with transaction.atomic():
+            fails()
+            assert souvenez(user) == "added"  # the transaction is usable
+    else:
+        fails()
+    assert Souvenir.objects.count() == is_nested
+
+
+@pytest.mark.parametrize("nobody", [None, AnonymousUser(), User(username="new"), "ada"])
+def test_souvenez__something_that_is_no_saved_user_is_an_error(nobody: Any) -> None:
+    with pytest.raises(ValueError, match="primary key"):
+        souvenez(nobody)
+
+
+@pytest.mark.parametrize("limit", [-1, float("inf"), float("nan")])
+def test_souvenez__an_impossible_limit_is_an_error(user: User, limit: float) -> None:
+    with pytest.raises(ValueError, match=f"ratelimit is {limit}"):
+        souvenez(user, ratelimit=limit)
+
+
+@pytest.mark.parametrize("when", [date(2024, 5, 14), "2024-05-14", 1715688000])
+def test_souvenez__a_time_that_is_no_datetime_is_an_error(user: User, when: Any) -> None:
+    with pytest.raises(TypeError, match="expected a datetime"):
+        souvenez(user, when=when)
+    assert souvenez(user) == "added"
+
+
+# Signals
+
+
+def test_signal__tells_each_result(user: User, traveller: Any, signals: Signals) -> None:
+    souvenez(user)
+    souvenez(user, when=NOON, ratelimit=False, check_duplicate=True)
+    traveller.shift(MINUTE)
+    souvenez(user)
+    assert signals == [
+        {"result": result, "user_pk": user.pk, "count": 1}
+        for result in ["added", "duplicated", "rate-limited"]
+    ]
+
+
+def test_signal__tells_free_calls_together(user: User, traveller: Any, signals: Signals) -> None:
+    for _ in range(5):
+        souvenez(user)
+    assert len(signals) == 1
+    tell_hits()
+    tell_hits()
+    assert signals[1:] == [{"result": "rate-limited", "user_pk": None, "count": 4}]
+
+
+def test_signal__a_receiver_that_raises_does_no_harm(user: User) -> None:
+    def explode(**kwargs: Any) -> None:
+        raise ZeroDivisionError
+
+    souvenir_recorded.connect(explode)
+    try:
+        assert souvenez(user) == "added"
+    finally:
+        souvenir_recorded.disconnect(explode)
+
+
+# Questions
+
+
+def test_last_seen__is_none_for_a_user_never_seen(user: User) -> None:
+    assert last_seen(user) is None
+
+
+def test_last_seen__follows_the_user_by_the_minute(user: User, traveller: Any) -> None:
+    souvenez(user)
+    traveller.shift(timedelta(minutes=17, seconds=5))
+    souvenez(user)
+    assert last_seen(user) == NOON + timedelta(minutes=17, seconds=5)
+    assert last_seen(user.pk) == last_seen(user)
+
+
+def test_last_seen__is_local_and_naive_without_time_zones(user: User, traveller: Any) -> None:
+    with override_settings(USE_TZ=False, TIME_ZONE="Asia/Kolkata"):
+        souvenez(user)
+        assert last_seen(user) == datetime(2024, 5, 14, 17, 30)
+
+
+def test_count_active_users__start_counts_and_end_does_not(user: User) -> None:
+    souvenez(user, when=NOON)
+    assert count_active_users(NOON, NOON + HOUR) == 1
+    assert count_active_users(NOON - HOUR, NOON) == 0
+    assert count_active_users(end=NOON) == 0
+    assert count_active_users(start=NOON) == 1
+
+
+def test_count_active_users__counts_users_not_rows(user: User) -> None:
+    other = User.objects.create(username="grace")
+    for hours in range(3):
+        souvenez(user, when=NOON - hours * HOUR)
+    souvenez(other, when=NOON)
+    assert count_active_users() == 2
+
+
+def test_count_active_users__of_a_queryset(user: User) -> None:
+    other = User.objects.create(username="grace")
+    souvenez(user, when=NOON)
+    souvenez(other, when=NOON)
+    assert count_active_users(qs=Souvenir.objects.filter(user__username="grace")) == 1
+
+
+def test_count_active_users__a_naive_bound_is_in_the_sites_zone(user: User) -> None:
+    souvenez(user, when=datetime(2024, 5, 14, 0, 30))  # Paris
+    assert count_active_users(datetime(2024, 5, 14), datetime(2024, 5, 15)) == 1
+    assert Souvenir.objects.get().when == datetime(2024, 5, 13, 22, 30, tzinfo=timezone.utc)
+
+
+def test_count_active_users__a_bound_that_is_no_datetime_is_an_error() -> None:
+    with pytest.raises(TypeError, match="expected a datetime"):
+        count_active_users(date(2024, 5, 14))  # type: ignore[arg-type]

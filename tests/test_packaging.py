@@ -1,0 +1,88 @@
+"""What is installed: from a wheel, and from an editable install."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+LIST_FILES = """
+import importlib.resources, json
+from pathlib import Path
+
+def files(directory):
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from (f"{path.name}/{name}" for name in files(path))
+        else:
+            yield path.name
+
+packages = "souvenirs", "souvenirs_metrics", "souvenirs_metrics.grafana", "souvenirs_metrics.prometheus"
+print(json.dumps({name: sorted(files(importlib.resources.files(name))) for name in packages}))
+"""
+
+EXPECTED = {
+    "souvenirs": ["py.typed", "migrations/0001_initial.py", "lastseen/database.py"],
+    "souvenirs_metrics": ["py.typed", "collector.py"],
+    "souvenirs_metrics.grafana": ["provisioning/datasources/prometheus.yml"],
+    "souvenirs_metrics.prometheus": ["prometheus.yml"],
+}
+
+pytestmark = pytest.mark.own_site
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git knows of, so that nothing is built into the working tree."""
+    path = tmp_path_factory.mktemp("checkout")
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in filter(None, tracked):
+        target = path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / name).read_bytes())
+    return path
+
+
+def installed_files(install: list[str], path: Path) -> dict[str, list[str]]:
+    """The files of each package after `pip install` of the arguments, in a new environment."""
+    venv.create(path, with_pip=True)
+    python = path / "bin" / "python"
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--no-deps", *install], check=True, cwd=path
+    )
+    listing = subprocess.run(
+        [python, "-c", LIST_FILES], check=True, capture_output=True, text=True, cwd=path
+    )
+    files: dict[str, list[str]] = json.loads(listing.stdout)
+    return files
+
+
+def assert_complete(files: dict[str, list[str]]) -> None:
+    for package, names in EXPECTED.items():
+        assert set(names) <= set(files[package]), package
+
+
+def test_wheel__has_types_migrations_and_operators_files(checkout: Path, tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", checkout],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    files = installed_files([str(wheel)], tmp_path / "venv")
+    assert_complete(files)
+    assert not any("test" in name for names in files.values() for name in names)
+
+
+def test_editable_install__has_types_migrations_and_operators_files(
+    checkout: Path, tmp_path: Path
+) -> None:
+    assert_complete(installed_files(["--editable", str(checkout)], tmp_path / "venv"))

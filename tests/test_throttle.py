@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+import time_machine
+from django.contrib.auth.models import User
+from django.core.cache import caches
+from django.db import transaction
+from django.test import override_settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+from souvenirs.control import souvenez
+from souvenirs.models import Souvenir
+from souvenirs.periods import Interval
+from souvenirs.throttle import CLAIM_SECONDS, Memory, throttle
+from tests import servers
+
+NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
+SLOT = Interval(0.0, 3600.0)
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    with servers.redis() as (url, _):
+        yield url
+
+
+@pytest.fixture
+def shared_cache(redis_url: str) -> Iterator[Any]:
+    """The site's cache is a real Redis, so that processes share what they claim."""
+    caches_setting = {
+        "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": redis_url}
+    }
+    with override_settings(CACHES=caches_setting):
+        caches["default"].clear()
+        yield caches["default"]
+        disconnect()
+
+
+def disconnect() -> None:
+    """Closes the connections of this thread's cache, if it is Redis: Django leaves that to exit."""
+    client = getattr(caches["default"], "_cache", None)
+    for pool in getattr(client, "_pools", {}).values():
+        pool.disconnect()
+
+
+# Memory
+
+
+def test_memory__is_bounded() -> None:
+    memory: Memory[int, int] = Memory(100)
+    for key in range(10_000):
+        memory[key] = key
+        assert len(memory) <= 200
+
+
+def test_memory__keeps_what_is_used() -> None:
+    memory: Memory[str, int] = Memory(10)
+    memory["used"] = 1
+    for key in range(1000):
+        memory[str(key)] = key
+        if key % 5 == 0:
+            assert memory.get("used") == 1
+    assert memory.get("3") is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers()), max_size=200))
+def test_memory__never_tells_anything_but_the_last_value(items: list[tuple[int, int]]) -> None:
+    memory: Memory[int, int] = Memory(5)
+    truth: dict[int, int] = {}
+    for key, value in items:
+        assert memory.get(key) in (None, truth.get(key))
+        memory[key] = truth[key] = value
+        assert memory.get(key) == value
+
+
+# Claims
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_claim__is_granted_to_one_of_many_threads(request: Any, is_shared: bool) -> None:
+    if is_shared:
+        request.getfixturevalue("shared_cache")
+    barrier = threading.Barrier(8)
+    granted = []
+
+    def compete() -> None:
+        barrier.wait()
+        granted.append(throttle.claim(1, SLOT, 3600.0).granted)
+        disconnect()
+
+    threads = [threading.Thread(target=compete) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(granted) == [False] * 7 + [True]
+
+
+def test_claim__tells_a_claimed_slot_from_a_written_one(shared_cache: Any) -> None:
+    with time_machine.travel(NOON, tick=False):
+        claim = throttle.claim(1, SLOT, 3600.0)
+        assert throttle.claim(1, SLOT, 3600.0).until == NOON.timestamp() + CLAIM_SECONDS
+        throttle.confirm(claim, SLOT)
+        assert throttle.claim(1, SLOT, 3600.0).until == SLOT.end
+
+
+def test_claim__is_kept_for_the_slot_not_for_the_caches_default(shared_cache: Any) -> None:
+    now = NOON.timestamp()
+    with time_machine.travel(NOON, tick=False):
+        slot = Interval(now, now + 3600)
+        claim = throttle.claim(1, slot, 3600.0)
+        key = shared_cache.make_key(claim.key)
+        client = shared_cache._cache.get_client(key)
+        assert 0 < client.ttl(key) <= CLAIM_SECONDS
+        throttle.confirm(claim, slot)
+        assert 3590 < client.ttl(key) <= 3600
+
+
+def test_release__lets_another_claim(shared_cache: Any) -> None:
+    throttle.release(throttle.claim(1, SLOT, 3600.0))
+    assert throttle.claim(1, SLOT, 3600.0).granted
+
+
+def test_claim__keys_of_users_are_apart_and_not_readable(shared_cache: Any) -> None:
+    awkward = ["ada@example.org", "ada example", "x" * 300, "é\n", "1"]
+    claims = [throttle.claim(user_pk, SLOT, 3600.0) for user_pk in [*awkward, 1]]
+    assert all(claim.granted for claim in claims)
+    assert not any("example" in claim.key for claim in claims)
+    assert all(len(claim.key) < 100 for claim in claims)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_processes_share_the_limit(shared_cache: Any) -> None:
+    user = User.objects.create(username="ada")
+    with time_machine.travel(NOON, tick=False) as traveller:
+        assert souvenez(user) == "added"
+        throttle.clear()  # as another process, or this one after a restart
+        assert souvenez(user) == "rate-limited"
+        traveller.shift(timedelta(minutes=59))
+        throttle.clear()
+        assert souvenez(user) == "rate-limited"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_process_asks_the_cache_once_for_a_user_and_slot(
+    shared_cache: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = User.objects.create(username="ada")
+    with time_machine.travel(NOON, tick=False) as traveller:
+        souvenez(user)
+        throttle.clear()
+        souvenez(user)
+        monkeypatch.setattr(throttle, "_cache", lambda: pytest.fail("asked the cache"))
+        for _ in range(59):
+            traveller.shift(timedelta(minutes=1))
+            assert souvenez(user) == "rate-limited"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_rollback_silences_nobody_for_over_a_minute(shared_cache: Any) -> None:
+    user = User.objects.create(username="ada")
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        souvenez(user)
+        raise ZeroDivisionError
+    assert souvenez(user) == "rate-limited"
+    (key,) = shared_cache._cache.get_client().keys()
+    assert shared_cache._cache.get_client().ttl(key) <= CLAIM_SECONDS
+    shared_cache._cache.get_client().delete(key)  # what Redis does after that time
+    with time_machine.travel(datetime.now(timezone.utc) + timedelta(seconds=61), tick=False):
+        assert souvenez(user) == "added"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_cache_that_is_down_is_replaced_by_process_memory() -> None:
+    user = User.objects.create(username="ada")
+    port = servers.free_port()
+    cache = {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": f"redis://127.0.0.1:{port}/0",
+    }
+    with override_settings(CACHES={"default": cache}), time_machine.travel(NOON, tick=False) as t:
+        assert souvenez(user) == "added"
+        for _ in range(59):
+            t.shift(timedelta(minutes=1))
+            assert souvenez(user) == "rate-limited"
+        t.shift(timedelta(minutes=1))
+        assert souvenez(user) == "added"
+    assert Souvenir.objects.count() == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_local_memory_cache_is_left_to_the_site() -> None:
+    user = User.objects.create(username="ada")
+    souvenez(user)
+    assert not caches["default"]._cache  # type: ignore[attr-defined]
+
+
+# Processes
+
+
+def test_fork__a_child_does_not_tell_its_parents_hits() -> None:
+    throttle.hits += 7
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        throttle.hits += 2
+        os.write(write, str(throttle.take_hits()).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 10) == b"2"
+    assert throttle.take_hits() == 7
+
+
+def test_hits__of_many_threads_are_all_told() -> None:
+    told = []
+
+    def hit() -> None:
+        for _ in range(1000):
+            throttle.hits += 1
+            told.append(throttle.take_hits())
+
+    threads = [threading.Thread(target=hit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(told) + throttle.take_hits() == 4000
