@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta, timezone
 from typing import Any
@@ -150,7 +151,7 @@ def test_souvenez__a_new_minute_costs_one_update(
 def test_souvenez__after_a_rollback_the_user_is_recorded_within_a_minute(
     user: User, traveller: Any
 ) -> None:
-    with pytest.raises(ZeroDivisionError), transaction.atomic():
+    with contextlib.suppress(ZeroDivisionError), transaction.atomic():
         assert souvenez(user) == "added"
         raise ZeroDivisionError
     results = []
@@ -175,10 +176,9 @@ def test_souvenez__within_a_transaction_last_seen_waits_for_its_commit(
 def test_souvenez__a_savepoint_that_is_rolled_back_takes_the_row_with_it(
     user: User, traveller: Any
 ) -> None:
-    with transaction.atomic():
-        with pytest.raises(ZeroDivisionError), transaction.atomic():
-            souvenez(user)
-            raise ZeroDivisionError
+    with transaction.atomic(), contextlib.suppress(ZeroDivisionError), transaction.atomic():
+        souvenez(user)
+        raise ZeroDivisionError
     assert not Souvenir.objects.exists()
     traveller.shift(MINUTE)
     assert souvenez(user) == "added"

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 LIST_FILES = """
 import importlib.resources, json
-from pathlib import Path
+OPERATORS = "grafana", "prometheus"
 
 def files(directory):
     for path in directory.iterdir():
@@ -23,8 +23,9 @@ def files(directory):
         else:
             yield path.name
 
-packages = "souvenirs", "souvenirs_metrics", "souvenirs_metrics.grafana", "souvenirs_metrics.prometheus"
-print(json.dumps({name: sorted(files(importlib.resources.files(name))) for name in packages}))
+root = importlib.resources.files
+packages = "souvenirs", "souvenirs_metrics", *(f"souvenirs_metrics.{x}" for x in OPERATORS)
+print(json.dumps({name: sorted(files(root(name))) for name in packages}))
 """
 
 EXPECTED = {

@@ -1,0 +1,439 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+import time_machine
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.conf import settings
+from django.contrib.auth import authenticate, login, logout
+from django.contrib.auth.decorators import login_required
+from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
+from django.db import OperationalError, connection, connections
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.test import AsyncClient, Client, override_settings
+from django.urls import path
+
+from souvenirs import middleware
+from souvenirs.breaker import PROBE_SECONDS
+from souvenirs.control import last_seen, tell_hits
+from souvenirs.models import Souvenir
+from souvenirs.signals import souvenir_recorded
+from souvenirs.throttle import throttle
+
+NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
+MINUTE = timedelta(minutes=1)
+
+
+# A site
+
+
+def plain(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("the same for everybody")
+
+
+def who(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(request.user.get_username())
+
+
+@login_required
+def secret(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("secret")
+
+
+def enter(request: HttpRequest) -> HttpResponse:
+    user = authenticate(request, username="ada", password="pw")
+    assert user
+    login(request, user)
+    return HttpResponse("in")
+
+
+def leave(request: HttpRequest) -> HttpResponse:
+    logout(request)
+    return HttpResponse("out")
+
+
+def by_token(request: HttpRequest) -> HttpResponse:
+    request.user = User.objects.get(username=request.headers["Token"])  # as REST framework does
+    return HttpResponse("api")
+
+
+def broken(request: HttpRequest) -> HttpResponse:
+    assert request.user.is_authenticated
+    raise ZeroDivisionError
+
+
+def stream(request: HttpRequest) -> StreamingHttpResponse:
+    return StreamingHttpResponse(iter([b"a", b"b"]))
+
+
+async def async_plain(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("the same for everybody")
+
+
+async def async_who(request: HttpRequest) -> HttpResponse:
+    user = await request.auser()
+    return HttpResponse(user.get_username())
+
+
+urlpatterns = [
+    path(f"{view.__name__}/", view)
+    for view in [plain, who, secret, enter, leave, by_token, broken, stream]
+] + [path(f"{view.__name__}/", view) for view in [async_plain, async_who]]
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.urls(__name__)]
+
+
+@pytest.fixture
+def user() -> User:
+    return User.objects.create_user("ada", password="pw")
+
+
+@pytest.fixture
+def signed_in(user: User, client: Client) -> Client:
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def results() -> Iterator[list[str]]:
+    received: list[str] = []
+
+    def receive(result: str, count: int, **kwargs: Any) -> None:
+        received.extend([result] * count)
+
+    souvenir_recorded.connect(receive)
+    yield received
+    souvenir_recorded.disconnect(receive)
+
+
+def seen() -> list[str]:
+    return sorted(Souvenir.objects.values_list("user__username", flat=True))
+
+
+# Who is recorded
+
+
+@pytest.mark.parametrize("view", ["plain", "who", "secret", "stream"])
+def test_records__a_signed_in_user(signed_in: Client, view: str) -> None:
+    response = signed_in.get(f"/{view}/")
+    assert response.status_code == 200
+    assert seen() == ["ada"]
+
+
+@pytest.mark.parametrize("view", ["plain", "who", "stream"])
+def test_records__nobody_for_an_anonymous_request(client: Client, view: str) -> None:
+    client.get(f"/{view}/")
+    assert seen() == []
+
+
+def test_records__a_user_whom_the_view_authenticated(user: User, client: Client) -> None:
+    client.get("/by_token/", headers={"Token": "ada"})
+    assert seen() == ["ada"]
+
+
+def test_records__a_user_who_logs_in_with_this_request(user: User, client: Client) -> None:
+    client.get("/enter/")
+    assert seen() == ["ada"]
+
+
+def test_records__a_user_who_logs_out_with_this_request(signed_in: Client) -> None:
+    signed_in.get("/leave/")
+    assert seen() == ["ada"]
+
+
+def test_records__a_user_whose_view_raises(signed_in: Client) -> None:
+    signed_in.raise_request_exception = False
+    assert signed_in.get("/broken/").status_code == 500
+    assert seen() == ["ada"]
+
+
+def test_records__a_session_once_an_hour_and_last_seen_by_the_minute(
+    signed_in: Client, user: User
+) -> None:
+    with time_machine.travel(datetime.now(timezone.utc), tick=False) as traveller:
+        start = datetime.now(timezone.utc)
+        for _ in range(60):
+            signed_in.get("/plain/")
+            traveller.shift(MINUTE)
+        assert 1 <= len(seen()) <= 2  # the hours of the clock that this hour touches
+        newest = last_seen(user)
+        assert newest is not None
+        assert newest >= (start + 58 * MINUTE).replace(microsecond=0)
+
+
+# What the response and the session show of it: nothing
+
+
+@pytest.mark.parametrize("view", ["plain", "stream", "async_plain"])
+def test_response__of_a_view_that_ignores_the_user_does_not_vary(
+    signed_in: Client, view: str
+) -> None:
+    response = signed_in.get(f"/{view}/")
+    assert seen() == ["ada"]
+    assert "Vary" not in response.headers
+    assert not response.cookies
+
+
+@pytest.mark.parametrize("view", ["plain", "who", "secret", "by_token", "stream", "leave"])
+def test_response__is_what_it_is_without_the_middleware(
+    user: User, view: str, settings: Any
+) -> None:
+    def headers() -> dict[str, str]:
+        client = Client(headers={"Token": "ada"})
+        client.force_login(user)
+        response = client.get(f"/{view}/")
+        return {**response.headers, "cookies": response.cookies.output()}
+
+    settings.SESSION_SAVE_EVERY_REQUEST = False
+    with_it = headers()
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "souvenirs" not in name]
+    assert headers() == with_it
+
+
+def test_session__is_not_written_when_secret_key_rotates(signed_in: Client) -> None:
+    before = list(Session.objects.values())
+    rotated = {"SECRET_KEY": "another", "SECRET_KEY_FALLBACKS": [settings.SECRET_KEY]}
+    with override_settings(**rotated):
+        response = signed_in.get("/plain/")
+    assert seen() == ["ada"]
+    assert list(Session.objects.values()) == before
+    assert not response.cookies
+
+
+def test_session__of_a_changed_password_records_nobody_and_is_not_flushed(
+    signed_in: Client, user: User
+) -> None:
+    user.set_password("another")
+    user.save()
+    signed_in.get("/plain/")
+    assert seen() == []
+    assert Session.objects.count() == 1
+
+
+def test_session__of_a_deleted_user_records_nobody(signed_in: Client, user: User) -> None:
+    user.delete()
+    assert signed_in.get("/plain/").status_code == 200
+    assert seen() == []
+
+
+def test_session__that_has_expired_records_nobody(signed_in: Client) -> None:
+    Session.objects.update(expire_date=NOON)
+    signed_in.get("/plain/")
+    assert seen() == []
+
+
+def test_session__of_a_backend_that_is_gone_records_nobody(signed_in: Client) -> None:
+    with override_settings(AUTHENTICATION_BACKENDS=["tests.test_middleware.NoBackend"]):
+        signed_in.get("/plain/")
+    assert seen() == []
+
+
+@pytest.mark.parametrize("engine", ["db", "cache", "cached_db", "file", "signed_cookies"])
+def test_session__of_any_engine(user: User, engine: str, tmp_path: Any) -> None:
+    with override_settings(
+        SESSION_ENGINE=f"django.contrib.sessions.backends.{engine}",
+        SESSION_FILE_PATH=str(tmp_path),
+    ):
+        client = Client()
+        client.force_login(user)
+        files = sorted(tmp_path.iterdir())
+        response = client.get("/plain/")
+        assert seen() == ["ada"]
+        assert "Vary" not in response.headers
+        forged = Client()
+        forged.cookies[settings.SESSION_COOKIE_NAME] = "forged" * 6
+        response = forged.get("/plain/")
+        assert seen() == ["ada"]
+        assert not response.cookies
+        assert sorted(tmp_path.iterdir()) == files
+
+
+# What it costs
+
+
+def test_cost__a_limited_request_is_free(
+    signed_in: Client, results: list[str], django_assert_num_queries: Any, monkeypatch: Any
+) -> None:
+    with time_machine.travel(datetime.now(timezone.utc), tick=False):
+        signed_in.get("/plain/")
+        results.clear()
+        monkeypatch.setattr(throttle, "_cache", lambda: pytest.fail("asked the cache"))
+        with django_assert_num_queries(0):
+            for _ in range(5):
+                signed_in.get("/plain/")
+    assert results == []
+    tell_hits()
+    assert results == ["rate-limited"] * 5
+
+
+def test_cost__a_flood_of_invented_cookies_makes_few_queries(
+    client: Client, django_assert_max_num_queries: Any
+) -> None:
+    at_noon = time_machine.travel(NOON, tick=False)
+    with at_noon, django_assert_max_num_queries(middleware.LOOKUPS_PER_SECOND):
+        for number in range(500):
+            client.cookies[settings.SESSION_COOKIE_NAME] = f"{number:032d}"
+            client.get("/plain/")
+
+
+def test_cost__an_invented_cookie_is_looked_up_once_a_minute(
+    client: Client, django_assert_num_queries: Any
+) -> None:
+    client.cookies[settings.SESSION_COOKIE_NAME] = "f" * 32
+    with time_machine.travel(NOON, tick=False) as traveller:
+        with django_assert_num_queries(1):
+            for _ in range(5):
+                client.get("/plain/")
+        traveller.shift(MINUTE)
+        with django_assert_num_queries(1):
+            client.get("/plain/")
+
+
+def test_cost__a_flood_does_not_keep_a_session_that_was_good_from_being_recorded(
+    signed_in: Client, client: Client, user: User
+) -> None:
+    now = datetime.now(timezone.utc).replace(second=1, microsecond=0) + MINUTE
+    with time_machine.travel(now, tick=False) as traveller:
+        signed_in.get("/plain/")
+        traveller.shift(2 * MINUTE)
+        attacker = Client()
+        for number in range(100):
+            attacker.cookies[settings.SESSION_COOKIE_NAME] = f"{number:032d}"
+            attacker.get("/plain/")
+        signed_in.get("/plain/")
+        assert last_seen(user) == now + 2 * MINUTE
+
+
+def test_memory__holds_no_cookie_and_no_identity(signed_in: Client, user: User) -> None:
+    signed_in.get("/plain/")
+    cookie = signed_in.cookies[settings.SESSION_COOKIE_NAME].value
+    ((digest, handled),) = middleware.sessions.young.items()
+    assert cookie.encode() not in digest
+    assert all(isinstance(value, float) for value in handled)
+
+
+# Failures
+
+
+@pytest.fixture
+def broken_database() -> Iterator[list[bool]]:
+    """Statements on souvenirs' tables fail while the list holds True."""
+    state = [True]
+
+    def refuse(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if state[0] and "souvenirs_" in sql:
+            raise OperationalError("the server is gone")
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(refuse):
+        yield state
+
+
+def test_failure__of_the_database_leaves_the_response_alone(
+    signed_in: Client, broken_database: list[bool], results: list[str], caplog: Any
+) -> None:
+    for _ in range(5):
+        response = signed_in.get("/who/")
+        assert (response.status_code, response.content) == (200, b"ada")
+    assert results == ["failed"] * 5
+    (record,) = (r for r in caplog.records if r.name == "souvenirs")
+    assert record.levelno == logging.ERROR
+    assert "the server is gone" in record.message
+
+
+def test_failure__is_over_when_the_database_is_back(
+    signed_in: Client, broken_database: list[bool], monkeypatch: Any
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("souvenirs.breaker.time.monotonic", lambda: now[0])
+    signed_in.get("/who/")
+    broken_database[0] = False
+    signed_in.get("/who/")
+    assert seen() == []  # the breaker is open: nobody waits for a server that is down
+    now[0] += PROBE_SECONDS
+    signed_in.get("/who/")
+    assert seen() == ["ada"]
+
+
+def test_failure__of_any_kind_leaves_the_response_alone(
+    signed_in: Client, monkeypatch: Any, results: list[str]
+) -> None:
+    def explode(*args: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(middleware, "souvenez", explode)
+    assert signed_in.get("/who/").content == b"ada"
+    monkeypatch.setattr(middleware, "loaded_user_pk", explode)
+    assert signed_in.get("/who/").content == b"ada"
+    assert results == ["failed"] * 2
+
+
+def test_failure__of_one_users_row_does_not_stop_the_others(
+    signed_in: Client, user: User, client: Client
+) -> None:
+    class Ghost(User):
+        class Meta:
+            proxy = True
+            app_label = "tests"
+
+    request = HttpRequest()
+    request.user = Ghost(pk=987654, username="ghost")
+    todo = middleware.pending(request)
+    assert todo is not None
+    middleware.attempt(todo)
+    signed_in.get("/who/")
+    assert seen() == ["ada"]
+
+
+# Sync and async
+
+
+def test_is_async__as_what_it_wraps() -> None:
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+    assert iscoroutinefunction(middleware.SouvenirsMiddleware(view))
+    assert not iscoroutinefunction(middleware.SouvenirsMiddleware(plain))
+
+
+def run(awaitable: Any) -> Any:
+    """Runs it in an event loop, and closes the connections of the thread that Django used there."""
+
+    async def main() -> Any:
+        try:
+            return await awaitable
+        finally:
+            await sync_to_async(connections.close_all)()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("view", ["async_plain", "async_who", "plain", "who"])
+def test_async__records_a_signed_in_user(user: User, view: str) -> None:
+    client = AsyncClient()
+    client.force_login(user)
+    response = run(client.get(f"/{view}/"))
+    assert response.status_code == 200
+    assert seen() == ["ada"]
+
+
+def test_async__a_limited_request_needs_no_thread(user: User, monkeypatch: Any) -> None:
+    async def visit() -> None:
+        request = HttpRequest()
+        request.user = user
+
+        async def view(request: HttpRequest) -> HttpResponse:
+            return HttpResponse()
+
+        await middleware.SouvenirsMiddleware(view)(request)  # type: ignore[misc]
+
+    run(visit())
+    assert seen() == ["ada"]
+    monkeypatch.setattr(middleware, "sync_to_async", lambda _: pytest.fail("took a thread"))
+    run(visit())
