@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+import souvenirs
+
+ROOT = Path(souvenirs.__file__).parent.parent
 
 # The modules in the order of the data flow: each may import those before it, none after it.
 SOUVENIRS = [

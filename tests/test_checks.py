@@ -9,7 +9,9 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.test import override_settings
 
-ROOT = Path(__file__).parent.parent
+import souvenirs
+
+ROOT = Path(souvenirs.__file__).parent.parent
 
 BAD = [
     ("souvenirs.E001", "SOUVENIRS_RATELIMIT_SECONDS", -1),
