@@ -87,6 +87,26 @@ def check_last_seen_seconds(**kwargs: Any) -> list[CheckMessage]:
 
 
 @register
+def check_should_record(**kwargs: Any) -> list[CheckMessage]:
+    value = getattr(settings, "SOUVENIRS_SHOULD_RECORD", None)
+    try:
+        usable = value is None or callable(import_string(value))
+        reason = "which is not callable"
+    except Exception as error:
+        usable, reason = False, f"which cannot be imported: {error}"
+    if usable:
+        return []
+    return [
+        Error(
+            f"SOUVENIRS_SHOULD_RECORD is {value!r}, {reason}.",
+            hint="Set it to the dotted path of a function (request, response) -> bool,"
+            " or remove it.",
+            id="souvenirs.E006",
+        )
+    ]
+
+
+@register
 def check_last_seen_store(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_LAST_SEEN_STORE", DEFAULT_STORE)
     try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.core.signals import setting_changed
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 from django.utils.module_loading import import_string
 
 if TYPE_CHECKING:
@@ -56,6 +59,13 @@ class Settings(CachedSettings):
         params = dict(getattr(settings, "SOUVENIRS_LAST_SEEN_STORE", DEFAULT_STORE))
         store: LastSeenStore = import_string(params.pop("BACKEND"))(params)
         return store
+
+    @cached_property
+    def should_record(self) -> Callable[[HttpRequest, HttpResponseBase], bool] | None:
+        """SOUVENIRS_SHOULD_RECORD: dotted path to (request, response) -> bool, which says whether
+        the middleware may record the request's user. None: all are."""
+        path = getattr(settings, "SOUVENIRS_SHOULD_RECORD", None)
+        return None if path is None else import_string(path)
 
     @cached_property
     def zone(self) -> ZoneInfo:

@@ -9,13 +9,15 @@ from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connections, router, transaction
+from django.db.models import ExpressionWrapper, F, QuerySet
 
 from souvenirs import clock, counting
 from souvenirs.conf import conf
-from souvenirs.models import Souvenir, SouvenirQuerySet
+from souvenirs.models import SecondsField, Souvenir, SouvenirQuerySet
 from souvenirs.periods import slot_containing
 from souvenirs.signals import souvenir_recorded
 from souvenirs.throttle import Claim, Handled, throttle
@@ -23,6 +25,7 @@ from souvenirs.throttle import Claim, Handled, throttle
 ADDED = "added"
 RATE_LIMITED = "rate-limited"
 DUPLICATED = "duplicated"
+SKIPPED = "skipped"
 FAILED = "failed"
 
 
@@ -52,19 +55,25 @@ def souvenez(
     is no datetime, the user model's DoesNotExist where no user has the key, and
     django.db.DatabaseError when the database fails. An enclosing transaction stays usable.
     """
-    user_pk = getattr(user, "pk", user)
-    if (
-        when is None
-        and ratelimit is True
-        and not check_duplicate
-        and throttle.is_handled(user_pk, time.time())
-    ):
+    if is_handled(user, when, ratelimit, check_duplicate):
         return RATE_LIMITED
     tell_hits()
     visit = Visit(user, when, ratelimit)
     result = visit.record(check_duplicate)
     souvenir_recorded.send_robust(sender=Souvenir, result=result, user_pk=visit.user_pk, count=1)
     return result
+
+
+async def asouvenez(
+    user: Any,
+    when: datetime | None = None,
+    ratelimit: bool | float = True,
+    check_duplicate: bool = False,
+) -> str:
+    """`souvenez` for async code. It takes a thread only where there is something to write."""
+    if is_handled(user, when, ratelimit, check_duplicate):
+        return RATE_LIMITED
+    return await sync_to_async(souvenez)(user, when, ratelimit, check_duplicate)
 
 
 def count_active_users(
@@ -90,12 +99,34 @@ def last_seen(user: Any) -> datetime | None:
     return None if seen is None else clock.to_datetime(seen)
 
 
+def with_last_seen(users: QuerySet[Any], name: str = "last_seen") -> QuerySet[Any]:
+    """A queryset of users who each have the attribute `name`: their last-seen time, or None.
+
+    It is joined, so a list costs no query per user; filter and order by it as by a column. Times
+    are as those of `last_seen`. Raises ValueError if the user model has a field called `name`.
+    """
+    seen = ExpressionWrapper(F("souvenirs_last_seen__seen"), output_field=SecondsField())
+    annotated: QuerySet[Any] = users.annotate(**{name: seen})
+    return annotated
+
+
 def tell_hits() -> None:
     """Sends the signal for the visits that process memory has answered since the last time."""
     if hits := throttle.take_hits():
         souvenir_recorded.send_robust(
             sender=Souvenir, result=RATE_LIMITED, user_pk=None, count=hits
         )
+
+
+def is_handled(
+    user: Any, when: datetime | None, ratelimit: bool | float, check_duplicate: bool
+) -> bool:
+    return (
+        when is None
+        and ratelimit is True
+        and not check_duplicate
+        and throttle.is_handled(getattr(user, "pk", user), time.time())
+    )
 
 
 def clean_pk(user: Any) -> Any:

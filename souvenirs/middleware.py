@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -30,12 +29,11 @@ from django.utils.crypto import constant_time_compare
 from django.utils.functional import SimpleLazyObject, empty
 
 from souvenirs.breaker import Breaker
-from souvenirs.control import FAILED, souvenez
+from souvenirs.conf import conf
+from souvenirs.control import FAILED, SKIPPED, souvenez
 from souvenirs.models import Souvenir
 from souvenirs.signals import souvenir_recorded
 from souvenirs.throttle import MAX_USERS, Handled, Memory, throttle
-
-logger = logging.getLogger("souvenirs")
 
 # How many look-ups of sessions that nobody is signed in with a process makes in a second. It bounds
 # what a flood of invented cookies costs; a session that was good before is not subject to it.
@@ -66,37 +64,42 @@ class SouvenirsMiddleware:
         if self.is_async:
             return self.acall(request)
         response: Response = self.get_response(request)
-        if (todo := pending(request)) is not None:
+        if (todo := pending(request, response)) is not None:
             attempt(todo)
         return response
 
     async def acall(self, request: HttpRequest) -> Response:
         response: Response = await self.get_response(request)
-        if (todo := pending(request)) is not None:  # else there is no need of a thread
+        if (todo := pending(request, response)) is not None:  # else there is no need of a thread
             await sync_to_async(attempt)(todo)
         return response
 
 
-def pending(request: HttpRequest) -> Callable[[], object] | None:
+def pending(request: HttpRequest, response: Response) -> Callable[[], object] | None:
     """What is left to do for this request: nothing (None), as a rule."""
     try:
-        user_pk, is_known = loaded_user_pk(request)
-        if user_pk is not None:
-            if throttle.is_handled(user_pk, time.time()):
-                return None
-            return partial(souvenez, user_pk)
-        if is_known:
-            return None
-        return pending_session(request)
+        todo = pending_user(request)
+        if todo is None or conf.should_record is None:
+            return todo
+        return partial(consider, conf.should_record, request, response, todo)
     except Exception as error:
         note_failure(error)
         return None
 
 
+def pending_user(request: HttpRequest) -> Callable[[], object] | None:
+    user_pk, is_known = loaded_user_pk(request)
+    if not is_known:
+        return pending_session(request)
+    if user_pk is None or throttle.is_handled(user_pk, time.time()):
+        return None
+    return partial(souvenez, user_pk)
+
+
 def attempt(todo: Callable[[], object]) -> None:
     """Does what is pending. Whatever goes wrong is noted, and stays here."""
     if not database.allows():
-        souvenir_recorded.send_robust(sender=Souvenir, result=FAILED, user_pk=None, count=1)
+        tell(FAILED)
         return
     try:
         todo()
@@ -108,6 +111,33 @@ def attempt(todo: Callable[[], object]) -> None:
         database.success()
 
 
+def consider(
+    should_record: Callable[[HttpRequest, Response], bool],
+    request: HttpRequest,
+    response: Response,
+    todo: Callable[[], object],
+) -> None:
+    """Does what is pending if the site's hook agrees."""
+    session = request.__dict__.get("session")
+    untouched = session if isinstance(session, SessionBase) and not session.accessed else None
+    if untouched is not None:
+        # The hook may look into the session; for the response it shall be as if nobody had
+        request.session = read_only(type(untouched))(untouched.session_key)
+    try:
+        agrees = should_record(request, response)
+    finally:
+        if untouched is not None:
+            request.session = untouched
+    if agrees:
+        todo()
+    else:
+        tell(SKIPPED)
+
+
+def tell(result: str) -> None:
+    souvenir_recorded.send_robust(sender=Souvenir, result=result, user_pk=None, count=1)
+
+
 database = Breaker("Recording souvenirs")
 
 
@@ -117,7 +147,7 @@ def note_failure(error: Exception) -> None:
         error, (IntegrityError, DataError, TransactionManagementError)
     )
     database.failure(error, opens=is_servers)
-    souvenir_recorded.send_robust(sender=Souvenir, result=FAILED, user_pk=None, count=1)
+    tell(FAILED)
 
 
 # Who is it? What the view has loaded tells, at no cost

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,8 @@ from django.conf import settings
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
+
+from souvenirs import clock
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,6 +46,18 @@ class Souvenir(models.Model):
 
     def __str__(self) -> str:
         return f"user={self.user_id} when={self.when}"
+
+
+class SecondsField(models.BigIntegerField):  # type: ignore[type-arg]
+    """A column of unix seconds that Python sees as datetimes, of the site's form."""
+
+    def from_db_value(self, value: int | None, *args: Any) -> datetime | None:
+        return None if value is None else clock.to_datetime(value)
+
+    def get_prep_value(self, value: Any) -> Any:
+        if isinstance(value, datetime):
+            value = math.floor(clock.to_seconds(value))
+        return super().get_prep_value(value)
 
 
 class LastSeenQuerySet(models.QuerySet["LastSeen"]):

@@ -3,7 +3,7 @@
 from django.dispatch import Signal
 
 # Sent when it was decided what becomes of a visit, with
-#   result: "added", "rate-limited", "duplicated" or "failed"
+#   result: "added", "rate-limited", "duplicated", "failed", or "skipped" (SOUVENIRS_SHOULD_RECORD)
 #   user_pk: the user's primary key; None for a tally, and where a failure came before it was known
 #   count: how many visits this speaks of. Visits that process memory answered are free of signals;
 #       they are tallied, and told together as one "rate-limited" of that count.

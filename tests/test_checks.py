@@ -28,6 +28,9 @@ BAD = [
     ("souvenirs.E005", "SOUVENIRS_LAST_SEEN_STORE", {"BACKEND": "souvenirs.nowhere.Store"}),
     ("souvenirs.E005", "SOUVENIRS_LAST_SEEN_STORE", {"BACKEND": "datetime.datetime"}),
     ("souvenirs.E005", "SOUVENIRS_LAST_SEEN_STORE", {}),
+    ("souvenirs.E006", "SOUVENIRS_SHOULD_RECORD", "nowhere.hook"),
+    ("souvenirs.E006", "SOUVENIRS_SHOULD_RECORD", "souvenirs.__version__"),
+    ("souvenirs.E006", "SOUVENIRS_SHOULD_RECORD", 7),
     (
         "souvenirs.E005",
         "SOUVENIRS_LAST_SEEN_STORE",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta, timezone
@@ -7,11 +8,20 @@ from typing import Any
 
 import pytest
 import time_machine
+from asgiref.sync import sync_to_async
 from django.contrib.auth.models import AnonymousUser, User
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, connection, connections, transaction
 from django.test import override_settings
 
-from souvenirs.control import count_active_users, last_seen, souvenez, tell_hits
+from souvenirs import control
+from souvenirs.control import (
+    asouvenez,
+    count_active_users,
+    last_seen,
+    souvenez,
+    tell_hits,
+    with_last_seen,
+)
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.signals import souvenir_recorded
 from souvenirs.throttle import throttle
@@ -332,3 +342,53 @@ def test_count_active_users__a_naive_bound_is_in_the_sites_zone(user: User) -> N
 def test_count_active_users__a_bound_that_is_no_datetime_is_an_error() -> None:
     with pytest.raises(TypeError, match="expected a datetime"):
         count_active_users(date(2024, 5, 14))  # type: ignore[arg-type]
+
+
+def test_with_last_seen__costs_no_query_per_user(
+    user: User, traveller: Any, django_assert_num_queries: Any
+) -> None:
+    User.objects.create(username="grace")
+    souvenez(user)
+    with django_assert_num_queries(1):
+        rows = [
+            (row.username, row.last_seen) for row in with_last_seen(User.objects.order_by("pk"))
+        ]
+    assert rows == [("ada", NOON), ("grace", None)]
+
+
+def test_with_last_seen__can_be_filtered_and_ordered_by(user: User, traveller: Any) -> None:
+    other = User.objects.create(username="grace")
+    souvenez(user)
+    traveller.shift(MINUTE)
+    souvenez(other)
+    users = with_last_seen(User.objects.all(), name="seen")
+    assert users.filter(seen__gt=NOON).get() == other
+    assert [row.username for row in users.order_by("-seen")] == ["grace", "ada"]
+
+
+def run(awaitable: Any) -> Any:
+    """Runs it in an event loop, and closes the connections of the thread that Django used there."""
+
+    async def main() -> Any:
+        try:
+            return await awaitable
+        finally:
+            await sync_to_async(connections.close_all)()
+
+    return asyncio.run(main())
+
+
+def test_asouvenez__is_souvenez(user: User) -> None:
+    async def visits() -> list[str]:
+        return [await asouvenez(user), await asouvenez(user), await asouvenez(user, when=NOON)]
+
+    assert run(visits()) == ["added", "rate-limited", "added"]
+
+
+def test_asouvenez__a_limited_call_needs_no_thread(
+    user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with time_machine.travel(NOON, tick=False):
+        souvenez(user)
+        monkeypatch.setattr(control, "sync_to_async", lambda _: pytest.fail("took a thread"))
+        assert asyncio.run(asouvenez(user)) == "rate-limited"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -384,11 +384,91 @@ def test_failure__of_one_users_row_does_not_stop_the_others(
 
     request = HttpRequest()
     request.user = Ghost(pk=987654, username="ghost")
-    todo = middleware.pending(request)
+    todo = middleware.pending(request, HttpResponse())
     assert todo is not None
     middleware.attempt(todo)
     signed_in.get("/who/")
     assert seen() == ["ada"]
+
+
+# The hook
+
+
+def nobody(request: HttpRequest, response: HttpResponse) -> bool:
+    return False
+
+
+def not_impersonated(request: HttpRequest, response: HttpResponse) -> bool:
+    return "hijack_history" not in request.session
+
+
+def only_by_get(request: HttpRequest, response: HttpResponse) -> bool:
+    return request.method == "GET" and response.status_code == 200
+
+
+def explode(request: HttpRequest, response: HttpResponse) -> bool:
+    raise ZeroDivisionError
+
+
+@pytest.fixture
+def hook(settings: Any) -> Callable[[Callable[..., bool]], None]:
+    def use(function: Callable[..., bool]) -> None:
+        settings.SOUVENIRS_SHOULD_RECORD = f"{__name__}.{function.__name__}"
+
+    return use
+
+
+def test_hook__that_refuses_skips(signed_in: Client, hook: Any, results: list[str]) -> None:
+    hook(nobody)
+    signed_in.get("/who/")
+    assert (seen(), results) == ([], ["skipped"])
+
+
+def test_hook__is_given_request_and_response(signed_in: Client, hook: Any) -> None:
+    hook(only_by_get)
+    signed_in.post("/who/")
+    assert seen() == []
+    signed_in.get("/who/")
+    assert seen() == ["ada"]
+
+
+@pytest.mark.parametrize("view", ["plain", "who"])
+@pytest.mark.parametrize("is_impersonated", [True, False])
+def test_hook__may_read_the_session_and_the_response_does_not_vary(
+    signed_in: Client, hook: Any, view: str, is_impersonated: bool
+) -> None:
+    if is_impersonated:
+        session = signed_in.session
+        session["hijack_history"] = ["1"]
+        session.save()
+    hook(not_impersonated)
+    response = signed_in.get(f"/{view}/")
+    assert seen() == ([] if is_impersonated else ["ada"])
+    assert ("Vary" in response.headers) == (view == "who")
+    assert not response.cookies
+
+
+def test_hook__that_reads_an_expired_session_does_not_delete_its_cookie(
+    signed_in: Client, hook: Any
+) -> None:
+    Session.objects.update(expire_date=NOON)
+    hook(not_impersonated)
+    assert not signed_in.get("/plain/").cookies
+
+
+def test_hook__that_raises_leaves_the_response_alone(
+    signed_in: Client, hook: Any, results: list[str]
+) -> None:
+    hook(explode)
+    assert signed_in.get("/who/").content == b"ada"
+    assert (seen(), results) == ([], ["failed"])
+
+
+def test_hook__is_not_asked_where_there_is_nothing_to_record(client: Client, hook: Any) -> None:
+    hook(explode)
+    client.get("/who/")
+    assert middleware.database._unlogged == 0
+    assert not middleware.database._log_at
 
 
 # Sync and async
