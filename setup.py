@@ -47,7 +47,7 @@ setup(
     package_data={
         "souvenirs": ["py.typed"],
         "souvenirs_metrics": ["py.typed"],
-        **dict.fromkeys(OPERATORS, ["**/*.yml", "**/*.json"]),
+        **{package: ["**/*.yml", "**/*.json"] for package in OPERATORS},
     },
     zip_safe=False,
     python_requires=">=3.10",

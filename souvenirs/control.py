@@ -17,10 +17,13 @@ from django.db.models import ExpressionWrapper, F, QuerySet
 
 from souvenirs import clock, counting
 from souvenirs.conf import conf
-from souvenirs.models import SecondsField, Souvenir, SouvenirQuerySet
+from souvenirs.fields import SecondsField
+from souvenirs.models import LastSeen, Souvenir, SouvenirQuerySet
 from souvenirs.periods import slot_containing
 from souvenirs.signals import souvenir_recorded
 from souvenirs.throttle import Claim, Handled, throttle
+
+USER_FIELD: Any = Souvenir._meta.get_field("user")
 
 ADDED = "added"
 RATE_LIMITED = "rate-limited"
@@ -103,8 +106,14 @@ def with_last_seen(users: QuerySet[Any], name: str = "last_seen") -> QuerySet[An
     """A queryset of users who each have the attribute `name`: their last-seen time, or None.
 
     It is joined, so a list costs no query per user; filter and order by it as by a column. Times
-    are as those of `last_seen`. Raises ValueError if the user model has a field called `name`.
+    are as those of `last_seen`. Raises ValueError if the user model has a field called `name`, or
+    a router keeps souvenirs in another database than `users`.
     """
+    if router.db_for_read(LastSeen) != users.db:
+        raise ValueError(
+            f"souvenirs are in the database {router.db_for_read(LastSeen)!r}, the users in"
+            f" {users.db!r}: they cannot be joined; use last_seen(user) for each"
+        )
     seen = ExpressionWrapper(F("souvenirs_last_seen__seen"), output_field=SecondsField())
     annotated: QuerySet[Any] = users.annotate(**{name: seen})
     return annotated
@@ -194,8 +203,11 @@ class Visit:
 
     def write(self, claim: Claim | None, check_duplicate: bool) -> str:
         """Writes the row, and last-seen in the same transaction where that is ours."""
+        is_checked = USER_FIELD.db_constraint
         try:
-            if self.is_nested:
+            if self.is_nested or not is_checked:
+                # A foreign key is checked at the end of a transaction, if there is one: in a
+                # transaction that is not ours it would make somebody else's commit fail.
                 self.require_user()
             with transaction.atomic(using=self.using):
                 result = ADDED
@@ -248,8 +260,6 @@ class Visit:
         return found
 
     def require_user(self) -> None:
-        # Foreign keys are checked at the end of a transaction: in one that is not ours, a key of
-        # nobody would make somebody else's commit fail.
         model = get_user_model()
         if not model._base_manager.filter(pk=self.user_pk).exists():
             raise model.DoesNotExist(f"There is no user with the primary key {self.user_pk!r}")

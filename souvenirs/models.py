@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import math
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from django.conf import settings
-from django.db import models
+from django.contrib.auth import get_user_model
+from django.db import models, router
 from django.db.models import Q
 from django.utils import timezone
 
-from souvenirs import clock
+from souvenirs.fields import UserForeignKey, UserOneToOneField
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,7 +34,7 @@ class Souvenir(models.Model):
     """A user was active at `when`. At most one row per user and rate-limit slot, as a rule: a
     second one may be written after a crash or without a shared cache, and changes no count."""
 
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE)
+    user = UserForeignKey()
     when = models.DateTimeField(default=timezone.now)
 
     objects = SouvenirQuerySet.as_manager()
@@ -46,18 +45,6 @@ class Souvenir(models.Model):
 
     def __str__(self) -> str:
         return f"user={self.user_id} when={self.when}"
-
-
-class SecondsField(models.BigIntegerField):  # type: ignore[type-arg]
-    """A column of unix seconds that Python sees as datetimes, of the site's form."""
-
-    def from_db_value(self, value: int | None, *args: Any) -> datetime | None:
-        return None if value is None else clock.to_datetime(value)
-
-    def get_prep_value(self, value: Any) -> Any:
-        if isinstance(value, datetime):
-            value = math.floor(clock.to_seconds(value))
-        return super().get_prep_value(value)
 
 
 class LastSeenQuerySet(models.QuerySet["LastSeen"]):
@@ -91,11 +78,7 @@ class LastSeen(models.Model):
 
     # The user's ordinal, meant for 32-bit bitmaps; so it is never wasted (see `touch`).
     id = models.AutoField(primary_key=True)
-    user = models.OneToOneField(
-        settings.AUTH_USER_MODEL,
-        on_delete=models.CASCADE,
-        related_name="souvenirs_last_seen",
-    )
+    user = UserOneToOneField(related_name="souvenirs_last_seen")
     # Unix seconds: windows are arithmetic on it, exact in folds even where USE_TZ is False.
     # NULL: the user has souvenirs, but only of times that were still to come.
     seen = models.BigIntegerField(null=True, db_index=True)
@@ -107,3 +90,17 @@ class LastSeen(models.Model):
 
     def __str__(self) -> str:
         return f"user={self.user_id} seen={self.seen}"
+
+
+def forget_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> None:
+    """post_delete of a user: the cascade, where souvenirs are in another database than users."""
+    ours = router.db_for_write(Souvenir)
+    if ours != using:
+        for model in (LastSeen, Souvenir):
+            model._base_manager.using(ours).filter(user_id=instance.pk).delete()
+
+
+def connect() -> None:
+    models.signals.post_delete.connect(
+        forget_deleted_user, sender=get_user_model(), dispatch_uid="souvenirs.models"
+    )

@@ -7,7 +7,6 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
-from django.db import DEFAULT_DB_ALIAS
 
 from souvenirs_metrics.conf import DEFAULT_WINDOWS, parse_duration
 
@@ -41,8 +40,10 @@ def check_windows(**kwargs: Any) -> list[CheckMessage]:
 
 @register
 def check_database(**kwargs: Any) -> list[CheckMessage]:
-    value = getattr(settings, "SOUVENIRS_METRICS_DATABASE", DEFAULT_DB_ALIAS)
-    if value not in settings.DATABASES:
+    value = getattr(settings, "SOUVENIRS_METRICS_DATABASE", None)
+    if value is None:
+        return []
+    if not isinstance(value, str) or value not in settings.DATABASES:
         return [
             Error(
                 f"SOUVENIRS_METRICS_DATABASE is {value!r}, which is not in DATABASES.",

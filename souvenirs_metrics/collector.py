@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 import souvenirs
 from souvenirs import counting, periods
 from souvenirs.conf import conf as souvenirs_conf
+from souvenirs.models import LastSeen, Souvenir
 from souvenirs_metrics import families
 from souvenirs_metrics.conf import conf
 
@@ -70,7 +71,9 @@ class SouvenirsCollector(Collector):
             for name, seconds in conf.windows.items()
         }
         activity = souvenirs_conf.last_seen_store.activity(
-            [*starts.values(), *cuts.values()], until=now + resolution, using=conf.database
+            [*starts.values(), *cuts.values()],
+            until=now + resolution,
+            using=conf.database(LastSeen),
         )
         return [
             families.ACTIVE_USERS.family({k: activity.since[cut] for k, cut in cuts.items()}),
@@ -86,8 +89,9 @@ class SouvenirsCollector(Collector):
             name: periods.previous_calendar_period(name, now, souvenirs_conf.zone)
             for name in periods.NAMES
         }
-        first = counting.first_recorded(conf.database)
-        counts = counting.count_users_of_periods(previous, conf.database)
+        using = conf.database(Souvenir)
+        first = counting.first_recorded(using)
+        counts = counting.count_users_of_periods(previous, using)
         return [
             families.PREVIOUS_CALENDAR_ACTIVE_USERS.family(
                 {
@@ -105,7 +109,7 @@ class SouvenirsCollector(Collector):
             activated = Count("pk", filter=Q(is_active=True))
         except FieldDoesNotExist:  # then everybody is
             activated = Count("pk")
-        totals = model._base_manager.using(conf.database).aggregate(
+        totals = model._base_manager.using(conf.database(model)).aggregate(
             registered=Count("pk"), activated=activated
         )
         return [
@@ -120,7 +124,7 @@ class SouvenirsCollector(Collector):
                     "version": souvenirs.__version__,
                     "python": platform.python_version(),
                     "django": django.get_version(),
-                    "database": connections[conf.database].vendor,
+                    "database": connections[conf.database(Souvenir)].vendor,
                     "last_seen_store": souvenirs_conf.last_seen_store.name,
                 }
             )

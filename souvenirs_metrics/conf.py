@@ -7,18 +7,21 @@ from functools import cached_property
 
 from django.conf import settings
 from django.core.signals import setting_changed
-from django.db import DEFAULT_DB_ALIAS
+from django.db import router
+from django.db.models import Model
 
 from souvenirs.conf import CachedSettings
 
 DEFAULT_WINDOWS = ("1h", "1d", "7d", "30d")
 UNITS = {"y": 31_536_000, "w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
+LONGEST = 292 * UNITS["y"]  # of Prometheus too, which keeps durations as 64 bits of nanoseconds
 DURATION = re.compile("".join(f"(?:([0-9]+){unit})?" for unit in UNITS))
 
 
 def parse_duration(text: str) -> int:
     """Seconds of a Prometheus duration such as "90m" or "1h30m" (years, weeks, days, hours,
-    minutes, seconds; a year is 365 days). Raises ValueError for anything else, and for 0.
+    minutes, seconds; a year is 365 days). Raises ValueError for anything else, for 0, and for
+    more than 292 years.
 
     Source of the grammar: prometheus.io, Querying basics, Time durations; less its milliseconds.
     """
@@ -28,7 +31,7 @@ def parse_duration(text: str) -> int:
         for number, unit in zip(match.groups() if match else (), UNITS.values())
         if number
     )
-    if not seconds:
+    if not 0 < seconds <= LONGEST:
         raise ValueError(f"{text!r} is no duration; write it like '30m', '1h', '7d' or '1h30m'")
     return seconds
 
@@ -40,10 +43,13 @@ class Settings(CachedSettings):
         names = getattr(settings, "SOUVENIRS_METRICS_WINDOWS", DEFAULT_WINDOWS)
         return {name: parse_duration(name) for name in names}
 
-    @cached_property
-    def database(self) -> str:
-        """SOUVENIRS_METRICS_DATABASE: alias of the database that scrapes read from."""
-        return str(getattr(settings, "SOUVENIRS_METRICS_DATABASE", DEFAULT_DB_ALIAS))
+    def database(self, model: type[Model]) -> str:
+        """Alias of the database that scrapes read `model` from: SOUVENIRS_METRICS_DATABASE, or as
+        the routers say where that is not set or they keep the model out of it."""
+        alias: str | None = getattr(settings, "SOUVENIRS_METRICS_DATABASE", None)
+        if alias is None or not router.allow_migrate_model(alias, model):
+            return router.db_for_read(model)
+        return alias
 
     @cached_property
     def register(self) -> bool:

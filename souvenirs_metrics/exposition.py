@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from prometheus_client import REGISTRY, CollectorRegistry, Metric
 from prometheus_client.exposition import generate_latest
@@ -37,10 +38,16 @@ class ProcessMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         try:
-            source = MultiProcessCollector(None) if is_multiprocess() else REGISTRY
+            source = multiprocess_collector() if is_multiprocess() else REGISTRY
             yield from source.collect()
         except Exception as error:
             logger.exception("Left process metrics out of the page: %r", error)
+
+
+def multiprocess_collector() -> Collector:
+    """Raises ValueError if PROMETHEUS_MULTIPROC_DIR names no directory."""
+    source: Collector = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+    return source
 
 
 def register() -> None:
@@ -108,10 +115,7 @@ def negotiate(accept: str) -> tuple[Callable[[Collector], bytes], str]:
         escaping = parameters.get("escaping")
         if version == "0.0.4" or escaping not in ESCAPINGS:
             return encode, content_type
-        return (
-            lambda registry: encode(registry, escaping=escaping),
-            f"{content_type}; escaping={escaping}",
-        )
+        return partial(encode, escaping=escaping), f"{content_type}; escaping={escaping}"
     return generate_latest, "text/plain; version=0.0.4; charset=utf-8"
 
 

@@ -18,11 +18,12 @@ RECORDS = Counter(families.RECORDS_NAME, families.RECORDS_DOCUMENTATION, labelna
 
 def connect() -> None:
     """Starts counting. Every result is on the page from the start, at 0: rates need a beginning."""
-    souvenir_recorded.connect(count_record, dispatch_uid="souvenirs_metrics.instruments")
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if directory is None or os.path.isdir(directory):  # else a system check says so
-        for result in families.RECORDS_RESULTS:
-            RECORDS.labels(result)
+    if directory is not None and not os.path.isdir(directory):
+        return  # there is nowhere to count, and a system check says so
+    souvenir_recorded.connect(count_record, dispatch_uid="souvenirs_metrics.instruments")
+    for result in families.RECORDS_RESULTS:
+        RECORDS.labels(result)
 
 
 def count_record(result: str, count: int, **kwargs: Any) -> None:

@@ -1,10 +1,27 @@
-from collections.abc import Iterator
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 from django.core.cache import caches
+from django.db import connections, models, router
+from django.db.utils import load_backend
 
 from souvenirs import middleware
 from souvenirs.throttle import throttle
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    elsewhere = [item for item in items if not all(m.args[0] for m in item.iter_markers("where"))]
+    if elsewhere:
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if item not in elsewhere]
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +37,91 @@ def forget() -> None:
     middleware.forget()
     for cache in caches.all():
         cache.clear()
+
+
+@pytest.fixture
+def missing_table(
+    transactional_db: None,
+) -> Callable[[type[models.Model]], AbstractContextManager[None]]:
+    """`with missing_table(Model):` the model's database has no such table in the block."""
+
+    @contextmanager
+    def missing(model: type[models.Model]) -> Iterator[None]:
+        table = model._meta.db_table
+        with connections[router.db_for_write(model)].cursor() as cursor:
+            cursor.execute(f"ALTER TABLE {table} RENAME TO {table}_away")
+            try:
+                yield
+            finally:
+                cursor.execute(f"ALTER TABLE {table}_away RENAME TO {table}")
+
+    return missing
+
+
+@pytest.fixture
+def add_database(transactional_db: None) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+    """`add_database(alias, entry)` connects to another database until the test ends."""
+    added = []
+
+    def add(alias: str, entry: dict[str, Any]) -> None:
+        complete = connections.configure_settings({"default": {}, alias: entry})[alias]
+        connections[alias] = load_backend(complete["ENGINE"]).DatabaseWrapper(complete, alias)
+        added.append(alias)
+
+    yield add
+    for alias in added:
+        connections[alias].close()
+        del connections[alias]
+
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = """
+SECRET_KEY = "of the tests"
+USE_TZ = True
+ALLOWED_HOSTS = ["*"]
+ROOT_URLCONF = "souvenirs_metrics.urls"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "site.sqlite3"}}
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "souvenirs",
+    "souvenirs_metrics",
+]
+"""
+START = """
+import django
+django.setup()
+from django.core.management import call_command
+from django.test import Client
+from souvenirs.control import souvenez
+call_command("migrate", verbosity=0, skip_checks=True, run_syncdb=True)
+"""
+
+
+@pytest.fixture
+def run_site(tmp_path: Path) -> Callable[..., str]:
+    """`run_site(code, settings="", **environ)` runs a process of a small site of its own, for what
+    is decided when a process starts. Returns what it printed; all its processes share a database.
+    """
+
+    def run(code: str, settings: str = "", **environ: str) -> str:
+        (tmp_path / "site_settings.py").write_text(SETTINGS + settings)
+        kept = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", START + code],
+            cwd=tmp_path,
+            env={
+                **kept,
+                "DJANGO_SETTINGS_MODULE": "site_settings",
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}",
+                **environ,
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

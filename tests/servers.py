@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import pwd
 import shutil
@@ -14,13 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import requests
+from urllib.error import URLError
+from urllib.request import urlopen
 
 START_SECONDS = 60
 
-# The programs that the tests start, and the Debian packages that have them
+# The programs that the tests need, and the Debian packages that have them
 PACKAGES = {
+    "gcc": "build-essential",  # builds mysqlclient, with the next three
+    "mariadb_config": "libmariadb-dev",
+    "mariadbd": "mariadb-server",
+    "pkg-config": "pkg-config",
     "postgres": "postgresql",
     "prometheus": "prometheus",
     "promtool": "prometheus",
@@ -72,8 +77,9 @@ def accepts(port: int) -> bool:
 
 def answers(url: str) -> bool:
     try:
-        return requests.get(url, timeout=1).ok
-    except requests.RequestException:
+        with urlopen(url, timeout=1) as response:
+            return bool(response.status == 200)
+    except (URLError, OSError):
         return False
 
 
@@ -140,6 +146,34 @@ def postgresql() -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
+def mariadb() -> Iterator[dict[str, Any]]:
+    """A MariaDB server; yields its entry for DATABASES."""
+    with directory("mariadb") as path:
+        options = unprivileged("mysql", path)
+        data, port = path / "data", free_port()
+        subprocess.run(
+            [program("mariadb-install-db", "mariadb-server"), "--no-defaults",
+             f"--datadir={data}", "--auth-root-authentication-method=normal",
+             "--skip-test-db"],
+            check=True, capture_output=True, **options,
+        )  # fmt: skip
+        command = [
+            program("mariadbd", "mariadb-server"), "--no-defaults", f"--datadir={data}",
+            f"--socket={path / 'socket'}", f"--pid-file={path / 'pid'}", f"--port={port}",
+            "--bind-address=127.0.0.1", "--innodb-flush-log-at-trx-commit=0",
+            "--character-set-server=utf8mb4", "--max-connections=200",
+        ]  # fmt: skip
+        with running(command, lambda: accepts(port), path / "log", **options):
+            yield {
+                "ENGINE": "django.db.backends.mysql",
+                "NAME": "mysql",
+                "USER": "root",
+                "HOST": "127.0.0.1",
+                "PORT": str(port),
+            }
+
+
+@contextmanager
 def redis(port: int | None = None) -> Iterator[tuple[str, subprocess.Popen[Any]]]:
     """A Redis server that keeps nothing on disk; yields its URL and its process."""
     port = port or free_port()
@@ -173,21 +207,14 @@ def database(engine: str) -> dict[str, Any]:
     child processes (pytest-xdist's workers) share their parent's through the environment."""
     if engine == "sqlite":
         return {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
-    servers = {"postgresql": postgresql}
+    servers = {"postgresql": postgresql, "mariadb": mariadb}
     if engine not in servers:
-        raise ValueError(f"DATABASE is {engine!r}; use sqlite or {' or '.join(servers)}")
-    if "SOUVENIRS_TESTS_PORT" in os.environ:
-        return {
-            "ENGINE": f"django.db.backends.{engine}",
-            "NAME": "postgres",
-            "USER": "souvenirs",
-            "HOST": "127.0.0.1",
-            "PORT": os.environ["SOUVENIRS_TESTS_PORT"],
-        }
-    server = servers[engine]()
-    entry = server.__enter__()
-    atexit.register(server.__exit__, None, None, None)
-    os.environ["SOUVENIRS_TESTS_PORT"] = entry["PORT"]
+        raise ValueError(f"DATABASE is {engine!r}; use sqlite, {' or '.join(servers)}")
+    if "SOUVENIRS_TESTS_DATABASE" not in os.environ:
+        server = servers[engine]()
+        os.environ["SOUVENIRS_TESTS_DATABASE"] = json.dumps(server.__enter__())
+        atexit.register(server.__exit__, None, None, None)
+    entry: dict[str, Any] = json.loads(os.environ["SOUVENIRS_TESTS_DATABASE"])
     return entry
 
 

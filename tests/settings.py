@@ -1,11 +1,23 @@
-"""The site that the tests run in; on a real server with DATABASE=postgresql in the environment."""
+"""The site that the tests run in. The environment chooses its shape, SQLite and Django's defaults
+being what is not chosen:
+
+DATABASE=postgresql or mariadb: a real server, which is started for the run.
+SHAPE, of these words:
+    uuid or string: the type of the users' key (models in tests/users)
+    naive: USE_TZ is False
+    routed: souvenirs are in another database than users
+"""
 
 import os
 
 from tests import servers
 
+SHAPE = set(os.environ.get("SHAPE", "").split())
+if unknown := SHAPE - {"uuid", "string", "naive", "routed"}:
+    raise ValueError(f"SHAPE has {unknown}, which is none of its words")
+
 SECRET_KEY = "of the tests"
-USE_TZ = True
+USE_TZ = "naive" not in SHAPE
 TIME_ZONE = "Europe/Paris"
 ROOT_URLCONF = "tests.urls"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
@@ -15,6 +27,7 @@ INSTALLED_APPS = [
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
+    "tests.users",
     "souvenirs",
     "souvenirs_metrics",
 ]
@@ -24,4 +37,16 @@ MIDDLEWARE = [
     "souvenirs.middleware.SouvenirsMiddleware",
 ]
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates"}]
+
 DATABASES = {"default": servers.database(os.environ.get("DATABASE", "sqlite"))}
+if "routed" in SHAPE:
+    DATABASES["history"] = {**DATABASES["default"], "TEST": {"NAME": "test_history"}}
+    if "sqlite" in DATABASES["history"]["ENGINE"]:
+        DATABASES["history"]["TEST"] = {}
+    DATABASE_ROUTERS = ["tests.users.routers.History"]
+
+if "uuid" in SHAPE:
+    AUTH_USER_MODEL = "users.UuidUser"
+if "string" in SHAPE:
+    AUTH_USER_MODEL = "users.StringUser"
+DEFAULT_AUTO_FIELD = "django.db.models.AutoField"

@@ -12,7 +12,8 @@ ROOT = Path(souvenirs.__file__).parent.parent
 # The modules in the order of the data flow: each may import those before it, none after it.
 SOUVENIRS = [
     "__init__", "conf", "signals", "breaker", "clock", "periods",
-    "models", "lastseen", "lastseen.base", "lastseen.database", "throttle", "counting", "control",
+    "fields", "models", "lastseen", "lastseen.base", "lastseen.database", "throttle",
+    "counting", "control",
     "middleware", "checks", "apps",
 ]  # fmt: skip
 METRICS = [

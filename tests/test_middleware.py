@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -8,13 +7,12 @@ from typing import Any
 
 import pytest
 import time_machine
-from asgiref.sync import iscoroutinefunction, sync_to_async
+from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 from django.contrib.auth import authenticate, login, logout
 from django.contrib.auth.decorators import login_required
-from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
-from django.db import OperationalError, connection, connections
+from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, override_settings
 from django.urls import path
@@ -25,6 +23,7 @@ from souvenirs.control import last_seen, tell_hits
 from souvenirs.models import Souvenir
 from souvenirs.signals import souvenir_recorded
 from souvenirs.throttle import throttle
+from tests.people import NOBODY, User, ours, run, site, with_databases
 
 NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)
@@ -86,7 +85,7 @@ urlpatterns = [
     for view in [plain, who, secret, enter, leave, by_token, broken, stream]
 ] + [path(f"{view.__name__}/", view) for view in [async_plain, async_who]]
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.urls(__name__)]
+pytestmark = [with_databases, pytest.mark.urls(__name__)]
 
 
 @pytest.fixture
@@ -113,7 +112,8 @@ def results() -> Iterator[list[str]]:
 
 
 def seen() -> list[str]:
-    return sorted(Souvenir.objects.values_list("user__username", flat=True))
+    names = {user.pk: user.username for user in User.objects.all()}
+    return sorted(names[row.user_id] for row in Souvenir.objects.all())
 
 
 # Who is recorded
@@ -164,7 +164,7 @@ def test_records__a_session_once_an_hour_and_last_seen_by_the_minute(
         assert 1 <= len(seen()) <= 2  # the hours of the clock that this hour touches
         newest = last_seen(user)
         assert newest is not None
-        assert newest >= (start + 58 * MINUTE).replace(microsecond=0)
+        assert newest >= site(start + 58 * MINUTE).replace(microsecond=0)
 
 
 # What the response and the session show of it: nothing
@@ -223,7 +223,7 @@ def test_session__of_a_deleted_user_records_nobody(signed_in: Client, user: User
 
 
 def test_session__that_has_expired_records_nobody(signed_in: Client) -> None:
-    Session.objects.update(expire_date=NOON)
+    Session.objects.update(expire_date=site(NOON))
     signed_in.get("/plain/")
     assert seen() == []
 
@@ -307,7 +307,7 @@ def test_cost__a_flood_does_not_keep_a_session_that_was_good_from_being_recorded
             attacker.cookies[settings.SESSION_COOKIE_NAME] = f"{number:032d}"
             attacker.get("/plain/")
         signed_in.get("/plain/")
-        assert last_seen(user) == now + 2 * MINUTE
+        assert last_seen(user) == site(now + 2 * MINUTE)
 
 
 def test_memory__holds_no_cookie_and_no_identity(signed_in: Client, user: User) -> None:
@@ -331,7 +331,7 @@ def broken_database() -> Iterator[list[bool]]:
             raise OperationalError("the server is gone")
         return execute(sql, params, many, context)
 
-    with connection.execute_wrapper(refuse):
+    with ours().execute_wrapper(refuse):
         yield state
 
 
@@ -383,7 +383,7 @@ def test_failure__of_one_users_row_does_not_stop_the_others(
             app_label = "tests"
 
     request = HttpRequest()
-    request.user = Ghost(pk=987654, username="ghost")
+    request.user = Ghost(pk=NOBODY, username="ghost")
     todo = middleware.pending(request, HttpResponse())
     assert todo is not None
     middleware.attempt(todo)
@@ -451,7 +451,7 @@ def test_hook__may_read_the_session_and_the_response_does_not_vary(
 def test_hook__that_reads_an_expired_session_does_not_delete_its_cookie(
     signed_in: Client, hook: Any
 ) -> None:
-    Session.objects.update(expire_date=NOON)
+    Session.objects.update(expire_date=site(NOON))
     hook(not_impersonated)
     assert not signed_in.get("/plain/").cookies
 
@@ -480,18 +480,6 @@ def test_is_async__as_what_it_wraps() -> None:
 
     assert iscoroutinefunction(middleware.SouvenirsMiddleware(view))
     assert not iscoroutinefunction(middleware.SouvenirsMiddleware(plain))
-
-
-def run(awaitable: Any) -> Any:
-    """Runs it in an event loop, and closes the connections of the thread that Django used there."""
-
-    async def main() -> Any:
-        try:
-            return await awaitable
-        finally:
-            await sync_to_async(connections.close_all)()
-
-    return asyncio.run(main())
 
 
 @pytest.mark.parametrize("view", ["async_plain", "async_who", "plain", "who"])

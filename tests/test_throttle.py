@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import time_machine
-from django.contrib.auth.models import User
 from django.core.cache import caches
 from django.db import transaction
 from django.test import override_settings
@@ -21,6 +20,7 @@ from souvenirs.models import Souvenir
 from souvenirs.periods import Interval
 from souvenirs.throttle import CLAIM_SECONDS, Memory, throttle
 from tests import servers
+from tests.people import User, ours, with_databases
 
 NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
 SLOT = Interval(0.0, 3600.0)
@@ -137,7 +137,7 @@ def test_claim__keys_of_users_are_apart_and_not_readable(shared_cache: Any) -> N
     assert all(len(claim.key) < 100 for claim in claims)
 
 
-@pytest.mark.django_db(transaction=True)
+@with_databases
 def test_processes_share_the_limit(shared_cache: Any) -> None:
     user = User.objects.create(username="ada")
     with time_machine.travel(NOON, tick=False) as traveller:
@@ -149,7 +149,7 @@ def test_processes_share_the_limit(shared_cache: Any) -> None:
         assert souvenez(user) == "rate-limited"
 
 
-@pytest.mark.django_db(transaction=True)
+@with_databases
 def test_a_process_asks_the_cache_once_for_a_user_and_slot(
     shared_cache: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,10 +164,10 @@ def test_a_process_asks_the_cache_once_for_a_user_and_slot(
             assert souvenez(user) == "rate-limited"
 
 
-@pytest.mark.django_db(transaction=True)
+@with_databases
 def test_a_rollback_silences_nobody_for_over_a_minute(shared_cache: Any) -> None:
     user = User.objects.create(username="ada")
-    with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+    with contextlib.suppress(ZeroDivisionError), transaction.atomic(using=ours().alias):
         souvenez(user)
         raise ZeroDivisionError
     assert souvenez(user) == "rate-limited"
@@ -178,7 +178,7 @@ def test_a_rollback_silences_nobody_for_over_a_minute(shared_cache: Any) -> None
         assert souvenez(user) == "added"
 
 
-@pytest.mark.django_db(transaction=True)
+@with_databases
 def test_a_cache_that_is_down_is_replaced_by_process_memory() -> None:
     user = User.objects.create(username="ada")
     port = servers.free_port()
@@ -196,7 +196,7 @@ def test_a_cache_that_is_down_is_replaced_by_process_memory() -> None:
     assert Souvenir.objects.count() == 2
 
 
-@pytest.mark.django_db(transaction=True)
+@with_databases
 def test_a_local_memory_cache_is_left_to_the_site() -> None:
     user = User.objects.create(username="ada")
     souvenez(user)

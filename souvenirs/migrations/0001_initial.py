@@ -2,6 +2,8 @@ import django.utils.timezone
 from django.conf import settings
 from django.db import migrations, models
 
+from souvenirs.fields import UserForeignKey, cascade
+
 
 class Migration(migrations.Migration):
     """The schema of django-souvenirs 1.0.2."""
@@ -21,10 +23,7 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("when", models.DateTimeField(db_index=True, default=django.utils.timezone.now)),
-                (
-                    "user",
-                    models.ForeignKey(on_delete=models.CASCADE, to=settings.AUTH_USER_MODEL),
-                ),
+                ("user", UserForeignKey(on_delete=cascade, to=settings.AUTH_USER_MODEL)),
             ],
             options={"ordering": ["-when"]},
         ),

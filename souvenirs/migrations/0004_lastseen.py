@@ -1,6 +1,8 @@
 from django.conf import settings
 from django.db import migrations, models
 
+from souvenirs.fields import UserOneToOneField, cascade
+
 
 class Migration(migrations.Migration):
     dependencies = [
@@ -16,8 +18,8 @@ class Migration(migrations.Migration):
                 ("seen", models.BigIntegerField(db_index=True, null=True)),
                 (
                     "user",
-                    models.OneToOneField(
-                        on_delete=models.CASCADE,
+                    UserOneToOneField(
+                        on_delete=cascade,
                         related_name="souvenirs_last_seen",
                         to=settings.AUTH_USER_MODEL,
                     ),

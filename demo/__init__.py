@@ -1,0 +1,1 @@
+"""A small Django site that remembers when its users were active, and people who use it."""

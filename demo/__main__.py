@@ -1,0 +1,143 @@
+"""python -m demo: a site with a past, live visitors, and its gauges in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import requests
+
+from demo import page
+from demo.options import may_sign_in, parse
+from demo.population import ADMIN, PASSWORD
+from demo.serving import Failure, Stopped, pause, populate, serve
+from demo.traffic import Traffic
+
+REFRESH_SECONDS = 2
+
+
+def run(args: argparse.Namespace, stop: threading.Event) -> int:
+    """The demo, until somebody ends it."""
+    directory = Path(os.environ.get("DEMO_DIR") or Path(__file__).parent / "var")
+    directory.mkdir(parents=True, exist_ok=True)
+    with alone(directory):
+        if args.fresh:
+            for leftover in directory.glob("db.sqlite3*"):
+                leftover.unlink()
+        password = secrets.token_urlsafe(9)
+        populate(directory, users=args.users, weeks=args.weeks, admin_password=password, stop=stop)
+        with serve(directory, args.port, stop) as url, live(args, url, stop):
+            name = may_sign_in(args.users)[0]
+            say(f"The site      {url}/          {name} and others, password {PASSWORD}")
+            say(f"Its admin     {url}/admin/    {ADMIN}, password {password}")
+            say(f"Its metrics   {url}/metrics")
+            say(f"Its log       {directory / 'gunicorn.log'}")
+            say("Ctrl-C ends it.\n")
+            show(url, stop)
+    return 0
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Keeps a second demo, which would begin its counters anew, out of the same directory."""
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Failure(
+                f"a demo is running in {directory}; end it, or name another directory in DEMO_DIR"
+            ) from None
+        yield
+
+
+def show(url: str, stop: threading.Event) -> None:
+    """Prints the gauges again and again. Raises Stopped when `stop` is set."""
+    lines = 0
+    while True:
+        try:
+            text = page.table(page.souvenirs(page.scrape(url)))
+        except requests.RequestException as error:
+            text = f"The site did not answer: {error}"
+        if lines and sys.stdout.isatty():
+            say(f"\x1b[{lines}A\x1b[J{text}")  # in place of the last one
+        else:
+            say(text)
+        lines = text.count("\n") + 1
+        pause(stop, REFRESH_SECONDS)
+
+
+@contextmanager
+def live(args: argparse.Namespace, url: str, stop: threading.Event) -> Iterator[None]:
+    """Visitors, while the block runs."""
+    with Traffic(url, may_sign_in(args.users), PASSWORD) as traffic:
+        thread = threading.Thread(target=traffic.run, args=(stop, args.rate))
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def once(args: argparse.Namespace, stop: threading.Event) -> int:
+    """The check: what was done must be what the page tells."""
+    with ExitStack() as stack:
+        directory = Path(tempfile.mkdtemp(prefix="souvenirs-demo-"))
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        populate(directory, users=args.users, weeks=args.weeks, stop=stop)
+        url = stack.enter_context(serve(directory, args.port, stop))
+        names = may_sign_in(args.users)[: args.sign_in]
+        traffic = stack.enter_context(Traffic(url, names, PASSWORD, seed=1))
+        tell(f"Signing {len(names)} users in at {url}/")
+        traffic.sign_in(names)
+        for _ in range(5 * len(names)):
+            pause(stop, 0)
+            traffic.step(names)
+        text = page.scrape(url)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        key = ("souvenirs_active_users", "1h")
+        samples = page.souvenirs(text)
+        found = f"{samples[key]:.0f}" if key in samples else "absent"
+        is_right = samples.get(key) == len(names)
+        tell(f"{len(names)} users signed in, and were answered {len(traffic.visits)} times.")
+        tell(
+            f'souvenirs_active_users{{window="1h"}} is {found}: {"right" if is_right else "WRONG"}'
+        )
+        return 0 if is_right else 1
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        return once(args, stop) if args.once else run(args, stop)
+    except Stopped:
+        return 130 if args.once else 0  # the check was not made
+    except Failure as error:
+        tell(f"demo: {error}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

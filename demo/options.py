@@ -1,0 +1,78 @@
+"""The options of `python -m demo`, and its help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from demo.population import people
+
+DESCRIPTION = """\
+Serves a small Django site on 127.0.0.1 with gunicorn (two workers), lets made-up
+people sign in and read it, and shows the gauges that Prometheus would scrape.
+Ends with Ctrl-C."""
+
+EPILOG = """\
+The site is kept in demo/var, or in the directory that DEMO_DIR in the environment
+names. A second start continues it: users stay, the time in between is filled with
+made-up activity up to 2.5 hours ago, and the admin gets a new password. --fresh
+begins anew. People come as the hour suggests (Europe/Paris): the site is busiest
+on weekday evenings, and calm at night.
+
+  python -m demo                      start, on port 8000
+  python -m demo --port 0 --fresh     forget the last time, take any free port
+  python -m demo --once >page.txt     a check: sign 12 users in, read their number back
+  python -m demo --once | promtool check metrics"""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m demo",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--port", type=int, help="0 takes a free one (default: 8000; with --once, 0)"
+    )
+    parser.add_argument("--users", type=positive, default=300, help="accounts (default: 300)")
+    parser.add_argument(
+        "--weeks", type=positive, default=10, help="of past, in a new database (default: 10)"
+    )
+    parser.add_argument(
+        "--rate", type=positive, default=150,
+        help="visits a minute at the busiest hour (default: 150)",
+    )  # fmt: skip
+    parser.add_argument("--fresh", action="store_true", help="delete the database, begin anew")
+    parser.add_argument(
+        "--once", action="store_true",
+        help="in a new, temporary database: sign users in, browse, print the metrics page to"
+        " standard output, and exit with 0 if its active users of the last hour are as many as"
+        " were signed in, else with 1",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sign-in", type=positive, default=12, metavar="N",
+        help="how many, with --once (default: 12)",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.port is None:
+        args.port = 0 if args.once else 8000
+    if not 0 <= args.port <= 65535:
+        parser.error(f"--port is {args.port}: give a port from 1 to 65535, or 0 for a free one")
+    if args.once and args.sign_in > len(may_sign_in(args.users)):
+        parser.error(
+            f"--sign-in is {args.sign_in}: of {args.users} users"
+            f" {len(may_sign_in(args.users))} may sign in; give fewer, or more --users"
+        )
+    return args
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
+    return number
+
+
+def may_sign_in(users: int) -> list[str]:
+    return [person.username for person in people(users) if person.is_active]

@@ -1,0 +1,23 @@
+"""When people are about: shared by the made-up past and the live traffic."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+ZONE = ZoneInfo("Europe/Paris")
+
+# By local hour, as a share of the busiest: asleep, breakfast, lunch, and the evening's peak
+HOURS = (
+    0.10, 0.05, 0.03, 0.02, 0.02, 0.04, 0.12, 0.30, 0.55, 0.65, 0.68, 0.70,
+    0.80, 0.72, 0.60, 0.58, 0.62, 0.70, 0.80, 0.90, 1.00, 0.95, 0.60, 0.28,
+)  # fmt: skip
+
+# By day of the week from Monday, likewise: the weekend dips
+WEEKDAYS = (0.95, 1.0, 1.0, 0.97, 0.9, 0.5, 0.42)
+
+
+def activity(t: float) -> float:
+    """How busy the site is at a unix time, from 0 to 1 for its busiest hour."""
+    local = datetime.fromtimestamp(t, ZONE)
+    return HOURS[local.hour] * WEEKDAYS[local.weekday()]

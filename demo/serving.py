@@ -1,0 +1,141 @@
+"""Makes the site's database, and serves it with gunicorn."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+ROOT = Path(__file__).parents[1]
+START_SECONDS = 60
+END_SECONDS = 8
+
+
+class Stopped(Exception):
+    """Somebody asked the demo to end."""
+
+
+class Failure(Exception):
+    """The demo cannot go on, for the reason told."""
+
+
+def populate(
+    directory: Path,
+    *,
+    users: int,
+    weeks: int,
+    admin_password: str | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Makes a site in `directory`, or continues the one there: see the command of this name."""
+    environment = environ(directory)
+    if admin_password:
+        environment["DEMO_ADMIN_PASSWORD"] = admin_password
+    command = ["demo.manage", "populate", f"--users={users}", f"--weeks={weeks}"]
+    with child(command, environment) as process:
+        while process.poll() is None:
+            pause(stop, 0.05)
+    if process.returncode:
+        raise Failure(f"the database in {directory} could not be made (see above)")
+
+
+@contextmanager
+def serve(directory: Path, port: int = 0, stop: threading.Event | None = None) -> Iterator[str]:
+    """Serves the site in `directory` on a port of loopback, 0 for a free one; yields its URL.
+
+    gunicorn's log is gunicorn.log in `directory`. Raises Failure if it does not start.
+    """
+    log = directory / "gunicorn.log"
+    environment = environ(directory)
+    environment["PROMETHEUS_MULTIPROC_DIR"] = str(directory / "metrics")
+    with listening(port) as listener, log.open("ab") as output:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        handle = listener.fileno()
+        command = ["gunicorn", "-c", str(ROOT / "demo/gunicorn.conf.py"), f"--bind=fd://{handle}"]
+        with child(command, environment, handle=handle, output=output.fileno()) as process:
+            listener.close()  # gunicorn holds it now, and takes it along when it ends
+            deadline = time.monotonic() + START_SECONDS
+            while not answers(url):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise Failure(f"gunicorn did not start:\n{log.read_text()[-2000:]}")
+                pause(stop, 0.05)
+            yield url
+
+
+def environ(directory: Path) -> dict[str, str]:
+    """The environment of the site's processes."""
+    inherited = {k: v for k, v in os.environ.items() if k != "PROMETHEUS_MULTIPROC_DIR"}
+    return {**inherited, "DEMO_DIR": str(directory.resolve())}
+
+
+def listening(port: int) -> socket.socket:
+    """A socket for gunicorn to inherit: so a free port stays ours, and a taken one is told."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as error:
+        listener.close()
+        raise Failure(
+            f"port {port} is not free ({error.strerror}); choose another with --port, 0 for any"
+        ) from None
+    listener.listen(128)
+    return listener
+
+
+@contextmanager
+def child(
+    module: Sequence[str],
+    environment: dict[str, str],
+    *,
+    handle: int = -1,
+    output: int | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs `python -m` module with arguments until the block ends.
+
+    It has a session of its own: Ctrl-C in the terminal reaches us alone, who then end it.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", *module],
+        cwd=ROOT,
+        env=environment,
+        pass_fds=[handle] if handle >= 0 else [],
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the workers too: its session is their group
+            process.wait()
+
+
+def answers(url: str) -> bool:
+    with requests.Session() as session:
+        session.trust_env = False  # no proxy leads to loopback
+        try:
+            return session.get(url, timeout=1).ok
+        except requests.RequestException:
+            return False
+
+
+def pause(stop: threading.Event | None, seconds: float) -> None:
+    """Sleeps. Raises Stopped as soon as `stop` is set."""
+    if stop is None:
+        time.sleep(seconds)
+    elif stop.wait(seconds):
+        raise Stopped

@@ -1,0 +1,118 @@
+"""People at browsers: they sign in over HTTP and read pages. Knows nothing of Django."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import requests
+
+from demo.rhythm import activity
+
+# By how often they are asked for; the first does not ask who the reader is
+PAGES = {"/": 2, "/articles/": 3, "/articles/tides/": 2, "/articles/maps/": 1, "/account/": 1}
+SIGN_OUT_SHARE = 0.03
+QUIETEST = 0.05  # there is always somebody about: a demo at night should move
+TIMEOUT = 30
+
+
+@dataclass(frozen=True)
+class Visit:
+    """The site answered a signed-in user, at a unix time."""
+
+    username: str
+    t: float
+
+
+class Visitor:
+    """Somebody with a browser. `visits` grows by each answer to them while signed in."""
+
+    def __init__(self, url: str, username: str, password: str, visits: list[Visit]) -> None:
+        self.url, self.username, self.password, self.visits = url, username, password, visits
+        self.is_signed_in = False
+        self.session = requests.Session()
+        self.session.trust_env = False  # no proxy leads to loopback
+        self.session.hooks["response"].append(self.note)
+
+    def note(self, response: requests.Response, **kwargs: Any) -> None:
+        """Called with every response, redirects too."""
+        sent = response.request.headers.get("Cookie", "")
+        if "sessionid=" in sent or "sessionid" in response.cookies:
+            self.visits.append(Visit(self.username, time.time()))
+
+    def get(self, path: str) -> requests.Response:
+        response = self.session.get(self.url + path, timeout=TIMEOUT)
+        response.raise_for_status()
+        return response
+
+    def post(self, path: str, **data: str) -> requests.Response:
+        response = self.session.post(
+            self.url + path,
+            data={"csrfmiddlewaretoken": self.session.cookies["csrftoken"], **data},
+            timeout=TIMEOUT,
+        )
+        response.raise_for_status()
+        return response
+
+    def sign_in(self) -> None:
+        """Signs in, and reads the page that this leads to. Raises RuntimeError if refused."""
+        self.get("/login/")
+        response = self.post("/login/", username=self.username, password=self.password)
+        if "sessionid" not in self.session.cookies:
+            raise RuntimeError(f"{self.username} could not sign in at {response.url}")
+        self.is_signed_in = True
+
+    def sign_out(self) -> None:
+        self.get("/account/")
+        self.post("/logout/")
+        self.is_signed_in = False
+
+
+class Traffic:
+    """Visitors of the site at `url`, who come at random, and all that they did: `visits`."""
+
+    def __init__(
+        self, url: str, usernames: Sequence[str], password: str, *, seed: int | None = None
+    ) -> None:
+        self.visits: list[Visit] = []
+        self.visitors = {name: Visitor(url, name, password, self.visits) for name in usernames}
+        self.random = Random(seed)
+        self.errors = 0
+
+    def __enter__(self) -> Traffic:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for visitor in self.visitors.values():
+            visitor.session.close()
+
+    def sign_in(self, usernames: Iterable[str]) -> None:
+        """Signs these users in, some at a time."""
+        with ThreadPoolExecutor(4) as pool:
+            for _ in pool.map(lambda name: self.visitors[name].sign_in(), usernames):
+                pass
+
+    def step(self, usernames: Sequence[str]) -> None:
+        """One of these users, chosen at random, signs in, reads a page, or leaves."""
+        visitor = self.visitors[self.random.choice(usernames)]
+        if not visitor.is_signed_in:
+            visitor.sign_in()
+        elif self.random.random() < SIGN_OUT_SHARE:
+            visitor.sign_out()
+        else:
+            visitor.get(*self.random.choices(list(PAGES), list(PAGES.values())))
+
+    def run(self, stop: threading.Event, per_minute: float) -> None:
+        """Goes on until `stop` is set, with `per_minute` steps at the busiest hour of the week."""
+        usernames = list(self.visitors)
+        while not stop.wait(60 / per_minute):
+            if self.random.random() < max(QUIETEST, activity(time.time())):
+                try:
+                    self.step(usernames)
+                except (requests.RequestException, RuntimeError):
+                    self.errors += 1

@@ -1,0 +1,1 @@
+"""The site: pages, log-in, admin, and /metrics."""

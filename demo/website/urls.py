@@ -1,0 +1,18 @@
+from django.contrib import admin
+from django.contrib.auth.views import LoginView, LogoutView
+from django.contrib.staticfiles.views import serve
+from django.urls import include, path
+
+from demo.website import views
+
+urlpatterns = [
+    path("", views.home, name="home"),
+    path("articles/", views.articles, name="articles"),
+    path("articles/<slug:slug>/", views.article, name="article"),
+    path("account/", views.account, name="account"),
+    path("login/", LoginView.as_view(), name="login"),
+    path("logout/", LogoutView.as_view(), name="logout"),
+    path("admin/", admin.site.urls),
+    path("static/<path:path>", serve, {"insecure": True}),  # the admin's; DEBUG is off
+    path("", include("souvenirs_metrics.urls")),
+]

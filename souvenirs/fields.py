@@ -1,0 +1,74 @@
+"""Model fields: unix seconds, and the relation to a user who may be in another database."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Any
+
+from django.conf import settings
+from django.db import models, router
+from django.db.models.deletion import CASCADE, Collector
+
+from souvenirs import clock
+
+
+class SecondsField(models.BigIntegerField):  # type: ignore[type-arg]
+    """A column of unix seconds that Python sees as datetimes, of the site's form."""
+
+    def from_db_value(self, value: int | None, *args: Any) -> datetime | None:
+        return None if value is None else clock.to_datetime(value)
+
+    def get_prep_value(self, value: Any) -> Any:
+        if isinstance(value, datetime):
+            value = math.floor(clock.to_seconds(value))
+        return super().get_prep_value(value)
+
+
+def cascade(collector: Collector, field: Any, sub_objs: Any, using: str) -> None:
+    """on_delete of a relation to the user: CASCADE, where both are in one database.
+
+    Where they are not, Django would look for our tables in the users' database; there
+    `models.forget_deleted_user` does it.
+    """
+    if router.db_for_write(field.model) == using:
+        CASCADE(collector, field, sub_objs, using)
+
+
+cascade.lazy_sub_objs = True  # type: ignore[attr-defined]  # do not query before asking
+
+
+class ToUser:
+    """Mixin of relations to the user model: a constraint in the database where it can be one.
+
+    It cannot be where a router keeps the users' table in another database; that depends on the
+    site, so it is asked when a table is made, and is no part of the migrations' state.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"to": settings.AUTH_USER_MODEL, "on_delete": cascade, **kwargs})
+
+    @property
+    def db_constraint(self) -> bool:
+        if not hasattr(self, "model"):  # a field that migrations look at outside of any table
+            return True
+        label, name = settings.AUTH_USER_MODEL.split(".")
+        using = router.db_for_write(self.model)
+        return router.allow_migrate(using, label, model_name=name.lower())
+
+    @db_constraint.setter
+    def db_constraint(self, value: bool) -> None:
+        pass
+
+    def deconstruct(self) -> Any:
+        name, path, args, kwargs = super().deconstruct()  # type: ignore[misc]
+        kwargs.pop("db_constraint", None)
+        return name, path, args, kwargs
+
+
+class UserForeignKey(ToUser, models.ForeignKey):  # type: ignore[type-arg]
+    pass
+
+
+class UserOneToOneField(ToUser, models.OneToOneField):  # type: ignore[type-arg]
+    pass

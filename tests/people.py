@@ -1,0 +1,53 @@
+"""What tests need so that they hold for every shape of site: see tests/settings.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.db import connections, models, router
+
+from souvenirs import clock
+from souvenirs.models import Souvenir
+
+T = TypeVar("T")
+
+User: Any = get_user_model()
+
+with_databases = pytest.mark.django_db(transaction=True, databases=list(settings.DATABASES))
+
+
+def ours() -> Any:
+    """The connection to the database that souvenirs are in."""
+    return connections[router.db_for_write(Souvenir)]
+
+
+# A key of the right type that no user has
+if isinstance(User._meta.pk, models.UUIDField):
+    NOBODY: Any = uuid4()
+else:
+    NOBODY = User._meta.pk.to_python("987654")
+
+
+def site(when: datetime) -> datetime:
+    """A datetime in the form that the site's models hold."""
+    return clock.to_site(when)
+
+
+def run(awaitable: Awaitable[T]) -> T:
+    """Runs it in an event loop, and closes the connections of the thread that Django used there."""
+
+    async def main() -> T:
+        try:
+            return await awaitable
+        finally:
+            await sync_to_async(connections.close_all)()
+
+    return asyncio.run(main())

@@ -1,0 +1,1 @@
+"""User models that sites have, beside Django's own."""
