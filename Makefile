@@ -1,42 +1,59 @@
 # make demo    the site, its traffic and its numbers, on SQLite (ARGS=--help for options)
-# make test    the tests, on SQLite and PostgreSQL
+# make test    the tests, on SQLite, PostgreSQL and MariaDB (ARGS="-k throttle" for some of them)
 # make lint    style, types, migrations
 # make bench   what it costs, side by side with what one would use instead
 
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n auto $(ARGS)
 APT := $(if $(filter 0,$(shell id -u)),,sudo) env DEBIAN_FRONTEND=noninteractive apt-get
 
 .PHONY: demo test lint bench servers clean
 
-demo: .venv/installed
+demo: .venv/demo
 	$(BIN)/python -m demo $(ARGS)
 
-test: .venv/installed servers
-	$(BIN)/python -m pytest -n auto $(ARGS)
-	DATABASE=postgresql $(BIN)/python -m pytest -n auto -m "not own_site" $(ARGS)
+# Each database with a shape of site of its own (tests/settings.py); then every pair of database,
+# key type, time zones and routing that those leave out, on the tests that depend on them.
+test: .venv/test
+	DATABASE=sqlite     SHAPE=""             $(PYTEST)
+	DATABASE=postgresql SHAPE="uuid routed"  $(PYTEST) -m "not own_site"
+	DATABASE=mariadb    SHAPE="string naive" $(PYTEST) -m "not own_site"
+	DATABASE=sqlite     SHAPE="uuid naive routed"   $(PYTEST) -m "not own_site and not slow"
+	DATABASE=sqlite     SHAPE="string routed"       $(PYTEST) -m "not own_site and not slow"
+	DATABASE=postgresql SHAPE="string naive"        $(PYTEST) -m "not own_site and not slow"
+	DATABASE=postgresql SHAPE="naive"               $(PYTEST) -m "not own_site and not slow"
+	DATABASE=mariadb    SHAPE="routed"              $(PYTEST) -m "not own_site and not slow"
+	DATABASE=mariadb    SHAPE="uuid"                $(PYTEST) -m "not own_site and not slow"
 
-lint: .venv/installed
+lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.settings
 
-bench: .venv/installed
+bench: .venv/test
 	$(BIN)/python -m benchmarks.migrate
 
-# Debian's packages of the servers that the tests run on, if any is missing
-servers: .venv/installed
-	@missing=$$($(BIN)/python -m tests.servers) && \
+# Debian's packages of the servers that the tests run on, and of what builds their clients
+servers:
+	@missing=$$($(PYTHON) -m tests.servers) && \
 	if [ -n "$$missing" ]; then \
 		$(APT) update && $(APT) install -y --no-install-recommends $$missing; \
 	fi
 
-.venv/installed: setup.py
-	$(PYTHON) -m venv .venv || ($(APT) update && $(APT) install -y python3-venv && $(PYTHON) -m venv --clear .venv)
+.venv/bin/python:
+	$(PYTHON) -m venv .venv || \
+		{ $(APT) update && $(APT) install -y python3-venv && $(PYTHON) -m venv --clear .venv; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[demo,test,lint]"
+
+.venv/demo: .venv/bin/python setup.py
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
 	touch $@
+
+.venv/test: .venv/bin/python setup.py | servers
+	$(BIN)/python -m pip install --quiet --editable ".[demo,test,lint]"
+	touch $@ .venv/demo
 
 clean:
 	rm -rf .venv .tox build dist *.egg-info demo/var

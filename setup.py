@@ -16,7 +16,7 @@ OPERATORS = {
 setup(
     name="django-souvenirs",
     version=VERSION[1],
-    description="How active are the users of a Django site? Exact counts, and a Prometheus exporter.",
+    description="How active are a Django site's users? Exact counts, and a Prometheus exporter.",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="MIT",
@@ -62,7 +62,11 @@ setup(
         "demo": ["django-prometheus>=2.4", "gunicorn>=22", "requests>=2.31", "tabulate>=0.9"],
         "test": [
             "build>=1.2",
+            "django-hijack>=3.7",
+            "django-loginas>=0.3.11",
+            "djangorestframework>=3.16",
             "hypothesis>=6.100",
+            "mysqlclient>=2.2.1",
             "psycopg[binary]>=3.2",
             "pytest>=8.3",
             "pytest-django>=4.9",
