@@ -45,7 +45,7 @@ def check_ratelimit_seconds(**kwargs: Any) -> list[CheckMessage]:
 @register
 def check_cache_name(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_CACHE_NAME", "default")
-    if value not in settings.CACHES:
+    if not isinstance(value, str) or value not in settings.CACHES:
         return [
             Error(
                 f"SOUVENIRS_CACHE_NAME is {value!r}, which is not in CACHES.",

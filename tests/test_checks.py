@@ -20,6 +20,7 @@ BAD = [
     ("souvenirs.E001", "SOUVENIRS_RATELIMIT_SECONDS", float("inf")),
     ("souvenirs.E001", "SOUVENIRS_RATELIMIT_SECONDS", float("nan")),
     ("souvenirs.E002", "SOUVENIRS_CACHE_NAME", "nowhere"),
+    ("souvenirs.E002", "SOUVENIRS_CACHE_NAME", ["default"]),
     ("souvenirs.E003", "SOUVENIRS_CACHE_PREFIX", 7),
     ("souvenirs.E003", "SOUVENIRS_CACHE_PREFIX", "with space"),
     ("souvenirs.E004", "SOUVENIRS_LAST_SEEN_SECONDS", 0),

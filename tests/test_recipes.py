@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.conf import settings as site_settings
 from django.http import HttpRequest, HttpResponse
-from django.test import Client, override_settings
+from django.test import Client
 from django.urls import include, path
 from loginas import settings as loginas_settings
 from rest_framework.authentication import BaseAuthentication, SessionAuthentication
@@ -79,17 +79,12 @@ RECIPES = recipes()
 
 
 @pytest.fixture
-def use() -> Iterator[Callable[[str], None]]:
-    override: Any = None
-
+def use(settings: Any) -> Callable[[str], None]:
     def recipe(title: str) -> None:
-        nonlocal override
         globals()["should_record"] = RECIPES[title]
-        override = override_settings(SOUVENIRS_SHOULD_RECORD=f"{__name__}.should_record")
-        override.enable()
+        settings.SOUVENIRS_SHOULD_RECORD = f"{__name__}.should_record"
 
-    yield recipe
-    override.disable()
+    return recipe
 
 
 @pytest.fixture

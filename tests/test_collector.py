@@ -1,0 +1,497 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import django
+import pytest
+import time_machine
+from django.conf import settings as django_settings
+from django.core.management import call_command
+from django.db import connections, models
+from django.db.models.query_utils import DeferredAttribute
+from django.test.utils import CaptureQueriesContext, override_settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+import souvenirs
+from souvenirs.models import LastSeen, Souvenir
+from souvenirs_metrics.collector import SouvenirsCollector
+from tests import servers
+from tests.people import User, ours, site, with_databases
+
+MissingTable = Callable[[type], AbstractContextManager[None]]
+AddDatabase = Callable[[str, dict[str, Any]], None]
+RunSite = Callable[..., str]
+Samples = dict[tuple[str, str], float]
+
+in_transaction = pytest.mark.django_db(databases=list(django_settings.DATABASES))
+
+PARIS = ZoneInfo("Europe/Paris")
+# A Wednesday; the day, week, month, quarter and year before it all are different periods
+NOW = datetime(2024, 5, 15, 12, 34, 56, tzinfo=PARIS)
+STARTS = {
+    "day": datetime(2024, 5, 15, tzinfo=PARIS),
+    "week": datetime(2024, 5, 13, tzinfo=PARIS),
+    "month": datetime(2024, 5, 1, tzinfo=PARIS),
+    "quarter": datetime(2024, 4, 1, tzinfo=PARIS),
+    "year": datetime(2024, 1, 1, tzinfo=PARIS),
+}
+PREVIOUS_STARTS = {
+    "day": datetime(2024, 5, 14, tzinfo=PARIS),
+    "week": datetime(2024, 5, 6, tzinfo=PARIS),
+    "month": datetime(2024, 4, 1, tzinfo=PARIS),
+    "quarter": datetime(2024, 1, 1, tzinfo=PARIS),
+    "year": datetime(2023, 1, 1, tzinfo=PARIS),
+}
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+def collect() -> Samples:
+    """Values by metric name and by the value of its only label ("" if there is none)."""
+    return {
+        (sample.name, "".join(sample.labels.values()) if len(sample.labels) < 2 else ""): (
+            sample.value
+        )
+        for metric in SouvenirsCollector().collect()
+        for sample in metric.samples
+    }
+
+
+def of(samples: Samples, name: str) -> dict[str, float]:
+    return {label: value for (metric, label), value in samples.items() if metric == name}
+
+
+def make_users(count: int) -> list[Any]:
+    taken = User.objects.count()
+    people: list[Any] = User.objects.bulk_create(
+        User(username=f"u{taken + i}") for i in range(count)
+    )
+    return people
+
+
+def see(*times: datetime) -> None:
+    """A new user last seen at each of the times."""
+    LastSeen.objects.bulk_create(
+        LastSeen(user_id=user.pk, seen=int(when.timestamp()))
+        for user, when in zip(make_users(len(times)), times)
+    )
+
+
+def record(user: Any, *times: datetime) -> None:
+    Souvenir.objects.bulk_create(Souvenir(user_id=user.pk, when=site(when)) for when in times)
+
+
+@contextmanager
+def capture_queries() -> Iterator[Callable[[], list[str]]]:
+    """Yields a function that gives the queries of the block so far, on all of the databases."""
+    with ExitStack() as stack:
+        contexts = [stack.enter_context(CaptureQueriesContext(c)) for c in connections.all()]
+        yield lambda: [query["sql"] for context in contexts for query in context]
+
+
+# Registering. These tests have no database at all: a query would raise
+
+
+def test_describe__queries_nothing_and_has_no_samples() -> None:
+    families = list(SouvenirsCollector().describe())
+    assert [sample for family in families for sample in family.samples] == []
+
+
+def test_register__queries_nothing() -> None:
+    CollectorRegistry().register(SouvenirsCollector())
+
+
+@in_transaction
+def test_describe__names_what_is_collected() -> None:
+    collector = SouvenirsCollector()
+    described = {(f.name, f.type, f.documentation) for f in collector.describe()}
+    assert {(f.name, f.type, f.documentation) for f in collector.collect()} == described
+
+
+# What it costs
+
+
+@in_transaction
+@pytest.mark.parametrize("users", [0, 1, 2_000])
+@pytest.mark.parametrize("windows", [["1h"], [f"{hours}h" for hours in range(1, 31)]])
+def test_collect__takes_four_queries(users: int, windows: list[str]) -> None:
+    see(*[NOW - i * HOUR for i in range(users)])
+    for user in User.objects.all():
+        record(user, NOW - 2 * DAY)
+    with (
+        time_machine.travel(NOW, tick=False),
+        override_settings(SOUVENIRS_METRICS_WINDOWS=windows),
+        capture_queries() as queries,
+    ):
+        samples = collect()
+    assert samples["souvenirs_registered_users", ""] == users
+    assert samples["souvenirs_up", ""] == 1
+    assert len(queries()) == 4
+    assert sum("souvenirs_lastseen" in sql for sql in queries()) == 1
+
+
+@in_transaction
+def test_collect__reads_last_seen_from_its_index() -> None:
+    see(*[NOW - i * HOUR for i in range(2_000)])
+    with capture_queries() as queries:
+        collect()
+    [statement] = [sql for sql in queries() if "souvenirs_lastseen" in sql]
+    with ours().cursor() as cursor:
+        if ours().vendor == "postgresql":  # which prefers to read a small table whole
+            cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
+            cursor.execute(f"EXPLAIN {statement}")
+            accesses = [row[0] for row in cursor.fetchall() if " on souvenirs_lastseen" in row[0]]
+            good = "Index Only Scan"
+        else:
+            cursor.execute(f"EXPLAIN QUERY PLAN {statement}")
+            accesses = [row[3] for row in cursor.fetchall() if "souvenirs_lastseen" in row[3]]
+            good = "SEARCH souvenirs_lastseen USING COVERING INDEX souvenirs_lastseen_seen"
+    assert len(accesses) == 10  # nine slices between nine cut points and now, and the newest
+    assert [access for access in accesses if good not in access] == []
+
+
+# Rolling windows, periods to date
+
+
+@in_transaction
+@time_machine.travel(NOW, tick=False)
+def test_collect__empty_site() -> None:
+    samples = collect()
+    assert of(samples, "souvenirs_active_users") == {"1h": 0, "1d": 0, "7d": 0, "30d": 0}
+    assert of(samples, "souvenirs_calendar_active_users") == dict.fromkeys(STARTS, 0)
+    assert of(samples, "souvenirs_previous_calendar_active_users") == {}
+    assert of(samples, "souvenirs_last_seen_timestamp_seconds") == {}
+    assert samples["souvenirs_registered_users", ""] == 0
+    assert samples["souvenirs_up", ""] == 1
+
+
+@in_transaction
+@time_machine.travel(NOW, tick=False)
+def test_collect__window_begins_at_the_minute_that_holds_its_beginning() -> None:
+    see(NOW.replace(hour=11, minute=33, second=59), NOW.replace(hour=11, minute=34, second=0))
+    assert of(collect(), "souvenirs_active_users")["1h"] == 1
+
+
+@in_transaction
+@pytest.mark.parametrize("period", STARTS)
+@time_machine.travel(NOW, tick=False)
+def test_collect__calendar_period_begins_with_its_first_second(period: str) -> None:
+    see(STARTS[period], STARTS[period] - timedelta(seconds=1))
+    assert of(collect(), "souvenirs_calendar_active_users")[period] == 1
+
+
+@in_transaction
+@time_machine.travel(NOW, tick=False)
+def test_collect__tells_when_periods_began() -> None:
+    starts = of(collect(), "souvenirs_calendar_period_start_timestamp_seconds")
+    assert starts == {name: start.timestamp() for name, start in STARTS.items()}
+
+
+@in_transaction
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(
+    offsets=st.lists(st.integers(0, 500 * 86_400) | st.integers(0, 8_000), max_size=20),
+    now=st.datetimes(datetime(2022, 1, 1), datetime(2026, 1, 1), timezones=st.just(PARIS)),
+    windows=st.sets(st.sampled_from(["1m", "30m", "1h", "1h30m", "2h", "1d", "7d", "52w", "1y"])),
+)
+def test_collect__counts_as_brute_force_does(
+    offsets: list[int], now: datetime, windows: set[str]
+) -> None:
+    LastSeen.objects.all().delete()
+    now = now.astimezone(timezone.utc)
+    see(*[now - timedelta(seconds=offset) for offset in offsets])
+    with (
+        time_machine.travel(now, tick=False),
+        override_settings(SOUVENIRS_METRICS_WINDOWS=tuple(windows)),
+    ):
+        samples = collect()
+    seconds = {"1m": 60, "30m": 1800, "1h": 3600, "1h30m": 5400, "2h": 7200, "1d": 86_400}
+    seconds |= {"7d": 604_800, "52w": 31_449_600, "1y": 31_536_000}
+    seen = LastSeen.objects.values_list("seen", flat=True)
+    cuts = {w: (now.timestamp() - seconds[w]) // 60 * 60 for w in windows}
+    assert of(samples, "souvenirs_active_users") == {
+        w: sum(t >= cut for t in seen) for w, cut in cuts.items()
+    }
+    today = now.astimezone(PARIS).replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
+    starts = {
+        "day": today,
+        "week": today - today.weekday() * DAY,
+        "month": today.replace(day=1),
+        "quarter": today.replace(day=1, month=[1, 4, 7, 10][(today.month - 1) // 3]),
+        "year": today.replace(day=1, month=1),
+    }
+    assert of(samples, "souvenirs_calendar_active_users") == {
+        name: sum(t >= start.timestamp() for t in seen) for name, start in starts.items()
+    }
+
+
+@in_transaction
+@time_machine.travel(NOW, tick=False)
+@override_settings(SOUVENIRS_METRICS_WINDOWS=("30m", "2h", "1h30m"))
+def test_collect__windows_setting() -> None:
+    see(*[NOW - timedelta(minutes=minutes) for minutes in (10, 60, 100, 200)])
+    assert of(collect(), "souvenirs_active_users") == {"30m": 1, "2h": 3, "1h30m": 2}
+
+
+@in_transaction
+@time_machine.travel(NOW, tick=False)
+@override_settings(SOUVENIRS_METRICS_WINDOWS=())
+def test_collect__without_windows() -> None:
+    see(NOW)
+    samples = collect()
+    assert of(samples, "souvenirs_active_users") == {}
+    assert of(samples, "souvenirs_calendar_active_users")["day"] == 1
+    assert samples["souvenirs_up", ""] == 1
+
+
+@in_transaction
+@time_machine.travel(NOW, tick=False)
+def test_collect__newest_last_seen() -> None:
+    see(NOW - 5 * HOUR, NOW - HOUR, NOW - 3 * HOUR)
+    newest = collect()["souvenirs_last_seen_timestamp_seconds", ""]
+    assert newest == (NOW - HOUR).timestamp()
+
+
+@in_transaction
+@time_machine.travel(NOW, tick=False)
+def test_collect__users_seen_in_the_future_or_never_count_nowhere() -> None:
+    see(NOW + HOUR)
+    LastSeen.objects.create(user_id=make_users(1)[0].pk, seen=None)
+    samples = collect()
+    assert set(of(samples, "souvenirs_active_users").values()) == {0}
+    assert set(of(samples, "souvenirs_calendar_active_users").values()) == {0}
+    assert of(samples, "souvenirs_last_seen_timestamp_seconds") == {}
+
+
+@in_transaction
+@time_machine.travel(NOW, tick=False)
+def test_collect__stamps_nothing_and_tells_its_instant() -> None:
+    families = list(SouvenirsCollector().collect())
+    assert {sample.timestamp for family in families for sample in family.samples} == {None}
+    assert collect()["souvenirs_collection_timestamp_seconds", ""] == NOW.timestamp()
+    assert 0 < collect()["souvenirs_collection_duration_seconds", ""] < 10
+
+
+# Previous periods
+
+
+@in_transaction
+@time_machine.travel(NOW, tick=False)
+def test_collect__previous_periods_count_users_once_and_only_those_inside() -> None:
+    ann, bob, eve = make_users(3)
+    record(ann, PREVIOUS_STARTS["year"], PREVIOUS_STARTS["year"] + HOUR)
+    record(bob, STARTS["day"] - timedelta(microseconds=1), STARTS["week"] - HOUR)
+    record(eve, STARTS["day"], STARTS["day"] - DAY, STARTS["day"] - DAY - timedelta(microseconds=1))
+    assert of(collect(), "souvenirs_previous_calendar_active_users") == {
+        "day": 2,  # Bob, Eve
+        "week": 1,  # Bob
+        "month": 0,
+        "quarter": 0,
+        "year": 1,  # Ann
+    }
+
+
+@in_transaction
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("period", PREVIOUS_STARTS)
+@time_machine.travel(NOW, tick=False)
+def test_collect__previous_periods_are_absent_if_they_began_before_the_first_record(
+    period: str, late: bool
+) -> None:
+    first = PREVIOUS_STARTS[period] + timedelta(microseconds=late)
+    record(make_users(1)[0], first)
+    assert of(collect(), "souvenirs_previous_calendar_active_users").keys() == {
+        name for name, start in PREVIOUS_STARTS.items() if start >= first
+    }
+
+
+# Accounts, versions
+
+
+@in_transaction
+def test_collect__activated_users_are_those_with_is_active() -> None:
+    make_users(3)
+    can_be_deactivated = isinstance(User.is_active, DeferredAttribute)
+    if can_be_deactivated:
+        User.objects.filter(username__in=["u0", "u1"]).update(is_active=False)
+    samples = collect()
+    assert samples["souvenirs_registered_users", ""] == 3
+    assert samples["souvenirs_activated_users", ""] == (1 if can_be_deactivated else 3)
+
+
+def test_collect__all_users_are_activated_where_there_is_no_is_active(
+    run_site: RunSite, tmp_path: Path
+) -> None:
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "__init__.py").touch()
+    (tmp_path / "plain" / "models.py").write_text(
+        "from django.db import models\n"
+        "from django.contrib.auth.models import AbstractBaseUser, BaseUserManager\n"
+        "class Person(AbstractBaseUser):\n"
+        "    name = models.CharField(max_length=9, unique=True)\n"
+        "    objects = BaseUserManager()\n"
+        "    USERNAME_FIELD = 'name'\n"
+    )
+    page = run_site(
+        "from plain.models import Person\n"
+        "Person.objects.create(name='ada')\n"
+        "print(Client().get('/metrics').text)",
+        "AUTH_USER_MODEL = 'plain.Person'\nINSTALLED_APPS += ['plain']",
+    )
+    assert "\nsouvenirs_activated_users 1.0\n" in page
+
+
+@in_transaction
+def test_collect__build_info() -> None:
+    [build] = [f for f in SouvenirsCollector().collect() if f.name == "souvenirs_build"]
+    [sample] = build.samples
+    assert sample.labels.pop("python").startswith("3.")
+    assert (sample.name, sample.value, sample.labels) == (
+        "souvenirs_build_info",
+        1,
+        {
+            "version": souvenirs.__version__,
+            "django": django.get_version(),
+            "database": ours().vendor,
+            "last_seen_store": "database",
+        },
+    )
+
+
+# Parts that cannot be read
+
+ACTIVITY = {
+    "souvenirs_active_users",
+    "souvenirs_calendar_active_users",
+    "souvenirs_calendar_period_start_timestamp_seconds",
+    "souvenirs_last_seen_timestamp_seconds",
+}
+PREVIOUS = {"souvenirs_previous_calendar_active_users"}
+ACCOUNTS = {"souvenirs_registered_users", "souvenirs_activated_users"}
+ALWAYS = {
+    "souvenirs_build_info",
+    "souvenirs_collection_duration_seconds",
+    "souvenirs_collection_timestamp_seconds",
+    "souvenirs_up",
+}
+
+
+def names(samples: Iterable[tuple[str, str]]) -> set[str]:
+    return {name for name, _ in samples}
+
+
+@with_databases
+@pytest.mark.parametrize(
+    ("model", "lost", "part"),
+    [
+        (LastSeen, ACTIVITY, "active_users"),
+        (Souvenir, PREVIOUS, "previous_periods"),
+        (User, ACCOUNTS, "accounts"),
+    ],
+)
+def test_collect__leaves_out_a_part_that_fails(
+    model: type[models.Model],
+    lost: set[str],
+    part: str,
+    missing_table: MissingTable,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = datetime.now(timezone.utc)
+    see(now)
+    record(User.objects.get(), now - 800 * DAY)
+    with missing_table(model):
+        samples = collect()
+    assert names(samples) == (ACTIVITY | PREVIOUS | ACCOUNTS | ALWAYS) - lost
+    assert samples["souvenirs_up", ""] == 0
+    [line] = caplog.records
+    assert (line.name, line.levelno) == ("souvenirs_metrics", logging.ERROR)
+    assert line.getMessage().startswith(f"Left {part} out of the metrics: ")
+    assert model._meta.db_table in line.getMessage()
+
+
+@with_databases
+def test_collect__is_up_again_after_a_failure(missing_table: MissingTable) -> None:
+    collector = SouvenirsCollector()
+
+    def up() -> float:
+        [family] = [f for f in collector.collect() if f.name == "souvenirs_up"]
+        return family.samples[0].value
+
+    with missing_table(LastSeen):
+        assert up() == 0
+    assert up() == 1
+
+
+def unreachable(path: Path) -> dict[str, Any]:
+    """The DATABASES entry of a database, of the engine in use, that cannot be connected to."""
+    if ours().vendor == "sqlite":
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": path / "missing" / "db.sqlite3"}
+    wanted = {"ENGINE", "NAME", "USER", "HOST"}
+    entry = {key: value for key, value in ours().settings_dict.items() if key in wanted}
+    return {**entry, "PORT": servers.free_port()}
+
+
+@with_databases
+@override_settings(DATABASE_ROUTERS=[])
+def test_collect__without_a_connection(
+    add_database: AddDatabase,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    add_database("replica", unreachable(tmp_path))
+    with override_settings(SOUVENIRS_METRICS_DATABASE="replica"):
+        samples = collect()
+    assert names(samples) == ALWAYS
+    assert samples["souvenirs_up", ""] == 0
+    assert [line.getMessage().split(" out of")[0] for line in caplog.records] == [
+        "Left active_users",
+        "Left previous_periods",
+        "Left accounts",
+    ]
+    assert all("OperationalError" in line.getMessage() for line in caplog.records)
+
+
+@in_transaction
+@override_settings(SOUVENIRS_METRICS_WINDOWS=("1h", "soon"))
+def test_collect__with_a_window_that_is_none(caplog: pytest.LogCaptureFixture) -> None:
+    samples = collect()
+    assert names(samples) == ACCOUNTS | ALWAYS
+    assert samples["souvenirs_up", ""] == 0
+    [line] = caplog.records
+    assert "'soon' is no duration" in line.getMessage()
+
+
+# Where it reads
+
+
+@with_databases
+@override_settings(DATABASE_ROUTERS=[])
+def test_collect__reads_from_the_database_of_the_setting(
+    add_database: AddDatabase, tmp_path: Path
+) -> None:
+    entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "replica.sqlite3"}
+    add_database("replica", entry)
+    call_command("migrate", database="replica", verbosity=0)
+    now = datetime.now(timezone.utc)
+    make_users(2)
+    user = User(username="of the replica")
+    user.save(using="replica")
+    LastSeen.objects.using("replica").create(user_id=user.pk, seen=int(now.timestamp()))
+    Souvenir.objects.using("replica").create(user_id=user.pk, when=site(now - 800 * DAY))
+    with (
+        capture_queries() as queries,
+        override_settings(SOUVENIRS_METRICS_DATABASE="replica"),
+    ):
+        samples = collect()
+    assert queries() == []
+    assert samples["souvenirs_up", ""] == 1
+    assert samples["souvenirs_active_users", "1h"] == 1
+    assert samples["souvenirs_previous_calendar_active_users", "year"] == 0
+    assert samples["souvenirs_registered_users", ""] == 1

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.checks import CheckMessage, run_checks
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+from django.test import override_settings
+
+BAD = [
+    ("souvenirs_metrics.E001", "SOUVENIRS_METRICS_WINDOWS", "1h", "'1h'"),
+    ("souvenirs_metrics.E001", "SOUVENIRS_METRICS_WINDOWS", None, "None"),
+    ("souvenirs_metrics.E001", "SOUVENIRS_METRICS_WINDOWS", ["1h", "soon"], "'soon'"),
+    ("souvenirs_metrics.E001", "SOUVENIRS_METRICS_WINDOWS", [3600], "3600"),
+    ("souvenirs_metrics.E001", "SOUVENIRS_METRICS_WINDOWS", ["0s"], "'0s'"),
+    ("souvenirs_metrics.E001", "SOUVENIRS_METRICS_WINDOWS", ["999y"], "'999y'"),
+    ("souvenirs_metrics.E002", "SOUVENIRS_METRICS_DATABASE", "nowhere", "'nowhere'"),
+    ("souvenirs_metrics.E002", "SOUVENIRS_METRICS_DATABASE", ["default"], "['default']"),
+    ("souvenirs_metrics.E003", "SOUVENIRS_METRICS_REGISTER", "False", "'False'"),
+    ("souvenirs_metrics.E003", "SOUVENIRS_METRICS_REGISTER", 1, "1"),
+]
+REMEDIES = {
+    "souvenirs_metrics.E001": "Set it to a list of Prometheus durations, such as ['1h', '1d',",
+    "souvenirs_metrics.E002": "Set it to one of 'default'",
+    "souvenirs_metrics.E003": "Set it to True if another view serves",
+    "souvenirs_metrics.E004": "Make it, empty, before the site starts; or unset the variable.",
+}
+
+
+def ours() -> list[CheckMessage]:
+    """What the registered checks say, of this app."""
+    return [message for message in run_checks() if str(message.id).startswith("souvenirs_metrics.")]
+
+
+def complaint() -> str:
+    with pytest.raises(SystemCheckError) as caught:
+        call_command("check")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("check_id", "name", "value", "shown"), BAD)
+def test_check__names_the_bad_value_and_the_remedy(
+    check_id: str, name: str, value: Any, shown: str
+) -> None:
+    with override_settings(**{name: value}):
+        message = complaint()
+    assert f"({check_id}) {name}" in message
+    assert shown in message
+    assert f"HINT: {REMEDIES[check_id]}" in message
+    assert message.count("(souvenirs_metrics.") == 1
+
+
+def test_check__names_every_bad_window() -> None:
+    with override_settings(SOUVENIRS_METRICS_WINDOWS=["soon", "1h", "later"]):
+        message = complaint()
+    assert "SOUVENIRS_METRICS_WINDOWS: 'soon' is" in message
+    assert "SOUVENIRS_METRICS_WINDOWS: 'later' is" in message
+    assert message.count("(souvenirs_metrics.") == 2
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        {},
+        {"SOUVENIRS_METRICS_WINDOWS": ("30m", "1h30m")},
+        {"SOUVENIRS_METRICS_WINDOWS": []},
+        {"SOUVENIRS_METRICS_DATABASE": "default"},
+        {"SOUVENIRS_METRICS_REGISTER": True},
+    ],
+)
+def test_check__is_silent_about(good: dict[str, Any]) -> None:
+    with override_settings(**good):
+        assert ours() == []
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "empty"])
+def test_check__multiprocess_directory_that_is_none(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    value = "" if kind == "empty" else str(tmp_path / kind)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", value)
+    message = complaint()
+    assert f"(souvenirs_metrics.E004) PROMETHEUS_MULTIPROC_DIR is {value!r}" in message
+    assert f"HINT: {REMEDIES['souvenirs_metrics.E004']}" in message
+
+
+def test_check__multiprocess_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    assert ours() == []
