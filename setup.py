@@ -53,7 +53,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "Django>=5.2,<6.2",
-        "prometheus-client>=0.22",
+        "prometheus-client>=0.23",
         "tqdm>=4.60",
     ],
     extras_require={

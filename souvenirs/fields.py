@@ -26,12 +26,12 @@ class SecondsField(models.BigIntegerField):  # type: ignore[type-arg]
 
 
 def cascade(collector: Collector, field: Any, sub_objs: Any, using: str) -> None:
-    """on_delete of a relation to the user: CASCADE, where both are in one database.
+    """on_delete of a relation to the user: CASCADE, where the user's database has our tables.
 
-    Where they are not, Django would look for our tables in the users' database; there
+    Where it has not, Django would look for our tables in the users' database; there
     `models.forget_deleted_user` does it.
     """
-    if router.db_for_write(field.model) == using:
+    if router.allow_migrate_model(using, field.model):
         CASCADE(collector, field, sub_objs, using)
 
 

@@ -93,11 +93,12 @@ class LastSeen(models.Model):
 
 
 def forget_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> None:
-    """post_delete of a user: the cascade, where souvenirs are in another database than users."""
-    ours = router.db_for_write(Souvenir)
-    if ours != using:
-        for model in (LastSeen, Souvenir):
-            model._base_manager.using(ours).filter(user_id=instance.pk).delete()
+    """post_delete of a user: the cascade, where the user's database has not our tables."""
+    for model in (LastSeen, Souvenir):
+        if not router.allow_migrate_model(using, model):
+            model._base_manager.using(router.db_for_write(model)).filter(
+                user_id=instance.pk
+            ).delete()
 
 
 def connect() -> None:
