@@ -157,7 +157,8 @@ class Visit:
 
     def __init__(self, user: Any, when: datetime | None, ratelimit: bool | float) -> None:
         self.user_pk = clean_pk(user)
-        self.now = time.time()
+        # Whole microseconds, as databases keep: a row must not be rounded into the next slot
+        self.now = time.time_ns() // 1_000 / 1_000_000
         self.live = when is None
         if when is None:
             self.t, self.when = self.now, clock.to_datetime(self.now)
@@ -205,11 +206,11 @@ class Visit:
         """Writes the row, and last-seen in the same transaction where that is ours."""
         is_checked = USER_FIELD.db_constraint
         try:
-            if self.is_nested or not is_checked:
-                # A foreign key is checked at the end of a transaction, if there is one: in a
-                # transaction that is not ours it would make somebody else's commit fail.
-                self.require_user()
             with transaction.atomic(using=self.using):
+                if self.is_nested or not is_checked:
+                    # A foreign key is checked at the end of a transaction, if there is one: in a
+                    # transaction that is not ours it would make somebody else's commit fail.
+                    self.require_user()
                 result = ADDED
                 if check_duplicate and self.is_duplicate():
                     result = DUPLICATED

@@ -149,6 +149,12 @@ def test_collect__reads_last_seen_from_its_index() -> None:
             cursor.execute(f"EXPLAIN {statement}")
             accesses = [row[0] for row in cursor.fetchall() if " on souvenirs_lastseen" in row[0]]
             good = "Index Only Scan"
+        elif ours().vendor == "mysql":
+            cursor.execute(f"EXPLAIN {statement}")
+            # the newest is read off the index's end, without an access
+            extras = [row[-1] for row in cursor.fetchall() if row[1] == "SUBQUERY"]
+            accesses = [x.replace("Select tables optimized away", "Using index") for x in extras]
+            good = "Using index"
         else:
             cursor.execute(f"EXPLAIN QUERY PLAN {statement}")
             accesses = [row[3] for row in cursor.fetchall() if "souvenirs_lastseen" in row[3]]

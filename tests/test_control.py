@@ -124,6 +124,12 @@ def test_souvenez__keeps_microseconds(user: User) -> None:
     assert Souvenir.objects.get().when == site(when)
 
 
+def test_souvenez__a_row_is_not_rounded_into_the_next_slot(user: User, traveller: Any) -> None:
+    traveller.move_to((NOON + HOUR).timestamp() - 2e-7)
+    souvenez(user)
+    assert Souvenir.objects.get().when < site(NOON + HOUR)
+
+
 # What it costs
 
 
