@@ -32,6 +32,13 @@ MINUTE = timedelta(minutes=1)
 # A site
 
 
+class Backend:
+    """Authenticates in a way of its own; it has what a session needs, and no more."""
+
+    def get_user(self, user_pk: Any) -> Any:
+        return User.objects.filter(pk=user_pk).first()
+
+
 def plain(request: HttpRequest) -> HttpResponse:
     return HttpResponse("the same for everybody")
 
@@ -123,6 +130,16 @@ def seen() -> list[str]:
 def test_records__a_signed_in_user(signed_in: Client, view: str) -> None:
     response = signed_in.get(f"/{view}/")
     assert response.status_code == 200
+    assert seen() == ["ada"]
+
+
+@pytest.mark.parametrize("view", ["plain", "who"])
+def test_records__a_user_of_a_backend_of_the_sites_own(user: User, view: str) -> None:
+    backend = f"{__name__}.Backend"
+    client = Client()
+    with override_settings(AUTHENTICATION_BACKENDS=[backend]):
+        client.force_login(user, backend=backend)
+        client.get(f"/{view}/")
     assert seen() == ["ada"]
 
 
