@@ -14,8 +14,9 @@ class Breaker:
     """Stops asking a server that is down, so that its time-out is not paid on every request.
 
     After a failure `allows` says no for PROBE_SECONDS, then lets one caller through to probe, and
-    everybody again after a success. Failures are logged with their cause, at most once in
-    LOG_SECONDS; the message tells how many were not logged.
+    everybody again after a success. Whoever was let through tells what came of it: `success`,
+    `failure`, or `untried` if the server was not asked. Failures are logged with their cause, at
+    most once in LOG_SECONDS; the message tells how many were not logged.
     """
 
     def __init__(self, what: str) -> None:
@@ -45,6 +46,10 @@ class Breaker:
             self._open = False
             logger.warning("%s works again", self.what)
 
+    def untried(self) -> None:
+        """Lets the next caller probe: the one who might have did not ask the server after all."""
+        self._probe_at = 0.0
+
     def failure(self, error: Exception, *, opens: bool = True) -> None:
         """Notes that `error` happened. `opens` False: it says nothing about the server's health."""
         with self._lock:
@@ -52,6 +57,8 @@ class Breaker:
             if opens:
                 self._open = True
                 self._probe_at = now + PROBE_SECONDS
+            else:
+                self.untried()
             self._unlogged += 1
             if now < self._log_at:
                 return

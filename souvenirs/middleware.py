@@ -20,7 +20,14 @@ from django.contrib.auth import (
 )
 from django.contrib.auth.signals import user_logged_out
 from django.contrib.sessions.backends.base import SessionBase
-from django.db import DatabaseError, DataError, IntegrityError, InterfaceError
+from django.db import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    connections,
+)
 from django.db.transaction import TransactionManagementError
 from django.dispatch import receiver
 from django.http import HttpRequest
@@ -42,6 +49,8 @@ LOOKUPS_PER_SECOND = 50
 DEPARTED = "_souvenirs_departed"
 
 Response = HttpResponseBase
+# What souvenez returns, None if there was nothing to write
+Todo = Callable[[], str | None]
 
 
 class SouvenirsMiddleware:
@@ -75,7 +84,7 @@ class SouvenirsMiddleware:
         return response
 
 
-def pending(request: HttpRequest, response: Response) -> Callable[[], object] | None:
+def pending(request: HttpRequest, response: Response) -> Todo | None:
     """What is left to do for this request: nothing (None), as a rule."""
     try:
         todo = pending_user(request)
@@ -87,7 +96,7 @@ def pending(request: HttpRequest, response: Response) -> Callable[[], object] | 
         return None
 
 
-def pending_user(request: HttpRequest) -> Callable[[], object] | None:
+def pending_user(request: HttpRequest) -> Todo | None:
     user_pk, is_known = loaded_user_pk(request)
     if not is_known:
         return pending_session(request)
@@ -96,17 +105,20 @@ def pending_user(request: HttpRequest) -> Callable[[], object] | None:
     return partial(souvenez, user_pk)
 
 
-def attempt(todo: Callable[[], object]) -> None:
+def attempt(todo: Todo) -> None:
     """Does what is pending. Whatever goes wrong is noted, and stays here."""
     if not database.allows():
         tell(FAILED)
         return
     try:
-        todo()
+        result = todo()
     except get_user_model().DoesNotExist:
-        pass  # deleted meanwhile: there is nobody to remember
+        result = None  # deleted meanwhile: there is nobody to remember
     except Exception as error:
         note_failure(error)
+        return
+    if result is None:
+        database.untried()
     else:
         database.success()
 
@@ -115,8 +127,8 @@ def consider(
     should_record: Callable[[HttpRequest, Response], bool],
     request: HttpRequest,
     response: Response,
-    todo: Callable[[], object],
-) -> None:
+    todo: Todo,
+) -> str | None:
     """Does what is pending if the site's hook agrees."""
     session = request.__dict__.get("session")
     untouched = session if isinstance(session, SessionBase) and not session.accessed else None
@@ -129,9 +141,9 @@ def consider(
         if untouched is not None:
             request.session = untouched
     if agrees:
-        todo()
-    else:
-        tell(SKIPPED)
+        return todo()
+    tell(SKIPPED)
+    return None
 
 
 def tell(result: str) -> None:
@@ -143,10 +155,11 @@ database = Breaker("Recording souvenirs")
 
 def note_failure(error: Exception) -> None:
     # Errors of one statement, or of a transaction that the site broke, tell nothing of the server
-    is_servers = isinstance(error, (DatabaseError, InterfaceError)) and not isinstance(
-        error, (IntegrityError, DataError, TransactionManagementError)
-    )
-    database.failure(error, opens=is_servers)
+    harmless: tuple[type[Exception], ...] = (IntegrityError, DataError, TransactionManagementError)
+    if any(connection.in_atomic_block for connection in connections.all(initialized_only=True)):
+        harmless += (InternalError,)  # PostgreSQL's, for each statement in a broken transaction
+    is_servers = isinstance(error, (DatabaseError, InterfaceError))
+    database.failure(error, opens=is_servers and not isinstance(error, harmless))
     tell(FAILED)
 
 
@@ -217,35 +230,38 @@ def forget() -> None:
     database.reset()
 
 
-def pending_session(request: HttpRequest) -> Callable[[], object] | None:
+def pending_session(request: HttpRequest) -> Todo | None:
     cookie = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
     session = request.__dict__.get("session")
     if not cookie or not isinstance(session, SessionBase):
         return None
-    digest = blake2b(cookie.encode(), digest_size=16, key=digest_key).digest()
+    digest = blake2b(cookie.encode(errors="surrogatepass"), digest_size=16, key=digest_key).digest()
     now = time.time()
     known = sessions.young.get(digest)
     if known is not None and known[0] <= now < known[1]:
         throttle.hits += 1
         return None
-    if sessions.get(digest) is None:
-        until = unknown_sessions.get(digest)
-        if (until is not None and now < until) or not fruitless.allows(now):
-            return None
+    until = unknown_sessions.get(digest)
+    if until is not None and now < until:
+        return None
+    if sessions.get(digest) is None and not fruitless.allows(now):
+        return None
     return partial(record_session, type(session), cookie, digest)
 
 
-def record_session(store: type[SessionBase], cookie: str, digest: bytes) -> None:
+def record_session(store: type[SessionBase], cookie: str, digest: bytes) -> str | None:
     user = session_user(read_only(store)(cookie))
     if user is None:
         now = time.time()
         fruitless.use(now)
         unknown_sessions[digest] = now + 60
-        return
-    souvenez(user)
+        return None
+    is_handled = throttle.is_handled(user.pk, time.time())  # by way of another session
+    result = None if is_handled else souvenez(user)
     handled = throttle.handled.get(user.pk)
     if handled is not None:
         sessions[digest] = handled
+    return result
 
 
 @lru_cache(maxsize=8)

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import get_user_model
-from django.db import models, router
+from django.db import connections, models, router
 from django.db.models import Q
 from django.utils import timezone
 
@@ -59,17 +59,28 @@ class LastSeenQuerySet(models.QuerySet["LastSeen"]):
         each visit (PostgreSQL takes the sequence's next value before it sees the conflict), and
         ids have to stay dense.
         """
-        row = self.filter(user_id=user_pk)
+        using = self._db or router.db_for_write(LastSeen)
+        row = self.using(using).filter(user_id=user_pk)  # a replica may not have it yet
         is_behind = Q(seen__isnull=True) | Q(seen__lt=slot_start)
         if latest is not None:
             is_behind |= Q(seen__gt=latest)
         behind = row.filter(is_behind)
         if seen is not None and behind.update(seen=seen):
             return
-        if not row.exists():
-            self.bulk_create([LastSeen(user_id=user_pk, seen=seen)], ignore_conflicts=True)
+        # Somebody else may make the row meanwhile, with an older time, at any point from here on
+        current = row if seen is None else row.exclude(is_behind)
+        if not current.exists():
+            # On a conflict the row has to be locked for writing, which MySQL does in this form
+            # only: of two transactions that share a lock, neither could go on to the update.
+            targeted = connections[using].features.supports_update_conflicts_with_target
+            self.using(using).bulk_create(
+                [LastSeen(user_id=user_pk, seen=seen)],
+                update_conflicts=True,
+                update_fields=["user"],
+                unique_fields=["user"] if targeted else None,
+            )
             if seen is not None:
-                behind.update(seen=seen)  # somebody else may have made it, with an older time
+                behind.update(seen=seen)
 
 
 class LastSeen(models.Model):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
@@ -28,6 +29,7 @@ MAX_USERS = 50_000
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+T = TypeVar("T")
 
 
 class Memory(Generic[K, V]):
@@ -82,6 +84,19 @@ class Claim(NamedTuple):
     until: float
 
 
+def take(cache: BaseCache, key: str) -> float | None:
+    """Puts a claim into the cache. None: it is granted; else what the cache holds instead."""
+    for _ in range(2):  # a claim that is there for `add` may have ended before `get`
+        ends = time.time() + CLAIM_SECONDS
+        if cache.add(key, ends, timeout=CLAIM_SECONDS):
+            return None
+        held: float | None = cache.get(key)
+        if held is not None:
+            return held
+    # Some clients hide that their server is down, as django-redis does if it is told to
+    raise ConnectionError(f"{cache!r} keeps nothing, and raises nothing")
+
+
 class Throttle:
     def __init__(self) -> None:
         self.handled: Memory[Any, Handled] = Memory(MAX_USERS)
@@ -126,40 +141,38 @@ class Throttle:
 
     def claim(self, user_pk: Any, slot: Interval, limit: float) -> Claim:
         """Asks for the right to write the user's row of this slot: exactly one caller gets it."""
-        now = time.time()
         key = self._key(user_pk, slot, limit)
-        cache = self._cache()
-        try:
-            if cache.add(key, now + CLAIM_SECONDS, timeout=CLAIM_SECONDS):
-                claim = Claim(key, True, slot.end)
-            else:
-                until = cache.get(key, now)
-                claim = Claim(key, False, slot.end if until == CONFIRMED else until)
-        except Exception as error:
-            if cache is self._local:
-                raise
-            self.breaker.failure(error)
-            return self.claim(user_pk, slot, limit)  # now with process memory
-        if cache is not self._local:
-            self.breaker.success()
-        return claim
+        taken_until = self._ask(partial(take, key=key))
+        if taken_until is None:
+            return Claim(key, True, slot.end)
+        return Claim(key, False, slot.end if taken_until == CONFIRMED else taken_until)
 
     def confirm(self, claim: Claim, slot: Interval) -> None:
         """Keeps a slot taken to its end: its row is committed."""
         # A slot in the past has no end to wait for. It is kept for its length, against repetition.
         timeout = max(slot.end - time.time(), slot.end - slot.start, CLAIM_SECONDS)
-        cache = self._cache()
-        try:
-            cache.set(claim.key, CONFIRMED, timeout=timeout)
-        except Exception as error:
-            self.breaker.failure(error)  # the claim ends: a second row may come, and does no harm
+        self._ask(lambda cache: cache.set(claim.key, CONFIRMED, timeout=timeout))
 
     def release(self, claim: Claim) -> None:
         """Gives a slot back whose row could not be written."""
+        self._ask(lambda cache: cache.delete(claim.key))
+
+    def _ask(self, question: Callable[[BaseCache], T]) -> T:
+        """What the shared cache answers, or while that fails what takes its place.
+
+        A claim that is lost with the cache ends by itself; one that is not confirmed there may
+        bring a second row, which does no harm.
+        """
+        cache = self._cache()
+        if cache is self._local:
+            return question(cache)
         try:
-            self._cache().delete(claim.key)
+            answer = question(cache)
         except Exception as error:
-            self.breaker.failure(error)  # the claim ends by itself
+            self.breaker.failure(error)
+            return question(self._local)
+        self.breaker.success()
+        return answer
 
     def _cache(self) -> BaseCache:
         if not self.breaker.allows():

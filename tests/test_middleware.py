@@ -312,6 +312,18 @@ def test_cost__an_invented_cookie_is_looked_up_once_a_minute(
             client.get("/plain/")
 
 
+def test_cost__a_session_that_was_ended_is_looked_up_once_a_minute(
+    signed_in: Client, django_assert_num_queries: Any
+) -> None:
+    with time_machine.travel(datetime.now(timezone.utc), tick=False) as traveller:
+        signed_in.get("/plain/")
+        Session.objects.all().delete()
+        traveller.shift(MINUTE)
+        with django_assert_num_queries(1):
+            for _ in range(5):
+                signed_in.get("/plain/")
+
+
 def test_cost__a_flood_does_not_keep_a_session_that_was_good_from_being_recorded(
     signed_in: Client, client: Client, user: User
 ) -> None:

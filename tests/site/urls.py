@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+import signal
+
+from django.contrib.auth import login
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.urls import path
+
+from souvenirs import clock
+from souvenirs.control import souvenez
+from souvenirs.models import LastSeen, Souvenir
+
+
+def plain(request: HttpRequest) -> HttpResponse:
+    """A page for which neither user nor database is needed."""
+    return HttpResponse("plain")
+
+
+def who(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(request.user.get_username())
+
+
+def enter(request: HttpRequest, pk: int) -> HttpResponse:
+    login(request, User.objects.get(pk=pk))
+    return HttpResponse("in")
+
+
+def record(request: HttpRequest, pk: int) -> HttpResponse:
+    """Records a user, and tells what came of it."""
+    return HttpResponse(souvenez(pk))
+
+
+def killed(request: HttpRequest) -> HttpResponse:
+    """This process dies of SIGKILL, whatever its other threads are at."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return HttpResponse()
+
+
+def killed_in_transaction(request: HttpRequest, pk: int) -> HttpResponse:
+    """This process dies before the transaction is committed that recorded the user."""
+    with transaction.atomic():
+        souvenez(pk)
+        return killed(request)
+
+
+def rows(request: HttpRequest) -> HttpResponse:
+    """All souvenirs, as pairs of user and unix time."""
+    pairs = Souvenir.objects.values_list("user_id", "when")
+    return JsonResponse([[pk, clock.to_seconds(when)] for pk, when in pairs], safe=False)
+
+
+def seen(request: HttpRequest) -> HttpResponse:
+    """The last-seen rows, as pairs of user and unix time."""
+    return JsonResponse(list(LastSeen.objects.values_list("user_id", "seen")), safe=False)
+
+
+urlpatterns = [
+    path("plain/", plain),
+    path("who/", who),
+    path("enter/<int:pk>/", enter),
+    path("record/<int:pk>/", record),
+    path("killed/", killed),
+    path("killed/<int:pk>/", killed_in_transaction),
+    path("rows/", rows),
+    path("seen/", seen),
+]

@@ -1,0 +1,281 @@
+"""Several processes and threads record the same users at the same moment, and are killed at it.
+
+What is promised: one row per user and slot; no error, no deadlock; a last-seen time that only moves
+forward and is at most its resolution behind; and after a crash, no row lost that was told to be
+added, and nobody silent for longer than a claim lasts.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import requests
+
+from tests import servers
+from tests.site import serving, threads
+from tests.site.serving import Site
+
+pytestmark = pytest.mark.own_site
+
+USERS = 30
+CLIENTS = 8
+SECONDS = 5
+# Slots are short, so that a whole crowd comes to claim new ones again and again
+LIMIT = 2
+RESOLUTION = 1
+CLAIM_SECONDS = 2
+
+# What a client sees of a process that is killed before or while it answers
+CUT_OFF = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
+
+
+class Answer(NamedTuple):
+    """A response: what it told, and between which unix times it was made."""
+
+    pk: int
+    start: float
+    end: float
+    status: int
+    text: str
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    with servers.redis() as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[dict[str, Any]]:
+    with servers.postgresql() as entry:
+        yield entry
+
+
+@pytest.fixture
+def site(request: Any, redis_url: str, tmp_path: Path) -> Iterator[Site]:
+    """A site whose rate limit is short, on the database that the test names (or PostgreSQL)."""
+    engine = getattr(request, "param", "postgresql")
+    environment = serving.environ(
+        database(request, engine, tmp_path),
+        redis_url,
+        SOUVENIRS_RATELIMIT_SECONDS=LIMIT,
+        SOUVENIRS_LAST_SEEN_SECONDS=RESOLUTION,
+        SOUVENIRS_CACHE_PREFIX=tmp_path.name,
+    )
+    serving.populate(environment, USERS)
+    with serving.serve(environment, tmp_path) as served:
+        yield served
+
+
+@pytest.fixture
+def fragile_site(request: Any, redis_url: str, tmp_path: Path) -> Iterator[Site]:
+    """A site with the usual rate limit, whose claims last CLAIM_SECONDS only."""
+    environment = serving.environ(
+        database(request, "postgresql", tmp_path),
+        redis_url,
+        SOUVENIRS_LAST_SEEN_SECONDS=RESOLUTION,
+        SOUVENIRS_CACHE_PREFIX=tmp_path.name,
+    )
+    environment["SITE_CLAIM_SECONDS"] = str(CLAIM_SECONDS)
+    serving.populate(environment, USERS)
+    with serving.serve(environment, tmp_path) as served:
+        yield served
+
+
+def database(request: Any, engine: str, directory: Path) -> dict[str, Any]:
+    """An entry for DATABASES: a database of this name's engine that nobody has used yet."""
+    if engine == "postgresql":
+        entry: dict[str, Any] = request.getfixturevalue("postgresql")
+        name = f"site_{random.getrandbits(64):x}"
+        create = "import sys, django; django.setup(); from django.db import connection;"
+        create += "connection.cursor().execute(f'CREATE DATABASE {sys.argv[1]}')"
+        serving.run(["-c", create, name], serving.environ(entry))
+        return {**entry, "NAME": name}
+    return {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": str(directory / "site.sqlite3"),
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+        },
+    }
+
+
+def crowd(
+    site: Site,
+    page: Callable[[int, int], str | None],
+    seconds: float,
+    cookies: Mapping[int, str] | None = None,
+) -> list[Answer]:
+    """CLIENTS at once ask for `page(number of the round, pk)` of each user, if it is any. All do in
+    one order, so that they meet at every user. Requests that a killed process left unanswered are
+    left out.
+    """
+    answers: list[Answer] = []
+    deadline = time.monotonic() + seconds
+
+    def ask() -> None:
+        with serving.client() as session:
+            for number in range(1_000_000):
+                for pk in random.Random(number).sample(range(1, USERS + 1), USERS):
+                    if time.monotonic() > deadline:
+                        return
+                    path = page(number, pk)
+                    if path is None:
+                        continue
+                    start = time.time()
+                    headers = {"Cookie": cookies[pk]} if cookies else {}
+                    try:
+                        response = session.get(f"{site.url}{path}", headers=headers, timeout=30)
+                    except CUT_OFF:
+                        continue
+                    told = response.status_code, response.text
+                    answers.append(Answer(pk, start, time.time(), *told))
+
+    clients = [threading.Thread(target=ask) for _ in range(CLIENTS)]
+    for each in clients:
+        each.start()
+    for each in clients:
+        each.join()
+    return answers
+
+
+def rows(site: Site) -> list[tuple[int, float]]:
+    return [(pk, when) for pk, when in site.get("/rows/").json()]
+
+
+def slots(pairs: list[tuple[int, float]]) -> Counter[tuple[int, int]]:
+    """How many rows there are for each user and slot of LIMIT seconds."""
+    return Counter((pk, int(when // LIMIT)) for pk, when in pairs)
+
+
+def assert_last_seen_is_not_behind(site: Site, answers: list[Answer]) -> None:
+    seen = dict(site.get("/seen/").json())
+    for answer in answers:
+        assert seen[answer.pk] > answer.start - RESOLUTION, answer
+
+
+# Under load
+
+
+@pytest.mark.parametrize("site", ["postgresql", "sqlite"], indirect=True)
+def test_processes__that_record_the_same_users_at_once(site: Site) -> None:
+    cookies = {pk: site.sign_in(pk) for pk in range(1, USERS + 1)}
+    samples: list[dict[int, int]] = []
+    is_over = threading.Event()
+
+    def sample() -> None:
+        while not is_over.wait(0.1):
+            samples.append(dict(site.get("/seen/").json()))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        pages = ["/plain/", "/who/"]  # one whose view looks who the user is, one whose does not
+        answers = crowd(site, lambda number, pk: pages[(number + pk) % 2], SECONDS, cookies)
+    finally:
+        is_over.set()
+        sampler.join()
+
+    assert len(answers) > 10 * USERS
+    assert {(answer.status, answer.text) for answer in answers} == {
+        (200, "plain"),
+        *((200, f"user{pk}") for pk in range(1, USERS + 1)),
+    }
+    written = slots(rows(site))
+    assert {key: count for key, count in written.items() if count != 1} == {}
+    for answer in answers:
+        if answer.start // LIMIT == answer.end // LIMIT:
+            assert (answer.pk, answer.start // LIMIT) in written
+
+    assert len(samples) > 10
+    for before, after in pairwise(samples):
+        assert {pk for pk, seen in before.items() if after[pk] < seen} == set()
+    assert_last_seen_is_not_behind(site, answers)
+    assert len(site.get("/seen/").json()) == USERS
+    assert site.errors() == []
+
+
+@pytest.mark.parametrize("engine", ["postgresql", "mariadb"])
+def test_threads__that_record_the_same_users_at_once(engine: str) -> None:
+    with getattr(servers, engine)() as entry:
+        environment = serving.environ(entry)
+        serving.populate(environment, threads.USERS)
+        told = json.loads(serving.run(["-m", "tests.site.threads"], environment))
+    assert told["errors"] == []
+    expected = threads.USERS * threads.DAYS
+    if told["hours"] == 1:  # else the hour struck meanwhile, and the present has two slots
+        assert len(told["rows"]) == expected
+    assert Counter(told["results"])["added"] == len(told["rows"])
+    keys = [(pk, int(when // 3600)) for pk, when in told["rows"]]
+    assert len(set(keys)) == len(keys)
+    assert sorted(pk for pk, _ in told["seen"]) == list(range(1, threads.USERS + 1))
+    newest = datetime.now(timezone.utc) - timedelta(minutes=3)
+    assert all(seen > newest.timestamp() for _, seen in told["seen"])
+
+
+# Killed
+
+
+def test_killed__before_its_commit_a_process_silences_the_user_for_a_claims_time(
+    fragile_site: Site,
+) -> None:
+    with pytest.raises(CUT_OFF):
+        fragile_site.get("/killed/1/")
+    killed_at = time.monotonic()
+    results = []
+    while not results or results[-1] != "added":
+        assert time.monotonic() < killed_at + CLAIM_SECONDS + 1, results
+        results.append(fragile_site.get("/record/1/").text)
+        time.sleep(0.1)
+    assert set(results[:-1]) <= {"rate-limited"}
+    assert [pk for pk, _ in rows(fragile_site)] == [1]
+
+
+def test_killed__under_load_no_row_is_lost_and_nobody_is_silenced(fragile_site: Site) -> None:
+    kills = 5
+    begin = time.monotonic()
+
+    def page(number: int, pk: int) -> str | None:
+        # Users arrive one after the other, so that claims are made while processes are killed
+        has_arrived = pk <= 1 + (time.monotonic() - begin) * USERS / 4
+        return f"/record/{pk}/" if has_arrived else None
+
+    def kill() -> None:
+        for _ in range(kills):
+            time.sleep(0.7)
+            with suppress(*CUT_OFF):
+                fragile_site.get("/killed/")
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    # The last seconds are for the claims of the killed to end, and for a visit thereafter
+    answers = crowd(fragile_site, page, 4 + CLAIM_SECONDS + 2)
+    killer.join()
+
+    assert {(answer.status, answer.text) for answer in answers} == {
+        (200, "added"),
+        (200, "rate-limited"),
+    }
+    written = rows(fragile_site)
+    assert {pk for pk, _ in written} == set(range(1, USERS + 1))
+    for answer in answers:
+        if answer.text == "added":
+            assert any(
+                pk == answer.pk and answer.start <= when <= answer.end for pk, when in written
+            ), answer
+    assert_last_seen_is_not_behind(fragile_site, answers)
+    assert fragile_site.log.read_text().count("SIGKILL") == kills
+    assert fragile_site.errors() == []
