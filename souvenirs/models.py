@@ -59,7 +59,7 @@ class LastSeenQuerySet(models.QuerySet["LastSeen"]):
         each visit (PostgreSQL takes the sequence's next value before it sees the conflict), and
         ids have to stay dense.
         """
-        using = self._db or router.db_for_write(LastSeen)
+        using = self._db or router.db_for_write(LastSeen)  # type: ignore[attr-defined]
         row = self.using(using).filter(user_id=user_pk)  # a replica may not have it yet
         is_behind = Q(seen__isnull=True) | Q(seen__lt=slot_start)
         if latest is not None:
