@@ -188,8 +188,7 @@ class Visit:
         else:
             # Last-seen waits for the commit of a transaction that is not ours: that may last, and
             # must not hold the user's row locked meanwhile.
-            self.on_commit(self.touch)
-            self.on_commit(partial(self.remember, written_until))
+            self.on_commit(partial(self.follow, written_until))
         return result
 
     def claim(self) -> Claim | None:
@@ -232,6 +231,11 @@ class Visit:
         # In a block of atomic, since Django refuses on_commit where autocommit is off
         with transaction.atomic(using=self.using, savepoint=False):
             transaction.on_commit(do, using=self.using, robust=True)
+
+    def follow(self, written_until: float) -> None:
+        """What is left to do once somebody's transaction has committed."""
+        self.touch()
+        self.remember(written_until)
 
     def touch(self) -> None:
         latest = math.floor(self.now) + conf.last_seen_seconds

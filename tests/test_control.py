@@ -191,6 +191,21 @@ def test_souvenez__within_a_transaction_last_seen_waits_for_its_commit(
     assert souvenez(user) == "rate-limited"
 
 
+def test_souvenez__last_seen_that_fails_on_commit_is_written_by_the_next_visit(
+    user: User, traveller: Any
+) -> None:
+    def refuse(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
+        if "souvenirs_lastseen" in sql:
+            raise DatabaseError("disk full")
+        return execute(sql, *args)
+
+    with ours().execute_wrapper(refuse), transaction.atomic(using=ours().alias):
+        souvenez(user)
+    assert last_seen(user) is None
+    souvenez(user)
+    assert last_seen(user) == site(NOON)
+
+
 def test_souvenez__a_savepoint_that_is_rolled_back_takes_the_row_with_it(
     user: User, traveller: Any
 ) -> None:
