@@ -88,7 +88,18 @@ def check_last_seen_seconds(**kwargs: Any) -> list[CheckMessage]:
 
 @register
 def check_should_record(**kwargs: Any) -> list[CheckMessage]:
-    value = getattr(settings, "SOUVENIRS_SHOULD_RECORD", None)
+    signature = "(request, response) -> bool"
+    return check_function("SOUVENIRS_SHOULD_RECORD", signature, "souvenirs.E006")
+
+
+@register
+def check_usage_reports_function(**kwargs: Any) -> list[CheckMessage]:
+    signature = "(periods) -> usage dictionaries"
+    return check_function("SOUVENIRS_USAGE_REPORTS_FUNCTION", signature, "souvenirs.E007")
+
+
+def check_function(name: str, signature: str, check_id: str) -> list[CheckMessage]:
+    value = getattr(settings, name, None)
     try:
         usable = value is None or callable(import_string(value))
         reason = "which is not callable"
@@ -98,10 +109,9 @@ def check_should_record(**kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Error(
-            f"SOUVENIRS_SHOULD_RECORD is {value!r}, {reason}.",
-            hint="Set it to the dotted path of a function (request, response) -> bool,"
-            " or remove it.",
-            id="souvenirs.E006",
+            f"{name} is {value!r}, {reason}.",
+            hint=f"Set it to the dotted path of a function {signature}, or remove it.",
+            id=check_id,
         )
     ]
 

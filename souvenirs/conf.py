@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -65,6 +66,15 @@ class Settings(CachedSettings):
         """SOUVENIRS_SHOULD_RECORD: dotted path to (request, response) -> bool, which says whether
         the middleware may record the request's user. None: all are."""
         path = getattr(settings, "SOUVENIRS_SHOULD_RECORD", None)
+        return None if path is None else import_string(path)
+
+    @cached_property
+    def usage_reports_function(
+        self,
+    ) -> Callable[[list[tuple[datetime, datetime]]], Iterable[dict[str, Any]]] | None:
+        """SOUVENIRS_USAGE_REPORTS_FUNCTION: dotted path to what the reports call in place of
+        reports.usage_for_periods. None: that itself."""
+        path = getattr(settings, "SOUVENIRS_USAGE_REPORTS_FUNCTION", None)
         return None if path is None else import_string(path)
 
     @cached_property

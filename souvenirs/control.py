@@ -228,9 +228,12 @@ class Visit:
         return result
 
     def on_commit(self, do: Callable[[], None]) -> None:
+        def follow_up() -> None:  # a function: Django logs its name if it fails, a partial has none
+            do()
+
         # In a block of atomic, since Django refuses on_commit where autocommit is off
         with transaction.atomic(using=self.using, savepoint=False):
-            transaction.on_commit(do, using=self.using, robust=True)
+            transaction.on_commit(follow_up, using=self.using, robust=True)
 
     def follow(self, written_until: float) -> None:
         """What is left to do once somebody's transaction has committed."""

@@ -1,4 +1,4 @@
-"""Calendar arithmetic on unix seconds. Pure: no settings, no database.
+"""Calendar arithmetic, on unix seconds and on datetimes. Pure: no settings, no database.
 
 A local day is the time from the first instant of its date to the first instant of the next, so
 days follow each other without gap or overlap, whatever the clocks do: they are 23, 24 or 25 hours
@@ -7,12 +7,16 @@ long, half an hour odd in Lord Howe, and empty where a date was skipped (Apia, 3
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta, timezone
 from datetime import time as clock_time
 from functools import lru_cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
+
+from dateutil.relativedelta import relativedelta
 
 ONE_DAY = timedelta(days=1)
 NAMES = ("day", "week", "month", "quarter", "year")
@@ -102,3 +106,65 @@ def _period(name: str, day: date, zone: ZoneInfo) -> Interval:
     return Interval(
         midnight(first, zone), midnight(first_day(name, first + timedelta(days=after)), zone)
     )
+
+
+def iter_days(start: datetime, end: datetime | None = None) -> Iterator[tuple[datetime, datetime]]:
+    """Days counted from `start`, each as (start, end), one after the other up to `end`.
+
+    Each begins at the same time on the clocks of `start`'s zone, through daylight saving; where
+    clocks skipped that time, as much later as they skipped; where they showed it twice, the first
+    time. The last one is cut at `end` and has that very object as its end; without `end` they go
+    on for ever. `start` and `end` are both aware, in any zones, or both naive.
+    """
+    return _anchored(start, end, lambda n: timedelta(days=n))
+
+
+def iter_weeks(start: datetime, end: datetime | None = None) -> Iterator[tuple[datetime, datetime]]:
+    """Periods of seven days counted from `start`: see `iter_days`."""
+    return _anchored(start, end, lambda n: timedelta(weeks=n))
+
+
+def iter_months(
+    start: datetime, end: datetime | None = None
+) -> Iterator[tuple[datetime, datetime]]:
+    """Months counted from `start`: see `iter_days`. They begin on its day of the month, or on the
+    last day of a month that is too short for it."""
+    return _anchored(start, end, lambda n: relativedelta(months=n))
+
+
+def iter_quarters(
+    start: datetime, end: datetime | None = None
+) -> Iterator[tuple[datetime, datetime]]:
+    """Periods of three such months: see `iter_months`."""
+    return _anchored(start, end, lambda n: relativedelta(months=3 * n))
+
+
+def iter_years(start: datetime, end: datetime | None = None) -> Iterator[tuple[datetime, datetime]]:
+    """Periods of twelve such months: see `iter_months`. From 29 February they begin on the 28th in
+    common years."""
+    return _anchored(start, end, lambda n: relativedelta(years=n))
+
+
+def _anchored(
+    start: datetime, end: datetime | None, distance: Callable[[int], timedelta | relativedelta]
+) -> Iterator[tuple[datetime, datetime]]:
+    # Always from the start, not from one to the next: the 31st would not come back after the 30th
+    wall = start.replace(tzinfo=None, fold=0)
+    for n in itertools.count(1):
+        if end is not None and _instant(start) >= _instant(end):
+            return
+        after = _existing((wall + distance(n)).replace(tzinfo=start.tzinfo))
+        if _instant(start) < _instant(after):  # not a date that was skipped
+            is_cut = end is not None and _instant(after) > _instant(end)
+            yield start, end if end is not None and is_cut else after
+        start = after
+
+
+def _instant(when: datetime) -> datetime:
+    """What to compare: Python compares datetimes of the same zone by what clocks show."""
+    return when if when.tzinfo is None else when.astimezone(timezone.utc)
+
+
+def _existing(when: datetime) -> datetime:
+    """`when` as clocks show it: one that they skipped is there, but later."""
+    return when if when.tzinfo is None else _instant(when).astimezone(when.tzinfo)
