@@ -40,7 +40,9 @@ setup(
         "Typing :: Typed",
     ],
     packages=[
-        *find_packages(include=["souvenirs", "souvenirs.*", "souvenirs_metrics"]),
+        *find_packages(
+            include=["souvenirs", "souvenirs.*", "souvenirs_metrics", "souvenirs_metrics.*"]
+        ),
         *OPERATORS,
     ],
     package_dir=OPERATORS,
@@ -50,16 +52,19 @@ setup(
         **{package: ["**/*.yml", "**/*.json"] for package in OPERATORS},
     },
     zip_safe=False,
+    entry_points={"pytest11": ["souvenirs = souvenirs.pytest_plugin"]},
     python_requires=">=3.10",
     install_requires=[
         "Django>=5.2,<6.2",
         "prometheus-client>=0.23",
+        "python-dateutil>=2.9",
+        "tabulate>=0.9",
         "tqdm>=4.60",
     ],
     extras_require={
         "django-prometheus": ["django-prometheus>=2.4"],
         # For work on the project itself
-        "demo": ["django-prometheus>=2.4", "gunicorn>=22", "requests>=2.31", "tabulate>=0.9"],
+        "demo": ["django-prometheus>=2.4", "gunicorn>=22", "requests>=2.31"],
         "test": [
             "build>=1.2",
             "django-hijack>=3.7",
@@ -79,6 +84,8 @@ setup(
             "django-stubs[compatible-mypy]>=5.2",
             "mypy>=1.15",
             "ruff>=0.9",
+            "types-python-dateutil",
+            "types-tabulate",
             "types-tqdm",
         ],
     },

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 
@@ -21,8 +22,13 @@ class Breaker:
 
     def __init__(self, what: str) -> None:
         self.what = what
-        self._lock = threading.Lock()
+        self._new_lock()
+        if hasattr(os, "register_at_fork"):  # a child must not wait for a lock of its parent's
+            os.register_at_fork(after_in_child=self._new_lock)
         self.reset()
+
+    def _new_lock(self) -> None:
+        self._lock = threading.Lock()
 
     def reset(self) -> None:
         """Closes the breaker, and forgets what was logged."""
@@ -57,8 +63,6 @@ class Breaker:
             if opens:
                 self._open = True
                 self._probe_at = now + PROBE_SECONDS
-            else:
-                self.untried()
             self._unlogged += 1
             if now < self._log_at:
                 return

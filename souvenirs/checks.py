@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
@@ -101,8 +102,9 @@ def check_usage_reports_function(**kwargs: Any) -> list[CheckMessage]:
 def check_function(name: str, signature: str, check_id: str) -> list[CheckMessage]:
     value = getattr(settings, name, None)
     try:
-        usable = value is None or callable(import_string(value))
-        reason = "which is not callable"
+        hook = None if value is None else import_string(value)
+        usable = hook is None or (callable(hook) and not iscoroutinefunction(hook))
+        reason = "which is no function, or an async one"
     except Exception as error:
         usable, reason = False, f"which cannot be imported: {error}"
     if usable:

@@ -42,6 +42,9 @@ def to_datetime(seconds: float) -> datetime:
 def to_site(when: datetime) -> datetime:
     """`when` in the form that the site's models hold: UTC where USE_TZ, else naive and local."""
     when = aware(when)
-    if settings.USE_TZ:
-        return when.astimezone(timezone.utc)
-    return when.astimezone(conf.zone).replace(tzinfo=None)
+    zone = timezone.utc if settings.USE_TZ else conf.zone
+    try:
+        when = when.astimezone(zone)
+    except OverflowError:  # datetime.min or .max: a bound that nothing is beyond in any zone
+        when = when.replace(tzinfo=zone)
+    return when if settings.USE_TZ else when.replace(tzinfo=None)

@@ -14,6 +14,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connections, router, transaction
 from django.db.models import ExpressionWrapper, F, QuerySet
+from django.utils.functional import LazyObject, empty
 
 from souvenirs import clock, counting
 from souvenirs.conf import conf
@@ -74,7 +75,8 @@ async def asouvenez(
     check_duplicate: bool = False,
 ) -> str:
     """`souvenez` for async code. It takes a thread only where there is something to write."""
-    if is_handled(user, when, ratelimit, check_duplicate):
+    is_loaded = not (isinstance(user, LazyObject) and user.__dict__["_wrapped"] is empty)
+    if is_loaded and is_handled(user, when, ratelimit, check_duplicate):
         return RATE_LIMITED
     return await sync_to_async(souvenez)(user, when, ratelimit, check_duplicate)
 
@@ -109,10 +111,10 @@ def with_last_seen(users: QuerySet[Any], name: str = "last_seen") -> QuerySet[An
     are as those of `last_seen`. Raises ValueError if the user model has a field called `name`, or
     a router keeps souvenirs in another database than `users`.
     """
-    if router.db_for_read(LastSeen) != users.db:
+    if not USER_FIELD.db_constraint:
         raise ValueError(
-            f"souvenirs are in the database {router.db_for_read(LastSeen)!r}, the users in"
-            f" {users.db!r}: they cannot be joined; use last_seen(user) for each"
+            f"souvenirs are in the database {router.db_for_write(LastSeen)!r}, and users are not:"
+            " they cannot be joined; use last_seen(user) for each"
         )
     seen = ExpressionWrapper(F("souvenirs_last_seen__seen"), output_field=SecondsField())
     annotated: QuerySet[Any] = users.annotate(**{name: seen})
@@ -156,6 +158,7 @@ class Visit:
     """One call of souvenez that process memory could not answer."""
 
     def __init__(self, user: Any, when: datetime | None, ratelimit: bool | float) -> None:
+        self.key = getattr(user, "pk", user)  # what process memory is asked for
         self.user_pk = clean_pk(user)
         # Whole microseconds, as databases keep: a row must not be rounded into the next slot
         self.now = time.time_ns() // 1_000 / 1_000_000
@@ -172,10 +175,19 @@ class Visit:
         self.slot = slot_containing(self.t, self.limit, conf.zone) if self.limit else None
         self.using = router.db_for_write(Souvenir)
         connection = connections[self.using]
-        self.is_nested = connection.in_atomic_block or not connection.get_autocommit()
+        self.is_nested = connection.in_atomic_block
+        # Where autocommit is off nobody tells when there was a commit: nothing is remembered then
+        self.is_manual = not self.is_nested and not connection.get_autocommit()
 
     def record(self, check_duplicate: bool) -> str:
         """Writes what is to be written. Raises as souvenez does."""
+        try:
+            return self.write_unless_limited(check_duplicate)
+        except IntegrityError:
+            self.require_user()
+            raise
+
+    def write_unless_limited(self, check_duplicate: bool) -> str:
         claim = self.claim()
         result = RATE_LIMITED
         if claim is None or claim.granted:
@@ -203,27 +215,26 @@ class Visit:
 
     def write(self, claim: Claim | None, check_duplicate: bool) -> str:
         """Writes the row, and last-seen in the same transaction where that is ours."""
-        is_checked = USER_FIELD.db_constraint
         try:
             with transaction.atomic(using=self.using):
-                if self.is_nested or not is_checked:
-                    # A foreign key is checked at the end of a transaction, if there is one: in a
-                    # transaction that is not ours it would make somebody else's commit fail.
+                if self.is_nested:
+                    # A foreign key is checked at the end of a transaction: in one that is not
+                    # ours, a key of nobody would make somebody else's commit fail.
                     self.require_user()
+                else:
+                    # Last-seen first: deleting a user locks their rows in this order too
+                    self.touch()
                 result = ADDED
                 if check_duplicate and self.is_duplicate():
                     result = DUPLICATED
                 else:
-                    Souvenir.objects.using(self.using).create(user_id=self.user_pk, when=self.when)
-                if claim is not None and self.slot is not None:
+                    row = Souvenir(user_id=self.user_pk, when=self.when)
+                    row.save(force_insert=True, using=self.using, touch=False)
+                if claim is not None and self.slot is not None and not self.is_manual:
                     self.on_commit(partial(throttle.confirm, claim, self.slot))
-                if not self.is_nested:
-                    self.touch()
-        except BaseException as error:
+        except BaseException:
             if claim is not None:
                 throttle.release(claim)
-            if isinstance(error, IntegrityError):
-                self.require_user()
             raise
         return result
 
@@ -231,9 +242,7 @@ class Visit:
         def follow_up() -> None:  # a function: Django logs its name if it fails, a partial has none
             do()
 
-        # In a block of atomic, since Django refuses on_commit where autocommit is off
-        with transaction.atomic(using=self.using, savepoint=False):
-            transaction.on_commit(follow_up, using=self.using, robust=True)
+        transaction.on_commit(follow_up, using=self.using, robust=True)
 
     def follow(self, written_until: float) -> None:
         """What is left to do once somebody's transaction has committed."""
@@ -241,6 +250,8 @@ class Visit:
         self.remember(written_until)
 
     def touch(self) -> None:
+        if not USER_FIELD.db_constraint:
+            self.require_user()
         latest = math.floor(self.now) + conf.last_seen_seconds
         seen = math.floor(self.t)
         conf.last_seen_store.touch(
@@ -252,15 +263,17 @@ class Visit:
 
     def remember(self, written_until: float) -> None:
         """Fills process memory. Only live visits do: memory is about the present."""
-        if not (self.live and self.default_limit and self.slot is not None):
+        if self.is_manual or not (self.live and self.default_limit and self.slot is not None):
             return
         written = written_until >= self.slot.end
-        throttle.handled[self.user_pk] = shared(
+        handled = shared(
             max(self.minute.start, self.slot.start),
             min(self.minute.end, self.slot.end, written_until),
             self.slot.start,
             self.slot.end if written else self.slot.start,
         )
+        for key in {self.user_pk, self.key}:
+            throttle.handled[key] = handled
 
     def is_duplicate(self) -> bool:
         rows = Souvenir.objects.using(self.using)
@@ -269,7 +282,8 @@ class Visit:
 
     def require_user(self) -> None:
         model = get_user_model()
-        if not model._base_manager.filter(pk=self.user_pk).exists():
+        users = model._base_manager.using(router.db_for_write(model))
+        if not users.filter(pk=self.user_pk).exists():
             raise model.DoesNotExist(f"There is no user with the primary key {self.user_pk!r}")
 
 

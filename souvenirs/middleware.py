@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.conf import settings
@@ -20,6 +21,7 @@ from django.contrib.auth import (
 )
 from django.contrib.auth.signals import user_logged_out
 from django.contrib.sessions.backends.base import SessionBase
+from django.core.exceptions import ValidationError
 from django.db import (
     DatabaseError,
     DataError,
@@ -47,6 +49,12 @@ from souvenirs.throttle import MAX_USERS, Handled, Memory, throttle
 LOOKUPS_PER_SECOND = 50
 
 DEPARTED = "_souvenirs_departed"
+# What the hook is shown in place of the request's own
+SHOWN = (DEPARTED, "session", "user", "_cached_user", "_acached_user")
+
+# Deadlock and serialization failure, of PostgreSQL (SQLSTATE) and of MySQL (error number): the next
+# visit can be recorded, so the server is not to be left alone
+CONFLICTS = frozenset({"40001", "40P01", 1213})
 
 Response = HttpResponseBase
 # What souvenez returns, None if there was nothing to write
@@ -102,25 +110,31 @@ def pending_user(request: HttpRequest) -> Todo | None:
         return pending_session(request)
     if user_pk is None or throttle.is_handled(user_pk, time.time()):
         return None
-    return partial(souvenez, user_pk)
+    return partial(record_user, user_pk)
+
+
+def record_user(user: Any) -> str | None:
+    try:
+        return souvenez(user)
+    except get_user_model().DoesNotExist:
+        return None  # deleted meanwhile: there is nobody to remember
 
 
 def attempt(todo: Todo) -> None:
     """Does what is pending. Whatever goes wrong is noted, and stays here."""
-    if not database.allows():
+    if not recording.allows():
         tell(FAILED)
         return
     try:
         result = todo()
-    except get_user_model().DoesNotExist:
-        result = None  # deleted meanwhile: there is nobody to remember
     except Exception as error:
-        note_failure(error)
+        if not note_failure(error):
+            recording.untried()
         return
     if result is None:
-        database.untried()
+        recording.untried()
     else:
-        database.success()
+        recording.success()
 
 
 def consider(
@@ -130,37 +144,69 @@ def consider(
     todo: Todo,
 ) -> str | None:
     """Does what is pending if the site's hook agrees."""
-    session = request.__dict__.get("session")
-    untouched = session if isinstance(session, SessionBase) and not session.accessed else None
-    if untouched is not None:
-        # The hook may look into the session; for the response it shall be as if nobody had
-        request.session = read_only(type(untouched))(untouched.session_key)
-    try:
+    with shown_to_hook(request):
         agrees = should_record(request, response)
-    finally:
-        if untouched is not None:
-            request.session = untouched
     if agrees:
         return todo()
     tell(SKIPPED)
     return None
 
 
+class Departed(NamedTuple):
+    """Who has logged out with this request, and the session that was theirs."""
+
+    user: Any
+    session: dict[str, Any]
+
+
+@contextmanager
+def shown_to_hook(request: HttpRequest) -> Iterator[None]:
+    """The hook may look at session and user, also at those of somebody who has just logged out.
+    For the response, and for whoever handles it after us, it shall be as if nobody had."""
+    shown: Any = request
+    before = {name: request.__dict__[name] for name in SHOWN if name in request.__dict__}
+    session, user = before.get("session"), before.get("user")
+    departed = before.get(DEPARTED)
+    if isinstance(session, SessionBase) and (departed or not session.accessed):
+        copy = read_only(type(session))(session.session_key)
+        if departed:
+            copy.update(departed.session)
+            shown.user = departed.user
+        elif isinstance(user, SimpleLazyObject) and user.__dict__["_wrapped"] is empty:
+            shown.user = SimpleLazyObject(user.__dict__["_setupfunc"])
+        shown.session = copy
+    try:
+        yield
+    finally:
+        for name in SHOWN:
+            request.__dict__.pop(name, None)
+        request.__dict__.update(before)
+
+
 def tell(result: str) -> None:
     souvenir_recorded.send_robust(sender=Souvenir, result=result, user_pk=None, count=1)
 
 
-database = Breaker("Recording souvenirs")
+recording = Breaker("Recording souvenirs")
 
 
-def note_failure(error: Exception) -> None:
+def note_failure(error: Exception) -> bool:
+    """Counts and logs it. True if it tells that the server is down, so that nobody asks it."""
     # Errors of one statement, or of a transaction that the site broke, tell nothing of the server
     harmless: tuple[type[Exception], ...] = (IntegrityError, DataError, TransactionManagementError)
     if any(connection.in_atomic_block for connection in connections.all(initialized_only=True)):
         harmless += (InternalError,)  # PostgreSQL's, for each statement in a broken transaction
-    is_servers = isinstance(error, (DatabaseError, InterfaceError))
-    database.failure(error, opens=is_servers and not isinstance(error, harmless))
+    cause = error.__cause__
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    is_servers = (
+        isinstance(error, (DatabaseError, InterfaceError))
+        and not isinstance(error, harmless)
+        and code not in CONFLICTS
+        and (not cause or not cause.args or cause.args[0] not in CONFLICTS)
+    )
+    recording.failure(error, opens=is_servers)
     tell(FAILED)
+    return is_servers
 
 
 # Who is it? What the view has loaded tells, at no cost
@@ -173,23 +219,27 @@ def loaded_user_pk(request: HttpRequest) -> tuple[Any, bool]:
     have `Vary: Cookie` put on the response.
     """
     attributes = request.__dict__
-    departed = attributes.get(DEPARTED)
-    if departed is not None:
-        return departed, True
     user = attributes.get("user")
     if isinstance(user, SimpleLazyObject):
         wrapped = user.__dict__["_wrapped"]
         user = attributes.get("_acached_user") if wrapped is empty else wrapped
-    if user is None:
-        return None, False
-    return (user.pk if user.is_authenticated else None), True
+    if user is not None and user.is_authenticated:
+        return user.pk, True
+    if (departed := attributes.get(DEPARTED)) is not None:
+        return departed.user.pk, True
+    return None, user is not None
 
 
 @receiver(user_logged_out, dispatch_uid="souvenirs.middleware")
 def note_departure(request: HttpRequest | None = None, user: Any = None, **kwargs: Any) -> None:
     """Whoever logs out was active: request.user will be nobody when the response passes here."""
-    if request is not None and user is not None:
-        setattr(request, DEPARTED, user.pk)
+    if request is None or user is None:
+        return
+    session = getattr(request, "session", None)
+    # `accessed`, as it is when Django logs out: else to look would put `Vary` on the response
+    seen = dict(session.items()) if isinstance(session, SessionBase) and session.accessed else {}
+    departed = Departed(user, seen)
+    setattr(getattr(request, "_request", request), DEPARTED, departed)  # in REST framework's too
 
 
 # Who is it? The session tells, read once a minute through a store of its own
@@ -227,7 +277,7 @@ def forget() -> None:
     sessions.clear()
     unknown_sessions.clear()
     fruitless.reset()
-    database.reset()
+    recording.reset()
 
 
 def pending_session(request: HttpRequest) -> Todo | None:
@@ -257,7 +307,7 @@ def record_session(store: type[SessionBase], cookie: str, digest: bytes) -> str 
         unknown_sessions[digest] = now + 60
         return None
     is_handled = throttle.is_handled(user.pk, time.time())  # by way of another session
-    result = None if is_handled else souvenez(user)
+    result = None if is_handled else record_user(user)
     handled = throttle.handled.get(user.pk)
     if handled is not None:
         sessions[digest] = handled
@@ -285,7 +335,10 @@ def session_user(session: SessionBase) -> Any:
         return None
     key = get_user_model()._meta.pk
     assert key is not None
-    user: Any = load_backend(backend).get_user(key.to_python(user_id))
+    try:
+        user: Any = load_backend(backend).get_user(key.to_python(user_id))
+    except ValidationError:  # of another user model, which the site had before
+        return None
     if user is None or not hasattr(user, "get_session_auth_hash"):
         return user
     claimed = session.get(HASH_SESSION_KEY) or ""

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from django.apps import apps
 from django.contrib.auth import get_user_model
-from django.db import connections, models, router
-from django.db.models import Q
+from django.db import connections, models, router, transaction
+from django.db.models import Case, F, Q, Value, When
+from django.db.models.functions import Coalesce, Greatest
 from django.utils import timezone
 
+from souvenirs import clock
+from souvenirs.conf import conf
 from souvenirs.fields import UserForeignKey, UserOneToOneField
 
 if TYPE_CHECKING:
@@ -29,6 +36,14 @@ class SouvenirQuerySet(models.QuerySet["Souvenir"]):
         count: int = self.order_by().values("user").distinct().count()
         return count
 
+    def bulk_create(self, objs: Iterable[Souvenir], *args: Any, **kwargs: Any) -> list[Souvenir]:
+        """As Django's; and the users' last-seen times follow."""
+        self._for_write = True
+        with transaction.atomic(using=self.db):
+            rows = super().bulk_create(objs, *args, **kwargs)
+            LastSeen.objects.using(self.db).catch_up(rows)
+        return rows
+
 
 class Souvenir(models.Model):
     """A user was active at `when`. At most one row per user and rate-limit slot, as a rule: a
@@ -46,8 +61,40 @@ class Souvenir(models.Model):
     def __str__(self) -> str:
         return f"user={self.user_id} when={self.when}"
 
+    def save(self, *args: Any, touch: bool = True, **kwargs: Any) -> None:
+        """As Django's; and the user's last-seen time follows (`touch` False: the caller's care)."""
+        using = kwargs.get("using") or router.db_for_write(Souvenir, instance=self)
+        with transaction.atomic(using=using, savepoint=False):
+            super().save(*args, **kwargs)
+            if touch:
+                LastSeen.objects.using(using).catch_up([self])
+
 
 class LastSeenQuerySet(models.QuerySet["LastSeen"]):
+    def catch_up(self, souvenirs: Iterable[Souvenir]) -> None:
+        """Moves the last-seen times of these souvenirs' users forward to them, in batches; times
+        that are still to come make the row only."""
+        latest = time.time() + conf.last_seen_seconds
+        newest: dict[Any, int] = {}
+        for souvenir in souvenirs:
+            seen = math.floor(clock.to_seconds(souvenir.when))
+            known = newest.setdefault(souvenir.user_id, -1)
+            if known < seen <= latest:
+                newest[souvenir.user_id] = seen
+        users = sorted(newest, key=str)  # in one order, so that two of these cannot deadlock
+        for batch in (users[at : at + 200] for at in range(0, len(users), 200)):
+            rows = self.filter(user_id__in=batch)
+            existing = set(rows.values_list("user_id", flat=True))
+            self.bulk_create(
+                (LastSeen(user_id=user_pk) for user_pk in batch if user_pk not in existing),
+                ignore_conflicts=True,
+            )
+            times = [When(user_id=u, then=Value(newest[u])) for u in batch if newest[u] >= 0]
+            if times:
+                rows.filter(user_id__in=[u for u in batch if newest[u] >= 0]).update(
+                    seen=Greatest(Coalesce(F("seen"), Value(0)), Case(*times))
+                )
+
     def touch(self, user_pk: Any, seen: int | None, *, slot_start: int, latest: int | None) -> None:
         """Moves a user's last-seen time forward to `seen`, and makes the row if there is none.
 
@@ -104,15 +151,26 @@ class LastSeen(models.Model):
 
 
 def forget_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> None:
-    """post_delete of a user: the cascade, where the user's database has not our tables."""
-    for model in (LastSeen, Souvenir):
-        if not router.allow_migrate_model(using, model):
-            model._base_manager.using(router.db_for_write(model)).filter(
-                user_id=instance.pk
-            ).delete()
+    """post_delete of a user: the cascade, where the user's database has not our tables.
+
+    It waits for the commit there; whoever deletes is told if it fails.
+    """
+
+    def forget(user_pk: Any = instance.pk) -> None:
+        for model in (LastSeen, Souvenir):
+            ours = router.db_for_write(model)
+            model._base_manager.using(ours).filter(user_id=user_pk).delete()
+
+    transaction.on_commit(forget, using=using)
 
 
 def connect() -> None:
-    models.signals.post_delete.connect(
-        forget_deleted_user, sender=get_user_model(), dispatch_uid="souvenirs.models"
-    )
+    """Starts listening for deleted users, if our tables are in another database than they."""
+    if router.allow_migrate_model(router.db_for_write(get_user_model()), Souvenir):
+        return
+    user_model = get_user_model()._meta.concrete_model
+    for model in apps.get_models():
+        if model._meta.concrete_model is user_model:  # signals of a proxy are sent by the proxy
+            models.signals.post_delete.connect(
+                forget_deleted_user, sender=model, dispatch_uid="souvenirs.models"
+            )

@@ -18,6 +18,7 @@ from uuid import UUID
 from django.core.cache import BaseCache, caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
+from django.core.signals import setting_changed
 
 from souvenirs.breaker import Breaker
 from souvenirs.conf import conf
@@ -192,5 +193,12 @@ class Throttle:
         return f"{conf.cache_prefix}{user_pk}.{limit!r}.{slot.start!r}"
 
 
+def clear_on_setting_changed(setting: str, **kwargs: Any) -> None:
+    if setting.startswith("SOUVENIRS_") or setting in ("CACHES", "TIME_ZONE", "USE_TZ"):
+        throttle.clear()
+
+
 throttle = Throttle()
-os.register_at_fork(after_in_child=throttle.after_fork)
+setting_changed.connect(clear_on_setting_changed)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=throttle.after_fork)

@@ -11,6 +11,7 @@ from django.db import router
 from django.db.models import Model
 
 from souvenirs.conf import CachedSettings
+from souvenirs.models import Souvenir
 
 DEFAULT_WINDOWS = ("1h", "1d", "7d", "30d")
 UNITS = {"y": 31_536_000, "w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
@@ -45,9 +46,10 @@ class Settings(CachedSettings):
 
     def database(self, model: type[Model]) -> str:
         """Alias of the database that scrapes read `model` from: SOUVENIRS_METRICS_DATABASE, or as
-        the routers say where that is not set or they keep the model out of it."""
+        the routers say where that is not set, or they keep the model in another database than
+        souvenirs, of which that one is a replica."""
         alias: str | None = getattr(settings, "SOUVENIRS_METRICS_DATABASE", None)
-        if alias is None or not router.allow_migrate_model(alias, model):
+        if alias is None or router.db_for_write(model) != router.db_for_write(Souvenir):
             return router.db_for_read(model)
         return alias
 

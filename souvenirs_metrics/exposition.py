@@ -126,4 +126,8 @@ def render(accept: str) -> tuple[bytes, str]:
     """
     instruments.flush()
     encode, content_type = negotiate(accept)
-    return encode(build_registry()), content_type
+    try:
+        return encode(build_registry()), content_type
+    except Exception as error:  # others' samples are encoded here too, whatever is in them
+        logger.exception("Left process metrics out of the page: %r", error)
+        return encode(collector), content_type

@@ -17,11 +17,21 @@ RECORDS = Counter(families.RECORDS_NAME, families.RECORDS_DOCUMENTATION, labelna
 
 
 def connect() -> None:
-    """Starts counting. Every result is on the page from the start, at 0: rates need a beginning."""
+    """Starts counting."""
+    if can_count():
+        souvenir_recorded.connect(count_record, dispatch_uid="souvenirs_metrics.instruments")
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            show_results()  # else a management command that counts nothing would leave a file
+
+
+def can_count() -> bool:
+    """Whether counters have a place to be, in multiprocess mode; else a system check says so."""
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if directory is not None and not os.path.isdir(directory):
-        return  # there is nowhere to count, and a system check says so
-    souvenir_recorded.connect(count_record, dispatch_uid="souvenirs_metrics.instruments")
+    return directory is None or os.path.isdir(directory)
+
+
+def show_results() -> None:
+    """Puts every result on the page, at 0 if there was none: rates need a beginning."""
     for result in families.RECORDS_RESULTS:
         RECORDS.labels(result)
 
@@ -36,3 +46,5 @@ def flush() -> None:
     Other processes tell of theirs with the next visit that their memory cannot answer.
     """
     tell_hits()
+    if can_count():
+        show_results()

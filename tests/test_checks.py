@@ -32,6 +32,7 @@ BAD = [
     ("souvenirs.E006", "SOUVENIRS_SHOULD_RECORD", "nowhere.hook"),
     ("souvenirs.E006", "SOUVENIRS_SHOULD_RECORD", "souvenirs.__version__"),
     ("souvenirs.E006", "SOUVENIRS_SHOULD_RECORD", 7),
+    ("souvenirs.E006", "SOUVENIRS_SHOULD_RECORD", "souvenirs.control.asouvenez"),
     ("souvenirs.E007", "SOUVENIRS_USAGE_REPORTS_FUNCTION", "nowhere.report"),
     ("souvenirs.E007", "SOUVENIRS_USAGE_REPORTS_FUNCTION", "souvenirs.__version__"),
     ("souvenirs.E007", "SOUVENIRS_USAGE_REPORTS_FUNCTION", 7),

@@ -25,6 +25,7 @@ from souvenirs.control import (
 )
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.signals import souvenir_recorded
+from souvenirs.testing import forget
 from souvenirs.throttle import throttle
 from tests.people import NOBODY, User, ours, run, site, with_databases
 
@@ -78,6 +79,21 @@ def test_souvenez__takes_a_primary_key(user: User, traveller: Any) -> None:
     assert souvenez(str(user.pk)) == "rate-limited"
     assert souvenez(user) == "rate-limited"
     assert Souvenir.objects.get().user_id == user.pk
+
+
+def test_souvenez__a_key_of_another_type_is_free_too(
+    user: User, traveller: Any, django_assert_num_queries: Any
+) -> None:
+    souvenez(str(user.pk))
+    with django_assert_num_queries(0, connection=ours()):
+        assert souvenez(str(user.pk)) == "rate-limited"
+        assert souvenez(user) == "rate-limited"
+
+
+def test_souvenez__heeds_a_setting_that_changes(user: User) -> None:
+    souvenez(user)
+    with override_settings(SOUVENIRS_RATELIMIT_SECONDS=0):
+        assert souvenez(user) == "added"
 
 
 def test_souvenez__limits_each_user_alone(user: User, traveller: Any) -> None:
@@ -234,6 +250,23 @@ def test_souvenez__works_where_autocommit_is_off(user: User, traveller: Any) -> 
     assert last_seen(user) == site(NOON)
 
 
+# Python's sqlite3 commits with the savepoint that our block is, where autocommit is off
+@pytest.mark.where(ours().vendor != "sqlite")
+def test_souvenez__after_a_rollback_where_autocommit_is_off_the_user_is_recorded_again(
+    user: User, traveller: Any
+) -> None:
+    transaction.set_autocommit(False, using=ours().alias)
+    try:
+        souvenez(user)
+        transaction.rollback(using=ours().alias)
+        traveller.shift(MINUTE)
+        assert souvenez(user) == "added"
+        transaction.commit(using=ours().alias)
+    finally:
+        transaction.set_autocommit(True, using=ours().alias)
+    assert Souvenir.objects.count() == 1
+
+
 def test_souvenez__a_write_that_fails_silences_nobody(user: User, traveller: Any) -> None:
     def refuse(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
         if sql.startswith("INSERT"):
@@ -261,6 +294,18 @@ def test_souvenez__a_key_of_nobody_is_an_error_that_names_it(user: User, is_nest
     else:
         fails()
     assert Souvenir.objects.count() == is_nested
+
+
+def test_souvenez__a_user_who_was_deleted_within_the_slot_is_an_error(
+    user: User, traveller: Any
+) -> None:
+    key = user.pk
+    souvenez(key)
+    user.delete()
+    traveller.shift(MINUTE)
+    with pytest.raises(User.DoesNotExist, match=re.escape(repr(key))):
+        souvenez(key)
+    assert not LastSeen.objects.exists()
 
 
 @pytest.mark.parametrize("nobody", [None, AnonymousUser()])
@@ -339,6 +384,23 @@ def test_deleted_user__is_gone_from_both_tables(user: User) -> None:
     assert LastSeen.objects.get().user_id == other.pk
 
 
+@pytest.mark.where("routed" in settings.SHAPE)
+def test_deleted_user__stays_in_another_database_if_the_deletion_is_rolled_back(user: User) -> None:
+    souvenez(user)
+    with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+        user.delete()
+        raise ZeroDivisionError
+    assert Souvenir.objects.count() == LastSeen.objects.count() == 1
+
+
+def test_forget__lets_a_test_begin_anew(user: User) -> None:
+    souvenez(user)
+    Souvenir.objects.all().delete()
+    assert souvenez(user) == "rate-limited"
+    forget()
+    assert souvenez(user) == "added"
+
+
 # Questions
 
 
@@ -381,6 +443,11 @@ def test_count_active_users__of_a_queryset(user: User) -> None:
     souvenez(user, when=NOON)
     souvenez(other, when=NOON)
     assert count_active_users(qs=Souvenir.objects.filter(user_id=other.pk)) == 1
+
+
+def test_count_active_users__of_all_time(user: User) -> None:
+    souvenez(user)
+    assert count_active_users(datetime.min, datetime.max) == 1
 
 
 def test_count_active_users__a_naive_bound_is_in_the_sites_zone(user: User) -> None:

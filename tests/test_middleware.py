@@ -16,10 +16,14 @@ from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, override_settings
 from django.urls import path
+from rest_framework.authentication import SessionAuthentication
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
 
 from souvenirs import middleware
 from souvenirs.breaker import PROBE_SECONDS
-from souvenirs.control import last_seen, tell_hits
+from souvenirs.control import asouvenez, last_seen, tell_hits
 from souvenirs.models import Souvenir
 from souvenirs.signals import souvenir_recorded
 from souvenirs.throttle import throttle
@@ -64,6 +68,28 @@ def leave(request: HttpRequest) -> HttpResponse:
     return HttpResponse("out")
 
 
+class LeaveApi(APIView):
+    authentication_classes = [SessionAuthentication]
+
+    def get(self, request: Request) -> Response:
+        assert request.user.is_authenticated
+        logout(request)
+        return Response("out")
+
+
+leave_api = LeaveApi.as_view()
+
+
+def change(request: HttpRequest) -> HttpResponse:
+    logout(request)
+    login(request, User.objects.get(username="grace"))
+    return HttpResponse("changed")
+
+
+async def async_souvenez(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(await asouvenez(request.user))
+
+
 def by_token(request: HttpRequest) -> HttpResponse:
     request.user = User.objects.get(username=request.headers["Token"])  # as REST framework does
     return HttpResponse("api")
@@ -90,7 +116,13 @@ async def async_who(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path(f"{view.__name__}/", view)
     for view in [plain, who, secret, enter, leave, by_token, broken, stream]
-] + [path(f"{view.__name__}/", view) for view in [async_plain, async_who]]
+] + [
+    path("async_plain/", async_plain),
+    path("async_who/", async_who),
+    path("async_souvenez/", async_souvenez),
+    path("leave_api/", leave_api),
+    path("change/", change),
+]
 
 pytestmark = [with_databases, pytest.mark.urls(__name__)]
 
@@ -162,6 +194,24 @@ def test_records__a_user_who_logs_in_with_this_request(user: User, client: Clien
 def test_records__a_user_who_logs_out_with_this_request(signed_in: Client) -> None:
     signed_in.get("/leave/")
     assert seen() == ["ada"]
+
+
+def test_records__a_user_who_logs_out_within_rest_framework(signed_in: Client) -> None:
+    signed_in.get("/leave_api/")
+    assert seen() == ["ada"]
+
+
+def test_records__the_user_who_stays_where_another_logs_out(signed_in: Client) -> None:
+    User.objects.create_user("grace", password="pw")
+    signed_in.get("/change/")
+    assert seen() == ["grace"]
+
+
+def test_records__whose_view_calls_asouvenez(user: User) -> None:
+    client = AsyncClient()
+    client.force_login(user)
+    assert run(client.get("/async_souvenez/")).content == b"added"
+    assert run(client.get("/async_souvenez/")).content == b"rate-limited"
 
 
 def test_records__a_user_whose_view_raises(signed_in: Client) -> None:
@@ -376,6 +426,31 @@ def test_failure__of_the_database_leaves_the_response_alone(
     assert "the server is gone" in record.message
 
 
+def test_failure__of_a_conflict_of_transactions_is_no_reason_to_stop(
+    signed_in: Client, user: User, client: Client
+) -> None:
+    state = ["deadlock detected"]
+
+    def refuse(execute: Any, sql: str, *args: Any) -> Any:
+        if "souvenirs_" in sql and state:
+            raise OperationalError(state.pop()) from OSError(1213, "Deadlock found")
+        return execute(sql, *args)
+
+    with ours().execute_wrapper(refuse):
+        signed_in.get("/who/")
+        signed_in.get("/who/")
+    assert seen() == ["ada"]
+
+
+def test_failure__that_asked_no_server_does_not_probe(
+    signed_in: Client, broken_database: list[bool]
+) -> None:
+    signed_in.get("/who/")
+    assert not middleware.recording.allows()
+    middleware.note_failure(ZeroDivisionError())
+    assert not middleware.recording.allows()
+
+
 def test_failure__is_over_when_the_database_is_back(
     signed_in: Client, broken_database: list[bool], monkeypatch: Any
 ) -> None:
@@ -485,6 +560,61 @@ def test_hook__that_reads_an_expired_session_does_not_delete_its_cookie(
     assert not signed_in.get("/plain/").cookies
 
 
+class NamesUser:
+    """Reads request.user on the way out, as middleware outside of ours may."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        response = self.get_response(request)
+        response["X-User"] = request.user.get_username()
+        return response
+
+
+def is_grace(request: HttpRequest, response: HttpResponse) -> bool:
+    return bool(request.user.get_username() == "grace")
+
+
+def test_hook__that_reads_the_user_does_not_hide_a_later_reading(
+    signed_in: Client, hook: Any, settings: Any
+) -> None:
+    hook(is_grace)
+    *before, ours = settings.MIDDLEWARE
+    settings.MIDDLEWARE = [*before, f"{__name__}.NamesUser", ours]
+    response = signed_in.get("/plain/")
+    assert (response["X-User"], response["Vary"]) == ("ada", "Cookie")
+
+
+@pytest.mark.parametrize("view", ["leave", "leave_api"])
+def test_hook__sees_who_logs_out(signed_in: Client, hook: Any, view: str) -> None:
+    hook(is_grace)
+    signed_in.get(f"/{view}/")
+    assert seen() == []
+
+
+def test_hook__sees_the_session_of_who_logs_out(signed_in: Client, hook: Any) -> None:
+    session = signed_in.session
+    session["hijack_history"] = ["1"]
+    session.save()
+    hook(not_impersonated)
+    signed_in.get("/leave/")
+    assert seen() == []
+    assert not Session.objects.exists()
+
+
+def no_such_user(request: HttpRequest, response: HttpResponse) -> bool:
+    raise User.DoesNotExist
+
+
+def test_hook__that_raises_does_not_exist_is_noted(
+    signed_in: Client, hook: Any, results: list[str]
+) -> None:
+    hook(no_such_user)
+    signed_in.get("/who/")
+    assert (seen(), results) == ([], ["failed"])
+
+
 def test_hook__that_raises_leaves_the_response_alone(
     signed_in: Client, hook: Any, results: list[str]
 ) -> None:
@@ -496,8 +626,8 @@ def test_hook__that_raises_leaves_the_response_alone(
 def test_hook__is_not_asked_where_there_is_nothing_to_record(client: Client, hook: Any) -> None:
     hook(explode)
     client.get("/who/")
-    assert middleware.database._unlogged == 0
-    assert not middleware.database._log_at
+    assert middleware.recording._unlogged == 0
+    assert not middleware.recording._log_at
 
 
 # Sync and async

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -206,3 +206,44 @@ def test_souvenir__str(user: Any) -> None:
 
 def test_last_seen__str(user: Any) -> None:
     assert str(LastSeen(user_id=user.pk, seen=T)) == f"user={user.pk} seen={T}"
+
+
+# Rows made with the ORM
+
+
+@pytest.mark.parametrize("how", ["create", "save", "bulk_create"])
+def test_orm__last_seen_follows(how: str) -> None:
+    user, other = User.objects.create(username="ada"), User.objects.create(username="grace")
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    times = [now - timedelta(hours=hours) for hours in (5, 2, 9)]
+    if how == "bulk_create":
+        Souvenir.objects.bulk_create(
+            [Souvenir(user_id=u.pk, when=site(t)) for t in times for u in (user, other)]
+        )
+    for when in times:
+        if how == "create":
+            Souvenir.objects.create(user_id=user.pk, when=site(when))
+        elif how == "save":
+            Souvenir(user_id=user.pk, when=site(when)).save()
+    assert seen_of(user) == times[1].timestamp()
+    if how == "bulk_create":
+        assert seen_of(other) == times[1].timestamp()
+
+
+def test_orm__a_time_to_come_makes_the_row_only() -> None:
+    user = User.objects.create(username="ada")
+    Souvenir.objects.create(
+        user_id=user.pk, when=site(datetime.now(timezone.utc) + timedelta(days=1))
+    )
+    assert LastSeen.objects.get().seen is None
+
+
+def test_orm__bulk_create_makes_few_queries(django_assert_max_num_queries: Any) -> None:
+    users = [User(username=f"user {number}") for number in range(500)]
+    User.objects.bulk_create(users)
+    keys = list(User.objects.values_list("pk", flat=True))
+    when = site(datetime.now(timezone.utc))
+    for _ in range(2):
+        with django_assert_max_num_queries(14, connection=ours()):
+            Souvenir.objects.bulk_create([Souvenir(user_id=key, when=when) for key in keys])
+    assert LastSeen.objects.exclude(seen=None).count() == 500

@@ -31,11 +31,14 @@ def fill_last_seen(apps: Any, schema_editor: Any) -> None:
         batch = list(missing[:BATCH])
         while batch:
             LastSeen.bulk_create(
-                LastSeen.model(
-                    user_id=row["user_id"],
-                    seen=row["newest"] and math.floor(clock.to_seconds(row["newest"])),
-                )
-                for row in batch
+                (
+                    LastSeen.model(
+                        user_id=row["user_id"],
+                        seen=row["newest"] and math.floor(clock.to_seconds(row["newest"])),
+                    )
+                    for row in batch
+                ),
+                ignore_conflicts=True,  # with a site that already runs
             )
             progress.update(len(batch))
             batch = list(missing.filter(user_id__gt=batch[-1]["user_id"])[:BATCH])
