@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.db import connections, models, router, transaction
-from django.db.models import Case, F, Q, Value, When
+from django.db.models import Case, F, Value, When
 from django.db.models.functions import Coalesce, Greatest
 from django.utils import timezone
 
@@ -19,6 +19,9 @@ from souvenirs.fields import UserForeignKey, UserOneToOneField
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+NEVER = 2**63 - 1  # seconds: the largest that a BigIntegerField holds
 
 
 class SouvenirQuerySet(models.QuerySet["Souvenir"]):
@@ -107,27 +110,49 @@ class LastSeenQuerySet(models.QuerySet["LastSeen"]):
         ids have to stay dense.
         """
         using = self._db or router.db_for_write(LastSeen)  # type: ignore[attr-defined]
-        row = self.using(using).filter(user_id=user_pk)  # a replica may not have it yet
-        is_behind = Q(seen__isnull=True) | Q(seen__lt=slot_start)
-        if latest is not None:
-            is_behind |= Q(seen__gt=latest)
-        behind = row.filter(is_behind)
-        if seen is not None and behind.update(seen=seen):
+        args = user_pk, seen, slot_start, latest, using
+        if seen is not None and move_forward(*args):
             return
-        # Somebody else may make the row meanwhile, with an older time, at any point from here on
-        current = row if seen is None else row.exclude(is_behind)
-        if not current.exists():
-            # On a conflict the row has to be locked for writing, which MySQL does in this form
-            # only: of two transactions that share a lock, neither could go on to the update.
-            targeted = connections[using].features.supports_update_conflicts_with_target
-            self.using(using).bulk_create(
-                [LastSeen(user_id=user_pk, seen=seen)],
-                update_conflicts=True,
-                update_fields=["user"],
-                unique_fields=["user"] if targeted else None,
-            )
-            if seen is not None:
-                behind.update(seen=seen)
+        if seen is None and self.using(using).filter(user_id=user_pk).exists():
+            return
+        # Somebody else may make the row meanwhile, with an older time. On a conflict it has to be
+        # locked for writing, which MySQL does in this form only: of two transactions that share a
+        # lock, neither could go on to the update.
+        targeted = connections[using].features.supports_update_conflicts_with_target
+        self.using(using).bulk_create(
+            [LastSeen(user_id=user_pk, seen=seen)],
+            update_conflicts=True,
+            update_fields=["user"],
+            unique_fields=["user"] if targeted else None,
+        )
+        if seen is not None:
+            move_forward(*args)
+
+
+def move_forward(
+    user_pk: Any, seen: int | None, slot_start: int, latest: int | None, using: str
+) -> bool:
+    """The UPDATE of `LastSeenQuerySet.touch`. False if the user has no row.
+
+    In SQL of our own: the first request of each user, process and minute waits for it, and the ORM
+    takes longer to build these statements than the database to answer them.
+    """
+    connection = connections[using]
+    user: Any = LastSeen._meta.get_field("user")
+    names: tuple[str, ...] = (LastSeen._meta.db_table, user.column, "seen")
+    table, key, at = (connection.ops.quote_name(name) for name in names)
+    is_behind = f"({at} IS NULL OR {at} < %s OR {at} > %s)"
+    values = [user.get_db_prep_save(user_pk, connection), slot_start, NEVER]
+    if latest is not None:
+        values[2] = latest
+    with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
+        update = f"UPDATE {table} SET {at} = %s WHERE {key} = %s AND {is_behind}"  # noqa: S608
+        cursor.execute(update, [seen, *values])
+        if cursor.rowcount:
+            return True
+        select = f"SELECT 1 FROM {table} WHERE {key} = %s AND NOT {is_behind}"  # noqa: S608
+        cursor.execute(select, values)
+        return cursor.fetchone() is not None
 
 
 class LastSeen(models.Model):
