@@ -173,6 +173,7 @@ class Visit:
             raise ValueError(f"ratelimit is {ratelimit!r}: give True, False or seconds from 0 up")
         self.minute = slot_containing(self.t, conf.last_seen_seconds, conf.zone)
         self.slot = slot_containing(self.t, self.limit, conf.zone) if self.limit else None
+        self.has_row = False
         self.using = router.db_for_write(Souvenir)
         connection = connections[self.using]
         self.is_nested = connection.in_atomic_block
@@ -210,6 +211,7 @@ class Visit:
         if self.default_limit:
             known = throttle.handled.get(self.user_pk)
             if known is not None and known.written_start <= self.t < known.written_end:
+                self.has_row = True  # last-seen was written with the slot's souvenir
                 return Claim("", False, self.slot.end)
         return throttle.claim(self.user_pk, self.slot, self.limit)
 
@@ -259,6 +261,7 @@ class Visit:
             seen if seen <= latest else None,
             slot_start=int(self.minute.start),
             latest=latest if self.live else None,
+            has_row=self.has_row,
         )
 
     def remember(self, written_until: float) -> None:

@@ -98,20 +98,29 @@ class LastSeenQuerySet(models.QuerySet["LastSeen"]):
                     seen=Greatest(Coalesce(F("seen"), Value(0)), Case(*times))
                 )
 
-    def touch(self, user_pk: Any, seen: int | None, *, slot_start: int, latest: int | None) -> None:
+    def touch(
+        self,
+        user_pk: Any,
+        seen: int | None,
+        *,
+        slot_start: int,
+        latest: int | None,
+        has_row: bool = False,
+    ) -> None:
         """Moves a user's last-seen time forward to `seen`, and makes the row if there is none.
 
         Nothing is written if the user was already seen in the slot that began at `slot_start`, or
         later; but a time after `latest`, if given, is replaced: it can only come from a clock that
-        was wrong. `seen` None makes the row only. All in unix seconds.
+        was wrong. `seen` None makes the row only. All in unix seconds. `has_row` spares a look
+        whether there is one: True if the caller knows that there is (or was, before the user was
+        deleted: then nothing is written).
 
         UPDATE comes first, and INSERT only where there is no row: an upsert would burn an id on
         each visit (PostgreSQL takes the sequence's next value before it sees the conflict), and
         ids have to stay dense.
         """
         using = self._db or router.db_for_write(LastSeen)  # type: ignore[attr-defined]
-        args = user_pk, seen, slot_start, latest, using
-        if seen is not None and move_forward(*args):
+        if seen is not None and move_forward(user_pk, seen, slot_start, latest, using, has_row):
             return
         if seen is None and self.using(using).filter(user_id=user_pk).exists():
             return
@@ -126,11 +135,11 @@ class LastSeenQuerySet(models.QuerySet["LastSeen"]):
             unique_fields=["user"] if targeted else None,
         )
         if seen is not None:
-            move_forward(*args)
+            move_forward(user_pk, seen, slot_start, latest, using, has_row=True)
 
 
 def move_forward(
-    user_pk: Any, seen: int | None, slot_start: int, latest: int | None, using: str
+    user_pk: Any, seen: int, slot_start: int, latest: int | None, using: str, has_row: bool
 ) -> bool:
     """The UPDATE of `LastSeenQuerySet.touch`. False if the user has no row.
 
@@ -148,7 +157,7 @@ def move_forward(
     with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
         update = f"UPDATE {table} SET {at} = %s WHERE {key} = %s AND {is_behind}"  # noqa: S608
         cursor.execute(update, [seen, *values])
-        if cursor.rowcount:
+        if cursor.rowcount or has_row:
             return True
         select = f"SELECT 1 FROM {table} WHERE {key} = %s AND NOT {is_behind}"  # noqa: S608
         cursor.execute(select, values)

@@ -296,16 +296,32 @@ def test_souvenez__a_key_of_nobody_is_an_error_that_names_it(user: User, is_nest
     assert Souvenir.objects.count() == is_nested
 
 
-def test_souvenez__a_user_who_was_deleted_within_the_slot_is_an_error(
-    user: User, traveller: Any
+@pytest.mark.parametrize("is_remembered", [True, False])
+def test_souvenez__a_user_who_was_deleted_within_the_slot_leaves_nothing_behind(
+    user: User, traveller: Any, is_remembered: bool
 ) -> None:
     key = user.pk
     souvenez(key)
     user.delete()
     traveller.shift(MINUTE)
-    with pytest.raises(User.DoesNotExist, match=re.escape(repr(key))):
-        souvenez(key)
+    if is_remembered and "routed" not in settings.SHAPE:
+        assert souvenez(key) == "rate-limited"
+    else:
+        forget()
+        with pytest.raises(User.DoesNotExist, match=re.escape(repr(key))):
+            souvenez(key)
     assert not LastSeen.objects.exists()
+    assert not Souvenir.objects.exists()
+
+
+def test_souvenez__a_new_minute_costs_one_update_where_another_process_was_first(
+    user: User, django_assert_num_queries: Any, traveller: Any
+) -> None:
+    souvenez(user)
+    traveller.shift(MINUTE)
+    LastSeen.objects.update(seen=(NOON + MINUTE).timestamp())
+    with django_assert_num_queries(1, connection=ours()):
+        assert souvenez(user) == "rate-limited"
 
 
 @pytest.mark.parametrize("nobody", [None, AnonymousUser()])

@@ -32,7 +32,15 @@ class LastSeenStore(ABC):
             raise ValueError(f"{type(self).__name__} has no options, got {', '.join(params)}")
 
     @abstractmethod
-    def touch(self, user_pk: Any, seen: int | None, *, slot_start: int, latest: int | None) -> None:
+    def touch(
+        self,
+        user_pk: Any,
+        seen: int | None,
+        *,
+        slot_start: int,
+        latest: int | None,
+        has_row: bool = False,
+    ) -> None:
         """Moves a user's last-seen time forward: see LastSeenQuerySet.touch."""
 
     @abstractmethod

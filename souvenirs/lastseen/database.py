@@ -16,8 +16,16 @@ class DatabaseStore(LastSeenStore):
 
     name = "database"
 
-    def touch(self, user_pk: Any, seen: int | None, *, slot_start: int, latest: int | None) -> None:
-        LastSeen.objects.touch(user_pk, seen, slot_start=slot_start, latest=latest)
+    def touch(
+        self,
+        user_pk: Any,
+        seen: int | None,
+        *,
+        slot_start: int,
+        latest: int | None,
+        has_row: bool = False,
+    ) -> None:
+        LastSeen.objects.touch(user_pk, seen, slot_start=slot_start, latest=latest, has_row=has_row)
 
     def get(self, user_pk: Any) -> int | None:
         row = LastSeen.objects.filter(user_id=user_pk).first()

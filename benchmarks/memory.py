@@ -1,0 +1,156 @@
+"""How much memory a process needs to remember whom it has recorded, however many users it serves.
+
+As many distinct users as you say, 10,000,000 by default, go through one process: each comes once,
+with a session of its own, by the way that SouvenirsMiddleware takes (its `record_session`, which
+calls `souvenez`), and leaves an unknown session too. What is measured is all that souvenirs keeps
+in the process; so there is no database and no shared cache: the session tells the user at once,
+writes do nothing but confirm the rate limit's claim as a commit does, and what would be in the
+shared cache is in the process, as on a site with a local-memory cache.
+
+The bound is computed from the constants that limit each of these, and from the sizes that Python
+tells of dictionaries, keys and values of such a length:
+
+    throttle.handled          2 generations of MAX_USERS users
+    middleware.sessions       2 generations of MAX_USERS digests
+    unknown_sessions          2 generations of MAX_USERS digests and times
+    throttle's local cache    max_entries = MAX_USERS keys, pickled values and times
+
+While a dictionary grows, the old table lies beside the new one: once more the largest table. And
+a quarter of all that is for holes: what is forgotten leaves gaps of its size in the heap. The keys
+of users are integers; longer ones (UUIDs, texts) take more.
+
+Memory is the process's resident memory, above what it was before the first user. Exits with 1 if
+it passes the bound. "Growth in the second half" tells whether it was still growing then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from benchmarks import website
+
+MIB = 1 << 20
+STEP = 100_000
+
+
+def allocated(thing: Any) -> int:
+    """The bytes that Python takes for an object: it rounds small ones up to 16."""
+    return -(-sys.getsizeof(thing) // 16) * 16
+
+
+def bounds(users: int) -> dict[str, int]:
+    """The most bytes of each memory, with up to `users` (MAX_USERS) in a generation."""
+    table = sys.getsizeof(dict.fromkeys(range(users)))
+    ordered = sys.getsizeof(OrderedDict.fromkeys(range(users)))
+    key, digest, moment = allocated(10**8), allocated(b"." * 16), allocated(time.time())
+    cache_key = allocated(":1:souvenirs.100000000.3600.0.1700000000.0")
+    cache_value = allocated(pickle.dumps(time.time(), pickle.HIGHEST_PROTOCOL))
+    parts = {
+        "throttle.handled": 2 * (table + users * key),
+        "middleware.sessions": 2 * (table + users * digest),
+        "middleware.unknown_sessions": 2 * (table + users * (digest + moment)),
+        "throttle's local cache": (ordered + table + users * (cache_key + cache_value + moment)),
+        "a table while it grows": ordered,
+    }
+    return {**parts, "holes in the heap": sum(parts.values()) // 4}
+
+
+def resident() -> int:
+    """The process's resident bytes now. Linux only."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+class Person:
+    def __init__(self, pk: int) -> None:
+        self.pk = pk
+
+
+def visit_all(users: int) -> list[int]:
+    """Growth in bytes after each STEP of users."""
+    from django.contrib.sessions.backends.db import SessionStore
+
+    from souvenirs import control, middleware
+    from souvenirs.conf import conf
+    from souvenirs.throttle import throttle
+
+    def write(visit: control.Visit, claim: Any, check_duplicate: bool) -> str:
+        if claim is not None and visit.slot is not None:
+            throttle.confirm(claim, visit.slot)
+        return control.ADDED
+
+    # Not mocks: they would keep all calls
+    def touch(*args: Any, **options: Any) -> None:
+        pass
+
+    def session_user(session: Any) -> Person | None:
+        return person
+
+    growth = []
+    person: Person | None = None
+    with (
+        mock.patch.object(control.Visit, "write", write),
+        mock.patch.object(conf.last_seen_store, "touch", touch),
+        mock.patch.object(middleware, "session_user", session_user),
+    ):
+        before = resident()
+        for first in tqdm(range(1, users + 1, STEP), unit_scale=STEP, unit="user"):
+            for pk in range(first, min(first + STEP, users + 1)):
+                digest = pk.to_bytes(16, "big")
+                person = Person(pk)
+                middleware.record_session(SessionStore, "", digest)
+                person = None
+                middleware.record_session(SessionStore, "", b"?" + digest[1:])
+            growth.append(resident() - before)
+    return growth
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "users", type=int, nargs="?", default=10_000_000, help="default: %(default)s"
+    )
+    options = parser.parse_args(arguments)
+    website.configure()
+
+    from souvenirs import middleware
+    from souvenirs.throttle import MAX_USERS, throttle
+
+    # One call, so that what Django loads on first use is not taken for growth
+    visit_all(1)
+    throttle.clear()
+    middleware.forget()
+    growth = visit_all(options.users)
+
+    parts = bounds(MAX_USERS)
+    bound = sum(parts.values())
+    later = growth[-1] - growth[len(growth) // 2]
+    rows = [[f"  {name}", size / MIB] for name, size in parts.items()]
+    rows = [["bound", bound / MIB], *rows]
+    rows += [
+        ["peak growth", max(growth) / MIB],
+        ["final growth", growth[-1] / MIB],
+        ["growth in the second half", later / MIB],
+    ]
+    print(f"{options.users:,} distinct users in one process; MAX_USERS is {MAX_USERS:,}\n")
+    print(tabulate(rows, ["", "MiB"], floatfmt=".1f"))
+    if max(growth) > bound:
+        print("\nThe bound is passed", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,47 @@
+"""However many users a process serves, what it remembers of them is bounded.
+
+`python -m benchmarks.memory` does the same with millions of users, and derives the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+BOUND_MIB = 70
+
+# What souvenez and the middleware remember of new users, without a database in the way
+RECORD = """
+import time
+from souvenirs import control, middleware
+from souvenirs.conf import conf
+from souvenirs.periods import slot_containing
+from souvenirs.throttle import MAX_USERS, throttle
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+now = time.time()
+slot = slot_containing(now, conf.ratelimit_seconds, conf.zone)
+handled = control.shared(slot.start, slot.end, slot.start, slot.end)
+
+def record(users):
+    for user_pk in users:
+        throttle.confirm(throttle.claim(user_pk, slot, conf.ratelimit_seconds), slot)
+        throttle.handled[user_pk] = handled
+        middleware.sessions[user_pk.to_bytes(16, "big")] = handled
+        middleware.unknown_sessions[user_pk.to_bytes(16, "little")] = now + user_pk
+
+record([0])
+before = resident()
+record(range(1, 6 * MAX_USERS))
+print((resident() - before) / 2**20)
+"""
+
+
+@pytest.mark.own_site
+def test_memory__of_any_number_of_users_is_below_the_bound(run_site: Callable[..., str]) -> None:
+    growth = float(run_site(RECORD))
+    assert 10 < growth < BOUND_MIB  # below 10 it would not have measured anything
