@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from django.db import router
+from django.db import connections, router
 from django.db.models import Count, Value
 
 from souvenirs import clock
@@ -33,13 +33,21 @@ def count_users(
 def count_users_of_ranges(ranges: Sequence[Interval], using: str | None = None) -> list[int]:
     """Distinct users of each range, in the order given. Ranges may overlap, and be in any order.
 
-    One query, and so one snapshot: a UNION ALL of one count a range. The database reads each range
-    from the index on (when, user), its rows once for each range that they are in, and keeps one
-    range's users at a time; here there is a number a range only. The other way, one pass over the
-    rows here, would bring all of them through Python, at ten times the cost. What this costs
-    beside the counting is the statement: about a millisecond a range.
+    One query, and so one snapshot. The database reads each range from the index on (when, user),
+    a row once for each range that it is in, and keeps one range's users at a time; here there is
+    a number a range only. The other way, one pass over the rows here, would bring all of them
+    through Python, at several times the cost.
     """
     using = using or router.db_for_read(Souvenir)
+    if not ranges:
+        return []
+    count = _count_by_loop if connections[using].vendor == "postgresql" else _count_by_union
+    counts = count(ranges, using)
+    return [counts[position] for position in range(len(ranges))]
+
+
+def _count_by_union(ranges: Sequence[Interval], using: str) -> dict[int, int]:
+    """A SELECT a range, which MariaDB and SQLite plan for the range's bounds."""
     queries: list[Any] = [
         Souvenir.objects.using(using)
         .between(clock.to_datetime(start), clock.to_datetime(end))
@@ -52,11 +60,28 @@ def count_users_of_ranges(ranges: Sequence[Interval], using: str | None = None) 
     ]
     while len(queries) > 1:
         queries = [
-            queries[i].union(*queries[i + 1 : i + UNION_LIMIT], all=True)
+            queries[i].union(*queries[i + 1 : i + UNION_LIMIT], all=True).order_by()
             for i in range(0, len(queries), UNION_LIMIT)
         ]
-    counts = dict(queries[0]) if queries else {}
-    return [counts[position] for position in range(len(ranges))]
+    return dict(queries[0])
+
+
+def _count_by_loop(ranges: Sequence[Interval], using: str) -> dict[int, int]:
+    """One SELECT over a list of ranges. PostgreSQL compiles each SELECT of a UNION (jit), which
+    takes it a minute for a thousand of them; MariaDB would read the whole index for each range."""
+    rows = ", ".join(["(%s, CAST(%s AS timestamptz), CAST(%s AS timestamptz))"] * len(ranges))
+    params: list[Any] = []
+    for position, (start, end) in enumerate(ranges):
+        params += [position, clock.to_datetime(start), clock.to_datetime(end)]
+    with connections[using].cursor() as cursor:
+        cursor.execute(
+            # no value is in the text, but as many placeholders as there are ranges
+            "SELECT ranges.n, (SELECT COUNT(DISTINCT user_id) FROM souvenirs_souvenir"  # noqa: S608
+            ' WHERE "when" >= ranges.first AND "when" < ranges.after)'
+            f" FROM (VALUES {rows}) AS ranges (n, first, after)",
+            params,
+        )
+        return dict(cursor.fetchall())
 
 
 def count_users_of_periods(periods: Mapping[str, Interval], using: str) -> dict[str, int]:

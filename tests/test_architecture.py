@@ -13,8 +13,9 @@ ROOT = Path(souvenirs.__file__).parent.parent
 SOUVENIRS = [
     "__init__", "conf", "signals", "breaker", "clock", "periods",
     "fields", "models", "lastseen", "lastseen.base", "lastseen.database", "throttle",
-    "counting", "control",
-    "middleware", "checks", "apps",
+    "counting", "control", "reports",
+    "middleware", "testing", "pytest_plugin", "checks", "apps",
+    "management", "management.commands", "management.commands.show_usage",
 ]  # fmt: skip
 METRICS = [
     "__init__", "conf", "families", "collector", "instruments", "exposition", "views", "urls",

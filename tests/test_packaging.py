@@ -29,7 +29,12 @@ print(json.dumps({name: sorted(files(root(name))) for name in packages}))
 """
 
 EXPECTED = {
-    "souvenirs": ["py.typed", "migrations/0001_initial.py", "lastseen/database.py"],
+    "souvenirs": [
+        "py.typed",
+        "migrations/0001_initial.py",
+        "lastseen/database.py",
+        "management/commands/show_usage.py",
+    ],
     "souvenirs_metrics": ["py.typed", "collector.py"],
     "souvenirs_metrics.grafana": ["provisioning/datasources/prometheus.yml"],
     "souvenirs_metrics.prometheus": ["prometheus.yml"],

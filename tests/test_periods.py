@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta, timezone
 from functools import cache
+from types import GeneratorType
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -345,3 +346,174 @@ def test_calendar_period__unknown_name_is_an_error_that_tells_the_known(
 ) -> None:
     with pytest.raises(ValueError, match="day, week, month, quarter, year"):
         period(name, 0, ZoneInfo("UTC"))
+
+
+# Periods counted from a start
+
+ITERATORS: dict[str, Callable[..., Iterator[tuple[datetime, datetime]]]] = {
+    "days": periods.iter_days,
+    "weeks": periods.iter_weeks,
+    "months": periods.iter_months,
+    "quarters": periods.iter_quarters,
+    "years": periods.iter_years,
+}
+
+
+def renewals(name: str, start: date) -> Iterator[date]:
+    """The dates that periods begin on: found by looking at each day for whether it is one."""
+    step = {"days": 1, "weeks": 7, "months": 1, "quarters": 3, "years": 12}[name]
+    day, days, months = start, 0, 0
+    while True:
+        yield day
+        while True:
+            day, days = day + timedelta(days=1), days + 1
+            if name in ("days", "weeks"):
+                if days % step == 0:
+                    break
+                continue
+            is_last = (day + timedelta(days=1)).day == 1
+            if day.day == start.day or (is_last and day.day < start.day):
+                months += 1
+                if months % step == 0:
+                    break
+
+
+def first_showing(clock: datetime, zone: ZoneInfo) -> int:
+    """The first minute at which the zone's clocks show this; if they jump over it, as long after
+    the jump as it is from where they jumped."""
+    around = int(clock.replace(tzinfo=timezone.utc).timestamp())
+    minutes = range(around - 16 * HOUR, around + 16 * HOUR, MINUTE)
+    shown = {minute: wall(minute, zone).replace(tzinfo=None, fold=0) for minute in minutes}
+    for minute in minutes:
+        if shown[minute] == clock:
+            return minute
+    before = max(minute for minute in minutes if shown[minute] < clock)
+    return before + int((clock - shown[before]).total_seconds())
+
+
+@pytest.mark.parametrize("name", ITERATORS)
+@given(
+    place=zones_and_instants(),
+    day=st.sampled_from([None, None, 1, 28, 29, 30, 31]),
+    count=st.integers(1, 14),
+    rest=st.floats(0, 1),
+)
+@settings(deadline=None, max_examples=25)
+def test_iter__begins_at_the_same_time_of_the_zones_clocks(
+    name: str, place: tuple[ZoneInfo, float], day: int | None, count: int, rest: float
+) -> None:
+    zone, t = place
+    start = wall(t // MINUTE * MINUTE, zone)
+    last_day = (start.replace(day=28, fold=0) + timedelta(days=4)).replace(day=1) - timedelta(
+        days=1
+    )
+    if day is not None:
+        moved = start.replace(day=min(day, last_day.day), tzinfo=None, fold=0)
+        start = wall(first_showing(moved, zone), zone)
+    clock = start.timetz().replace(tzinfo=None, fold=0)
+    dates = renewals(name, start.date())
+    expected = [int(start.timestamp())]
+    next(dates)
+    while len(expected) <= count:
+        boundary = first_showing(datetime.combine(next(dates), clock), zone)
+        if boundary > expected[-1]:  # a date that was skipped has no period
+            expected.append(boundary)
+    end = datetime.fromtimestamp(
+        expected[-2] + max(1, int(rest * (expected[-1] - expected[-2]))), timezone.utc
+    )
+    found = list(ITERATORS[name](start, end))
+    assert [int(begin.timestamp()) for begin, _ in found] == expected[:-1]
+    assert [int(after.timestamp()) for _, after in found] == [*expected[1:-1], end.timestamp()]
+    assert found[0][0] is start
+    assert {begin.tzinfo for begin, _ in found} == {zone}
+
+
+@pytest.mark.parametrize("name", ITERATORS)
+def test_iter__is_a_generator_that_goes_on_without_an_end(name: str) -> None:
+    found = ITERATORS[name](datetime(2024, 1, 31))
+    assert isinstance(found, GeneratorType)
+    assert len([next(found) for _ in range(1_000)]) == 1_000
+
+
+@pytest.mark.parametrize("name", ITERATORS)
+@pytest.mark.parametrize("end", [datetime(2024, 1, 31, 22), datetime(2023, 1, 1)])
+def test_iter__has_nothing_before_its_start(name: str, end: datetime) -> None:
+    assert list(ITERATORS[name](datetime(2024, 1, 31, 22), end)) == []
+
+
+def starts(name: str, start: datetime, count: int) -> list[str]:
+    found = ITERATORS[name](start)
+    return [f"{next(found)[0]:%Y-%m-%d %H:%M}" for _ in range(count)]
+
+
+def test_iter_months__from_the_31st() -> None:
+    assert starts("months", datetime(2023, 12, 31, 1, 2), 6) == [
+        "2023-12-31 01:02",
+        "2024-01-31 01:02",
+        "2024-02-29 01:02",
+        "2024-03-31 01:02",
+        "2024-04-30 01:02",
+        "2024-05-31 01:02",
+    ]
+
+
+def test_iter_quarters__from_the_30th_of_november() -> None:
+    assert starts("quarters", datetime(2015, 11, 30), 6) == [
+        "2015-11-30 00:00",
+        "2016-02-29 00:00",
+        "2016-05-30 00:00",
+        "2016-08-30 00:00",
+        "2016-11-30 00:00",
+        "2017-02-28 00:00",
+    ]
+
+
+def test_iter_years__from_29_february_has_it_again_in_leap_years() -> None:
+    assert starts("years", datetime(2016, 2, 29), 5) == [
+        "2016-02-29 00:00",
+        "2017-02-28 00:00",
+        "2018-02-28 00:00",
+        "2019-02-28 00:00",
+        "2020-02-29 00:00",
+    ]
+
+
+def test_iter__the_last_one_is_cut_at_the_very_end() -> None:
+    start, end = datetime(2024, 1, 31), datetime(2024, 3, 10)
+    *_, last = periods.iter_months(start, end)
+    assert last == (datetime(2024, 2, 29), end)
+    assert last[1] is end
+
+
+def test_iter_days__through_daylight_saving() -> None:
+    new_york = ZoneInfo("America/New_York")
+    days = periods.iter_days(datetime(2024, 3, 8, 22, tzinfo=new_york))
+    spans = [next(days) for _ in range(3)]
+    assert [f"{start:%d %H:%M}" for start, _ in spans] == ["08 22:00", "09 22:00", "10 22:00"]
+    lengths = [end.timestamp() - start.timestamp() for start, end in spans]
+    assert lengths == [24 * HOUR, 23 * HOUR, 24 * HOUR]
+
+
+def test_iter_days__time_that_was_skipped_is_later_on_that_day_only() -> None:
+    new_york = ZoneInfo("America/New_York")
+    assert starts("days", datetime(2024, 3, 9, 2, 30, tzinfo=new_york), 3) == [
+        "2024-03-09 02:30",
+        "2024-03-10 03:30",
+        "2024-03-11 02:30",
+    ]
+
+
+def test_iter_days__cut_in_the_hour_that_is_lived_again() -> None:
+    new_york = ZoneInfo("America/New_York")
+    start = datetime(2024, 11, 3, 1, 30, tzinfo=new_york)
+    end = datetime(2024, 11, 3, 1, 15, tzinfo=new_york, fold=1)  # 45 minutes later
+    [(begin, after)] = periods.iter_days(start, end)
+    assert after.timestamp() - begin.timestamp() == 45 * MINUTE
+
+
+def test_iter_days__has_none_for_a_date_that_was_skipped() -> None:
+    assert starts("days", datetime(2011, 12, 29, 12, tzinfo=APIA), 3) == [
+        "2011-12-29 12:00",
+        "2011-12-31 12:00",
+        "2012-01-01 12:00",
+    ]

@@ -1,0 +1,247 @@
+"""Prints a usage report: as a table, for machines, or as a bar chart."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from dateutil import parser as dates
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from tabulate import tabulate
+
+from souvenirs import clock, reports
+from souvenirs.conf import conf
+
+
+class Report(NamedTuple):
+    usage: Callable[..., Iterator[dict[str, Any]]]
+    column: str
+    label: str | None  # None: periods go by the date that they begin on
+
+
+SUBSCRIPTION = {
+    "daily": Report(reports.daily_usage, "date", None),
+    "monthly": Report(reports.customer_monthly_usage, "month", "year_month"),
+    "quarterly": Report(reports.customer_quarterly_usage, "quarter", "year_quarter"),
+    "yearly": Report(reports.customer_yearly_usage, "year", "year"),
+}
+CALENDAR = {
+    "daily": Report(reports.calendar_daily_usage, "date", None),
+    "weekly": Report(reports.calendar_weekly_usage, "week", "calendar_week"),
+    "monthly": Report(reports.calendar_monthly_usage, "month", "calendar_year_month"),
+    "quarterly": Report(reports.calendar_quarterly_usage, "quarter", "calendar_year_quarter"),
+    "yearly": Report(reports.calendar_yearly_usage, "year", "calendar_year"),
+}
+COUNTS = ("registered", "activated", "active")
+DATES = ("subscription_start", "after", "before")
+
+
+class Table(NamedTuple):
+    """What is printed: a row a period. The columns of `text` say which period, the others count."""
+
+    text: list[str]
+    rows: list[list[Any]]
+    complete: list[bool]
+
+    @property
+    def headers(self) -> list[str]:
+        return [*self.text, *COUNTS]
+
+
+class Command(BaseCommand):
+    help = (
+        "Shows registered, activated and active users in periods of a subscription, or of the"
+        " calendar. Dates such as 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00, by default in"
+        " the site's time zone; periods are shown in it."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--subscription-start",
+            metavar="DATE",
+            help="when the subscription started or was renewed: its periods count from there",
+        )
+        parser.add_argument(
+            "--after", metavar="DATE", help="leave out periods that end by then (inclusive)"
+        )
+        parser.add_argument(
+            "--before", metavar="DATE", help="end the report there (exclusive; default: now)"
+        )
+        lengths = parser.add_mutually_exclusive_group()
+        for length in CALENDAR:
+            lengths.add_argument(
+                f"--{length}",
+                action="store_const",
+                dest="report",
+                const=length,
+                help=f"report on {length} activity"
+                + {"monthly": " (default)", "weekly": " (with --calendar)"}.get(length, ""),
+            )
+        parser.add_argument(
+            "--calendar",
+            action="store_true",
+            help="periods of the calendar instead of a subscription's, from --after or the first"
+            " record on",
+        )
+        parser.add_argument(
+            "--recent",
+            nargs="?",
+            const=1,
+            type=int,
+            metavar="N",
+            help="only the last N (1) periods",
+        )
+        parser.add_argument(
+            "--ascending", action="store_true", help="oldest first (default: newest first)"
+        )
+        parser.add_argument(
+            "--datefmt",
+            default="%Y-%m-%d",
+            help="strftime of the date columns (default: %%Y-%%m-%%d)",
+        )
+        outputs = parser.add_mutually_exclusive_group()
+        outputs.add_argument(
+            "--format", choices=FORMATS, default="table", help="how to print (default: table)"
+        )
+        outputs.add_argument("--csv", action="store_true", help="the same as --format csv")
+        outputs.add_argument(
+            "--plot", action="store_true", help="print a bar chart of active users"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        bounds = {name: to_moment(name, options[name]) for name in DATES}
+        check(options, bounds)
+        table = read(options, bounds)
+        if options["plot"]:
+            output = plot(table, shutil.get_terminal_size().columns)
+        else:
+            output = FORMATS["csv" if options["csv"] else options["format"]](table)
+        self.stdout.write(output)
+
+
+def to_moment(option: str, value: Any) -> datetime | None:
+    """An option's date, in the site's zone. Raises CommandError for what is none."""
+    if value is None or isinstance(value, datetime):
+        return None if value is None else clock.aware(value).astimezone(conf.zone)
+    # What a date leaves out is the first: "January 2010" begins on the 1st, and not on today's day
+    first = datetime.now(conf.zone).replace(
+        month=1, day=1, hour=0, minute=0, second=0, microsecond=0, tzinfo=None
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", dates.UnknownTimezoneWarning)
+            return clock.aware(dates.parse(value, default=first)).astimezone(conf.zone)
+    except (ValueError, OverflowError, dates.UnknownTimezoneWarning):
+        raise CommandError(
+            f"--{option.replace('_', '-')} is {value!r}, which cannot be read as a date: write it"
+            " like 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00"
+        ) from None
+
+
+def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
+    """Raises CommandError for options that make no report."""
+    after, before, report = bounds["after"], bounds["before"], options["report"] or "monthly"
+    if options["calendar"]:
+        if bounds["subscription_start"]:
+            raise CommandError(
+                "--subscription-start and --calendar exclude each other: calendar periods have no"
+                " subscription; use --after to say where to begin"
+            )
+    elif report not in SUBSCRIPTION:
+        raise CommandError(f"--{report} reports on calendar weeks: add --calendar")
+    elif not bounds["subscription_start"]:
+        raise CommandError(
+            f"The {report} report requires --subscription-start DATE, from which its periods"
+            " count; for periods of the calendar, add --calendar"
+        )
+    if after and before and after.timestamp() >= before.timestamp():
+        raise CommandError(
+            f"--after is {options['after']!s}, which is not earlier than --before"
+            f" {options['before']!s}: there is nothing between; exchange them?"
+        )
+    if options["recent"] is not None and options["recent"] < 1:
+        raise CommandError(f"--recent is {options['recent']}: give a number of periods, from 1 up")
+
+
+def read(options: dict[str, Any], bounds: dict[str, datetime | None]) -> Table:
+    kind = CALENDAR if options["calendar"] else SUBSCRIPTION
+    report = kind[options["report"] or "monthly"]
+    start = [] if options["calendar"] else [bounds["subscription_start"]]
+    usages = list(report.usage(*start, bounds["after"], bounds["before"], recent=options["recent"]))
+    if not options["ascending"]:
+        usages.reverse()
+    rows = []
+    for usage in usages:
+        start_text, end_text = (
+            clock.aware(usage["period"][name]).astimezone(conf.zone).strftime(options["datefmt"])
+            for name in ("start", "end")
+        )
+        label = report.label and usage["labels"][report.label]
+        counts = (usage["usage"][f"{name}_users"] for name in COUNTS)
+        rows.append([*([label, start_text, end_text] if label else [start_text]), *counts])
+    text = [report.column, "start", "end"] if report.label else [report.column]
+    return Table(text, rows, [usage["period"]["complete"] for usage in usages])
+
+
+def to_csv(table: Table) -> str:
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow([*table.headers, "complete"])
+    for row, complete in zip(table.rows, table.complete):
+        writer.writerow([*row, str(complete).lower()])
+    return lines.getvalue()
+
+
+def to_json(table: Table) -> str:
+    headers = [*table.headers, "complete"]
+    rows = zip(table.rows, table.complete)
+    return json.dumps([dict(zip(headers, [*row, complete])) for row, complete in rows], indent=2)
+
+
+def to_text(table: Table, style: str = "simple") -> str:
+    # "2016" is a label, no number (and tabulate cannot be told of columns where it has no rows)
+    labels = list(range(len(table.text))) if table.rows else False
+    lines = tabulate(table.rows, table.headers, tablefmt=style, disable_numparse=labels)
+    return lines + note(table)
+
+
+def to_markdown(table: Table) -> str:
+    return to_text(table, "pipe")
+
+
+def note(table: Table) -> str:
+    partial = [str(row[0]) for row, complete in zip(table.rows, table.complete) if not complete]
+    if not partial:
+        return ""
+    names = partial[0] if len(partial) == 1 else f"{partial[0]} to {partial[-1]}"
+    return f"\n\nPartial: {names} (not over yet, or cut by --before)"
+
+
+def plot(table: Table, width: int) -> str:
+    """Bars of active users: `#` of complete periods, `:` of partial ones."""
+    names = [" ".join(map(str, row[: min(len(table.text), 2)])) for row in table.rows]
+    counts = [row[-1] for row in table.rows]
+    margin = max(map(len, names), default=0)
+    digits = max((len(str(count)) for count in counts), default=0)
+    room = max(width - margin - digits - 4, 10)
+    most = max(counts, default=0) or 1
+    lines = ["Active users"]
+    for name, count, complete in zip(names, counts, table.complete):
+        length = max(round(count * room / most), 1) if count else 0
+        bar = ("#" if complete else ":") * length
+        lines.append(f"{name:<{margin}}  {count:>{digits}}  {bar}".rstrip())
+    return "\n".join(lines) + note(table)
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "table": to_text,
+    "csv": to_csv,
+    "json": to_json,
+    "markdown": to_markdown,
+}

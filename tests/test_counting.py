@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from django.test.utils import CaptureQueriesContext
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from souvenirs import clock, counting
+from souvenirs.models import Souvenir
+from souvenirs.periods import Interval
+from tests.people import User, ours, with_databases
+
+pytestmark = with_databases
+
+HOUR, DAY = 3_600, 86_400
+START = int(datetime(2024, 3, 30, tzinfo=timezone.utc).timestamp())  # clocks change the next day
+
+
+def make_users(count: int) -> list[Any]:
+    return [User.objects.create(username=f"user{i}") for i in range(count)]
+
+
+def record(user: Any, *times: float) -> None:
+    Souvenir.objects.bulk_create(
+        Souvenir(user_id=user.pk, when=clock.to_datetime(t)) for t in times
+    )
+
+
+times = st.integers(START, START + 4 * DAY) | st.sampled_from(
+    [START + hours * HOUR for hours in range(96)]
+)
+ranges_of_times = st.lists(st.builds(Interval, times, times), max_size=12)
+
+
+@given(
+    history=st.lists(st.tuples(st.integers(0, 4), times), max_size=30),
+    ranges=ranges_of_times,
+)
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_count_users_of_ranges__is_what_brute_force_counts(
+    history: list[tuple[int, int]], ranges: list[Interval]
+) -> None:
+    users = list(User.objects.order_by("username")) or make_users(5)
+    Souvenir.objects.all().delete()
+    for who, t in history:
+        record(users[who], t)
+    rows = [(who, clock.to_datetime(t)) for who, t in history]
+    expected = [
+        len({who for who, when in rows if clock.to_datetime(a) <= when < clock.to_datetime(b)})
+        for a, b in ranges
+    ]
+    assert counting.count_users_of_ranges(ranges) == expected
+    named = {f"period {i}": interval for i, interval in enumerate(ranges)}
+    using = Souvenir.objects.db
+    assert counting.count_users_of_periods(named, using) == dict(zip(named, expected))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "queries"), [(0, 0), (1, 1), (2, 1), (400, 1), (401, 1), (1000, 1)]
+)
+def test_count_users_of_ranges__takes_one_query(ranges: int, queries: int) -> None:
+    [user] = make_users(1)
+    record(user, START, START + DAY + 5, START + (ranges - 1) * DAY)
+    with CaptureQueriesContext(ours()) as captured:
+        counts = counting.count_users_of_ranges(
+            [Interval(START + i * DAY, START + (i + 1) * DAY) for i in range(ranges)]
+        )
+    assert [i for i, count in enumerate(counts) if count] == sorted(
+        {i for i in (0, 1, ranges - 1) if 0 <= i < ranges}
+    )
+    assert len(captured) == queries
+
+
+def test_count_users_of_ranges__reads_ranges_from_the_index() -> None:
+    users = make_users(2)
+    for user in users:
+        record(user, *range(START, START + 2_000 * HOUR, HOUR))
+    ranges = [Interval(START + i * DAY, START + (i + 1) * DAY) for i in range(3)]
+    with ours().cursor() as cursor:
+        if ours().vendor == "postgresql":
+            cursor.execute("ANALYZE souvenirs_souvenir")
+    with CaptureQueriesContext(ours()) as captured:
+        assert counting.count_users_of_ranges(ranges) == [2, 2, 2]
+    [query] = captured
+    is_loop = ours().vendor == "postgresql"  # which has one plan for all ranges
+    with ours().cursor() as cursor:
+        explain = "EXPLAIN QUERY PLAN " if ours().vendor == "sqlite" else "EXPLAIN "
+        cursor.execute(explain + query["sql"])
+        plan = str(cursor.fetchall())
+    assert plan.count("souvenirs_when_user") >= (1 if is_loop else len(ranges))
+
+
+def test_first_recorded__is_the_oldest_row() -> None:
+    assert counting.first_recorded() is None
+    [user] = make_users(1)
+    record(user, START + 5, START, START + DAY)
+    assert counting.first_recorded() == START
