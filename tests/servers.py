@@ -9,6 +9,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -218,5 +219,13 @@ def database(engine: str) -> dict[str, Any]:
     return entry
 
 
+def missing_packages() -> set[str]:
+    """Debian's packages that the tests need and this machine lacks."""
+    missing = {package for name, package in PACKAGES.items() if not find_program(name)}
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        missing.add("python3-dev")  # mysqlclient is built with it
+    return missing
+
+
 if __name__ == "__main__":
-    print(*sorted({package for name, package in PACKAGES.items() if not find_program(name)}))
+    print(*sorted(missing_packages()))
