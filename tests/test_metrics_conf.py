@@ -7,6 +7,7 @@ from django.test import override_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
+from souvenirs.models import Souvenir
 from souvenirs_metrics.conf import conf, parse_duration
 from tests.people import User
 
@@ -81,7 +82,7 @@ def test_conf__is_read_anew_after_a_change() -> None:
         SOUVENIRS_METRICS_REGISTER=True,
     ):
         assert conf.windows == {"2h": 7200}
-        assert conf.database(User) == "replica"
+        assert conf.database(Souvenir) == "replica"
         assert conf.register is True
     assert "2h" not in conf.windows
     assert conf.database(User) == "default"
