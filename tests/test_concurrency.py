@@ -237,7 +237,7 @@ def test_killed__before_its_commit_a_process_silences_the_user_for_a_claims_time
     killed_at = time.monotonic()
     results = []
     while not results or results[-1] != "added":
-        assert time.monotonic() < killed_at + CLAIM_SECONDS + 1, results
+        assert time.monotonic() < killed_at + CLAIM_SECONDS + 5, results
         results.append(fragile_site.get("/record/1/").text)
         time.sleep(0.1)
     assert set(results[:-1]) <= {"rate-limited"}
@@ -262,7 +262,7 @@ def test_killed__under_load_no_row_is_lost_and_nobody_is_silenced(fragile_site: 
     killer = threading.Thread(target=kill)
     killer.start()
     # The last seconds are for the claims of the killed to end, and for a visit thereafter
-    answers = crowd(fragile_site, page, 4 + CLAIM_SECONDS + 2)
+    answers = crowd(fragile_site, page, 4 + CLAIM_SECONDS + 6)
     killer.join()
 
     assert {(answer.status, answer.text) for answer in answers} == {
