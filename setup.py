@@ -57,6 +57,7 @@ setup(
     install_requires=[
         "Django>=5.2,<6.2",
         "prometheus-client>=0.23",
+        "pyroaring>=1.0",
         "python-dateutil>=2.9",
         "tabulate>=0.9",
         "tqdm>=4.60",

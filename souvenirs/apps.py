@@ -7,6 +7,6 @@ class SouvenirsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from souvenirs import checks, models  # noqa: F401  (registers the checks)
+        from souvenirs import checks, deletion  # noqa: F401  (registers the checks)
 
-        models.connect()
+        deletion.connect()

@@ -19,8 +19,8 @@ from django.utils.functional import LazyObject, empty
 from souvenirs import clock, counting
 from souvenirs.conf import conf
 from souvenirs.fields import SecondsField
-from souvenirs.models import LastSeen, Souvenir, SouvenirQuerySet
-from souvenirs.periods import slot_containing
+from souvenirs.models import GRACE_SECONDS, LastSeen, Souvenir, SouvenirQuerySet, StaleMark
+from souvenirs.periods import BUCKET, bucket_containing, slot_containing
 from souvenirs.signals import souvenir_recorded
 from souvenirs.throttle import Claim, Handled, throttle
 
@@ -88,10 +88,22 @@ def count_active_users(
 ) -> int:
     """How many distinct users were active at start <= when < end.
 
-    Either bound may be None; naive ones are in the site's time zone. `qs` is a queryset of
-    Souvenir to count in place of all. Raises TypeError for a bound that is no datetime.
+    Either bound may be None; naive ones are in the site's time zone. Who is deleted since counts
+    too, and so do souvenirs that are pruned. `qs` is a queryset of Souvenir to count in place of
+    this history. Raises TypeError for a bound that is no datetime.
     """
     return counting.count_users(start, end, qs)
+
+
+def active_users_between(
+    start: datetime | None = None, end: datetime | None = None
+) -> QuerySet[Any]:
+    """The users who were active at start <= when < end, as a queryset of the user model.
+
+    Bounds are as those of `count_active_users`, which may count more: those who are deleted. Who
+    they are is decided when this is called.
+    """
+    return counting.users_between(start, end)
 
 
 def last_seen(user: Any) -> datetime | None:
@@ -174,6 +186,8 @@ class Visit:
         self.minute = slot_containing(self.t, conf.last_seen_seconds, conf.zone)
         self.slot = slot_containing(self.t, self.limit, conf.zone) if self.limit else None
         self.has_row = False
+        self.bucket_end = bucket_containing(self.t) + BUCKET
+        self.is_marked = False
         self.using = router.db_for_write(Souvenir)
         connection = connections[self.using]
         self.is_nested = connection.in_atomic_block
@@ -231,14 +245,24 @@ class Visit:
                     result = DUPLICATED
                 else:
                     row = Souvenir(user_id=self.user_pk, when=self.when)
-                    row.save(force_insert=True, using=self.using, touch=False)
+                    row.save(force_insert=True, using=self.using, follow_up=False)
+                    # When somebody else's transaction will be over, nobody knows
+                    if self.is_nested or self.is_manual or time.time() >= self.bucket_end:
+                        self.mark_stale()
+                        self.is_marked = True
                 if claim is not None and self.slot is not None and not self.is_manual:
                     self.on_commit(partial(throttle.confirm, claim, self.slot))
         except BaseException:
             if claim is not None:
                 throttle.release(claim)
             raise
+        is_late = time.time() > self.bucket_end + GRACE_SECONDS / 2
+        if result == ADDED and is_late and not self.is_marked:  # the roller may have been here
+            self.mark_stale()
         return result
+
+    def mark_stale(self) -> None:
+        StaleMark.objects.using(self.using).mark([self.when])
 
     def on_commit(self, do: Callable[[], None]) -> None:
         def follow_up() -> None:  # a function: Django logs its name if it fails, a partial has none

@@ -1,20 +1,57 @@
-"""Between? Exact numbers of distinct users in ranges of the past."""
+"""Between? Exact numbers of distinct users in ranges of the past.
+
+A range is made up of the Rollups that fit inside of it, and of rows: of the buckets at its ends
+that it cuts, of those that are stale, and of those that are not rolled up yet. What is known to the
+bucket only, since souvenirs are pruned or a user is deleted, counts as activity at its start.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from django.db import connections, router
-from django.db.models import Count, Value
+from django.contrib.auth import get_user_model
+from django.db import connections, router, transaction
+from django.db.models import Count, Q, QuerySet, Value
+from django.db.models.expressions import RawSQL
+from pyroaring import BitMap
 
-from souvenirs import clock
-from souvenirs.models import Souvenir, SouvenirQuerySet
-from souvenirs.periods import Interval
+from souvenirs import clock, rollups
+from souvenirs.models import LastSeen, Rollup, Souvenir, SouvenirQuerySet, StaleMark
+from souvenirs.periods import BUCKET, Interval, bucket_after, bucket_containing
+from souvenirs.rollups import EARLIEST, LATEST
 
 # SQLite takes 500 SELECTs in a UNION, but as many UNIONs inside of one
 UNION_LIMIT = 400
+BATCH = 100  # ranges whose users are in memory at a time
+
+
+class Parts(NamedTuple):
+    """What a range is made up of."""
+
+    rolled_up: Interval  # whole buckets, or nothing
+    rows: list[Interval]
+
+
+@dataclass
+class Users:
+    """Distinct users: LastSeen ids, and the keys (as the database has them) of who has none.
+
+    active_users: how many they are, where one Rollup has all of them; its members are not read.
+    """
+
+    members: BitMap = field(default_factory=BitMap)
+    strays: set[Any] = field(default_factory=set)
+    active_users: int = 0
+
+    def __len__(self) -> int:
+        return self.active_users or len(self.members) + len(self.strays)
 
 
 def count_users(
@@ -22,28 +59,198 @@ def count_users(
     end: datetime | None = None,
     rows: SouvenirQuerySet | None = None,
 ) -> int:
-    """Distinct users with start <= when < end, of all souvenirs or of the queryset `rows`."""
+    """Distinct users with start <= when < end, of the history or of the queryset `rows`."""
     if rows is None:
-        rows = Souvenir.objects.all()
+        (count,) = count_users_of_ranges([_range(start, end)])
+        return count
     return rows.between(
         None if start is None else clock.to_site(start), None if end is None else clock.to_site(end)
     ).count_users()
 
 
+def users_between(start: datetime | None = None, end: datetime | None = None) -> QuerySet[Any]:
+    """The users whom `count_users` counts, but for those who are deleted.
+
+    Who they are is looked up now; the queryset asks for their rows when it is used.
+    """
+    using = router.db_for_read(LastSeen)
+    with snapshot(using):
+        ((_, users),) = History([_range(start, end)], using).compose([0], with_members=True)
+    user: Any = LastSeen._meta.get_field("user")
+    strays = Q(pk__in=[user.target_field.to_python(key) for key in users.strays])
+    if user.db_constraint:
+        ids = _unpacked(users.members, connections[using].vendor)
+        return _users(Q(souvenirs_last_seen__id__in=ids) | strays)
+    ordinals, keys = list(users.members), []  # they are in another database: they go by their keys
+    for at in range(0, len(ordinals), UNION_LIMIT):
+        rows = LastSeen.objects.using(using).filter(pk__in=ordinals[at : at + UNION_LIMIT])
+        keys += rows.values_list("user_id", flat=True)
+    return _users(Q(pk__in=keys) | strays)
+
+
+def _users(condition: Q) -> QuerySet[Any]:
+    users: QuerySet[Any] = get_user_model()._base_manager.filter(condition)
+    return users
+
+
+def _unpacked(ordinals: BitMap, vendor: str) -> RawSQL:
+    """A subquery of these numbers, all in one parameter: there may be too many for one each."""
+    if vendor == "postgresql":
+        return RawSQL("SELECT unnest(CAST(%s AS int[]))", [list(ordinals)])
+    packed = f"[{','.join(map(str, ordinals))}]"
+    if vendor == "sqlite":
+        return RawSQL("SELECT value FROM json_each(%s)", [packed])
+    table = "JSON_TABLE(%s, '$[*]' COLUMNS (id INT PATH '$'))"
+    return RawSQL(f"SELECT ordinals.id FROM {table} AS ordinals", [packed])  # noqa: S608,S611
+
+
 def count_users_of_ranges(ranges: Sequence[Interval], using: str | None = None) -> list[int]:
     """Distinct users of each range, in the order given. Ranges may overlap, and be in any order.
 
-    One query, and so one snapshot. The database reads each range from the index on (when, user),
-    a row once for each range that it is in, and keeps one range's users at a time; here there is
-    a number a range only. The other way, one pass over the rows here, would bring all of them
-    through Python, at several times the cost.
+    All are from one snapshot. The number of queries grows with that of ranges by BATCHes only, and
+    not with the history's length.
     """
     using = using or router.db_for_read(Souvenir)
     if not ranges:
         return []
+    counts: dict[int, int] = {}
+    with snapshot(using):
+        history = History(ranges, using)
+        plain = [number for number in range(len(ranges)) if history.is_plain(number)]
+        counts.update(zip(plain, _count_rows([history.ranges[n] for n in plain], using)))
+        rest = [number for number in range(len(ranges)) if number not in counts]
+        rest.sort(key=lambda number: history.ranges[number])
+        for at in range(0, len(rest), BATCH):
+            for number, users in history.compose(rest[at : at + BATCH]):
+                counts[number] = len(users)
+    return [counts[number] for number in range(len(ranges))]
+
+
+@contextmanager
+def snapshot(using: str) -> Iterator[None]:
+    """All queries inside see the same state of the database, unless somebody has begun a
+    transaction before, or SQLite is told to lock what it reads (transaction_mode)."""
+    connection = connections[using]
+    is_locking = getattr(connection, "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE")
+    if connection.in_atomic_block or not connection.get_autocommit() or is_locking:
+        yield  # nothing that is committed is missed all the same: see rollups
+        return
+    with transaction.atomic(using=using):
+        if connection.vendor != "sqlite":
+            with connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        yield
+
+
+class History:
+    """Ranges, and the state of the history that they are counted from."""
+
+    def __init__(self, ranges: Sequence[Interval], using: str) -> None:
+        self.using = using
+        low = bucket_containing(min(start for start, _ in ranges))
+        high = max(end for _, end in ranges)
+        self.marks = StaleMark.objects.using(using).filter(bucket__gte=low, bucket__lt=high)
+        self.marked = sorted(self.marks.values_list("bucket", flat=True).distinct())
+        self.watermark = rollups.watermark(using)
+        self.ranges = [self.floored(each) for each in ranges]
+
+    def floored(self, bounds: Interval) -> Interval:
+        """The range, with bounds inside of pruned buckets set back to their starts."""
+        start, end = bounds
+        pruned = self.watermark.pruned
+        return Interval(
+            bucket_containing(start) if start < pruned else start,
+            bucket_containing(end) if end < pruned else end,
+        )
+
+    def marked_in(self, start: float, end: float) -> list[int]:
+        return self.marked[bisect_left(self.marked, start) : bisect_left(self.marked, end)]
+
+    def is_plain(self, number: int) -> bool:
+        """Whether rows have all of the range: then the database can count it."""
+        start, end = self.ranges[number]
+        return start >= self.watermark.rolled_up and not self.marked_in(start, end)
+
+    def parts(self, number: int) -> Parts:
+        start, end = self.ranges[number]
+        first = bucket_after(start)
+        last = min(bucket_containing(end), self.watermark.rolled_up)
+        if first >= last:
+            return Parts(Interval(start, start), [Interval(start, end)])
+        stale = [Interval(bucket, bucket + BUCKET) for bucket in self.marked_in(first, last)]
+        return Parts(Interval(first, last), [Interval(start, first), *stale, Interval(last, end)])
+
+    def compose(
+        self, numbers: Sequence[int], with_members: bool = False
+    ) -> Iterator[tuple[int, Users]]:
+        """The users of these ranges. Rows, marks, Rollups are read in this order: see rollups."""
+        found = {number: Users() for number in numbers}
+        parts = {number: self.parts(number) for number in numbers}
+        rows = [(n, part) for n in numbers for part in parts[n].rows if part.start < part.end]
+        ordinals: dict[int, array[int]] = defaultdict(lambda: array("I"))
+        for at, ordinal, key in rollups.users_in([part for _, part in rows], self.using):
+            number = rows[at][0]
+            if ordinal is None:
+                found[number].strays.add(key)
+            else:
+                ordinals[number].append(ordinal)
+        if self.marked:
+            members = self.marks.exclude(member=None).values_list("bucket", "member")
+            for bucket, member in members.iterator():
+                for number in numbers:
+                    if self.ranges[number].start <= bucket < self.ranges[number].end:
+                        ordinals[number].append(member)
+        for number, each in ordinals.items():
+            found[number].members = BitMap(each)
+        self._unite_rollups(found, {n: parts[n].rolled_up for n in numbers}, with_members)
+        yield from found.items()
+
+    def _unite_rollups(
+        self, found: Mapping[int, Users], spans: Mapping[int, Interval], with_members: bool
+    ) -> None:
+        wanted: dict[int, list[int]] = defaultdict(list)  # key of a Rollup -> who needs it
+        for number, choices in zip(spans, rollups.choose(list(spans.values()), self.using)):
+            if len(choices) == 1 and not len(found[number]) and not with_members:
+                found[number].active_users = choices[0].active_users
+                continue
+            for choice in choices:
+                wanted[choice.pk].append(number)
+        for pk, members in rollups.members_of(list(wanted), self.using):
+            for number in wanted[pk]:
+                found[number].members |= members
+
+
+def count_users_of_periods(periods: Mapping[str, Interval], using: str) -> dict[str, int]:
+    """Distinct users of each period, by its key: see `count_users_of_ranges`."""
+    return dict(zip(periods, count_users_of_ranges(list(periods.values()), using)))
+
+
+def first_recorded(using: str | None = None) -> float | None:
+    """When the first souvenir is from (unix seconds), None if there is none. If that is pruned, the
+    start of its bucket."""
+    using = using or router.db_for_read(Souvenir)
+    rows = Souvenir.objects.using(using).order_by("when").values_list("when", flat=True)
+    times = [clock.to_seconds(when) for when in rows[:1]]
+    buckets = Rollup.objects.using(using).filter(kind=Rollup.BUCKET).order_by("start")
+    times += buckets.values_list("start", flat=True)[:1]
+    return min(times, default=None)
+
+
+def _range(start: datetime | None, end: datetime | None) -> Interval:
+    return Interval(
+        EARLIEST if start is None else clock.to_seconds(start),
+        LATEST if end is None else clock.to_seconds(end),
+    )
+
+
+def _count_rows(ranges: Sequence[Interval], using: str) -> list[int]:
+    """Distinct users of each range's rows, in one query. The database reads each range from the
+    index on (when, user), and keeps one range's users at a time."""
+    if not ranges:
+        return []
     count = _count_by_loop if connections[using].vendor == "postgresql" else _count_by_union
     counts = count(ranges, using)
-    return [counts[position] for position in range(len(ranges))]
+    return [counts.get(number, 0) for number in range(len(ranges))]
 
 
 def _count_by_union(ranges: Sequence[Interval], using: str) -> dict[int, int]:
@@ -82,15 +289,3 @@ def _count_by_loop(ranges: Sequence[Interval], using: str) -> dict[int, int]:
             params,
         )
         return dict(cursor.fetchall())
-
-
-def count_users_of_periods(periods: Mapping[str, Interval], using: str) -> dict[str, int]:
-    """Distinct users of each period, by its key: see `count_users_of_ranges`."""
-    return dict(zip(periods, count_users_of_ranges(list(periods.values()), using)))
-
-
-def first_recorded(using: str | None = None) -> float | None:
-    """When the first souvenir is from (unix seconds), None if there is none."""
-    rows = Souvenir.objects.using(using or router.db_for_read(Souvenir))
-    when = rows.order_by("when").values_list("when", flat=True).first()
-    return None if when is None else clock.to_seconds(when)

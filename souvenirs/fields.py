@@ -29,7 +29,7 @@ def cascade(collector: Collector, field: Any, sub_objs: Any, using: str) -> None
     """on_delete of a relation to the user: CASCADE, where the user's database has our tables.
 
     Where it has not, Django would look for our tables in the users' database; there
-    `models.forget_deleted_user` does it.
+    `deletion.forget_deleted_user` does it.
     """
     if router.allow_migrate_model(using, field.model):
         CASCADE(collector, field, sub_objs, using)

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from django.apps import apps
-from django.contrib.auth import get_user_model
 from django.db import connections, models, router, transaction
 from django.db.models import Case, F, Value, When
 from django.db.models.functions import Coalesce, Greatest
@@ -16,12 +14,17 @@ from django.utils import timezone
 from souvenirs import clock
 from souvenirs.conf import conf
 from souvenirs.fields import UserForeignKey, UserOneToOneField
+from souvenirs.periods import bucket_containing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
 NEVER = 2**63 - 1  # seconds: the largest that a BigIntegerField holds
+
+# A bucket that has ended so long ago is rolled up. Who takes over half as long to write a souvenir
+# of it leaves a mark; so clocks of a site's machines may differ by the other half.
+GRACE_SECONDS = 120
 
 
 class SouvenirQuerySet(models.QuerySet["Souvenir"]):
@@ -40,11 +43,12 @@ class SouvenirQuerySet(models.QuerySet["Souvenir"]):
         return count
 
     def bulk_create(self, objs: Iterable[Souvenir], *args: Any, **kwargs: Any) -> list[Souvenir]:
-        """As Django's; and the users' last-seen times follow."""
+        """As Django's; and the users' last-seen times and the history follow."""
         self._for_write = True
         with transaction.atomic(using=self.db):
             rows = super().bulk_create(objs, *args, **kwargs)
             LastSeen.objects.using(self.db).catch_up(rows)
+            StaleMark.objects.using(self.db).mark(row.when for row in rows)
         return rows
 
 
@@ -64,13 +68,15 @@ class Souvenir(models.Model):
     def __str__(self) -> str:
         return f"user={self.user_id} when={self.when}"
 
-    def save(self, *args: Any, touch: bool = True, **kwargs: Any) -> None:
-        """As Django's; and the user's last-seen time follows (`touch` False: the caller's care)."""
+    def save(self, *args: Any, follow_up: bool = True, **kwargs: Any) -> None:
+        """As Django's; and the user's last-seen time and the history follow (`follow_up` False:
+        they are the caller's care)."""
         using = kwargs.get("using") or router.db_for_write(Souvenir, instance=self)
         with transaction.atomic(using=using, savepoint=False):
             super().save(*args, **kwargs)
-            if touch:
+            if follow_up:
                 LastSeen.objects.using(using).catch_up([self])
+                StaleMark.objects.using(using).mark([self.when])
 
 
 class LastSeenQuerySet(models.QuerySet["LastSeen"]):
@@ -184,27 +190,77 @@ class LastSeen(models.Model):
         return f"user={self.user_id} seen={self.seen}"
 
 
-def forget_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> None:
-    """post_delete of a user: the cascade, where the user's database has not our tables.
+class Rollup(models.Model):
+    """The users who were active in a closed interval of the past, [start, end) in unix seconds.
 
-    It waits for the commit there; whoever deletes is told if it fails.
+    It holds all of them if no StaleMark says otherwise, and never anybody who was not active then.
+    It stays when their souvenirs are pruned, and when a user is deleted. A bucket in which nobody
+    was active has no Rollup, nor has such a day.
     """
 
-    def forget(user_pk: Any = instance.pk) -> None:
-        for model in (LastSeen, Souvenir):
-            ours = router.db_for_write(model)
-            model._base_manager.using(ours).filter(user_id=user_pk).delete()
+    BUCKET = 0  # a quarter of an hour
+    DAY = 1  # of the site's time zone when it was rolled up, as is
+    MONTH = 2
 
-    transaction.on_commit(forget, using=using)
+    kind = models.PositiveSmallIntegerField(choices={BUCKET: "bucket", DAY: "day", MONTH: "month"})
+    start = models.BigIntegerField()
+    end = models.BigIntegerField()
+    members = models.BinaryField()  # the ids of the users' LastSeen, a roaring bitmap
+    active_users = models.PositiveIntegerField()  # how many they are
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["kind", "start", "end"], name="souvenirs_rollup_unique")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()} [{self.start}, {self.end}) users={self.active_users}"
 
 
-def connect() -> None:
-    """Starts listening for deleted users, if our tables are in another database than they."""
-    if router.allow_migrate_model(router.db_for_write(get_user_model()), Souvenir):
-        return
-    user_model = get_user_model()._meta.concrete_model
-    for model in apps.get_models():
-        if model._meta.concrete_model is user_model:  # signals of a proxy are sent by the proxy
-            models.signals.post_delete.connect(
-                forget_deleted_user, sender=model, dispatch_uid="souvenirs.models"
-            )
+class StaleMarkQuerySet(models.QuerySet["StaleMark"]):
+    def mark(self, times: Iterable[datetime]) -> None:
+        """Marks the buckets of these times."""
+        buckets = {bucket_containing(clock.to_seconds(when)) for when in times}
+        self.bulk_create((StaleMark(bucket=bucket) for bucket in sorted(buckets)), batch_size=5_000)
+
+
+class StaleMark(models.Model):
+    """Something that the Rollups of a bucket may not know yet: souvenirs that came when it had
+    ended, or (`member`) the LastSeen id of a user who was active in it and is deleted since.
+
+    Marks are only ever added, so writers never wait for each other; the roller takes them away in
+    the transaction that honours them.
+    """
+
+    bucket = models.BigIntegerField(db_index=True)  # its start, unix seconds
+    member = models.PositiveIntegerField(null=True)
+
+    objects = StaleMarkQuerySet.as_manager()
+
+    def __str__(self) -> str:
+        return f"bucket={self.bucket} member={self.member}"
+
+
+class Watermark(models.Model):
+    """How far the history has come, in unix seconds. One row; who rolls up or prunes locks it."""
+
+    rolled_up = models.BigIntegerField()  # all buckets before are rolled up, but for StaleMarks
+    pruned = models.BigIntegerField()  # souvenirs before may be gone
+
+    def __str__(self) -> str:
+        return f"rolled_up={self.rolled_up} pruned={self.pruned}"
+
+
+class AccountTotals(models.Model):
+    """The accounts of the site at the end of a day, as they were then."""
+
+    date = models.DateField(unique=True)  # of the site's time zone
+    end = models.BigIntegerField(db_index=True)  # unix seconds: the first instant after the day
+    registered = models.PositiveIntegerField()
+    activated = models.PositiveIntegerField()  # those with is_active
+
+    class Meta:
+        verbose_name_plural = "account totals"
+
+    def __str__(self) -> str:
+        return f"{self.date}: registered={self.registered} activated={self.activated}"

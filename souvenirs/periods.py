@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, timedelta, timezone
 from datetime import time as clock_time
 from functools import lru_cache
@@ -21,12 +22,70 @@ from dateutil.relativedelta import relativedelta
 ONE_DAY = timedelta(days=1)
 NAMES = ("day", "week", "month", "quarter", "year")
 
+BUCKET = 900  # seconds: every modern zone's offset is a multiple of a quarter of an hour
+
+UNITS = {"y": 31_536_000, "w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
+LONGEST = 292 * UNITS["y"]  # of Prometheus too, which keeps durations as 64 bits of nanoseconds
+DURATION = re.compile("".join(f"(?:([0-9]+){unit})?" for unit in UNITS))
+
 
 class Interval(NamedTuple):
     """The instants t with start <= t < end, in unix seconds."""
 
     start: float
     end: float
+
+
+def parse_duration(text: str) -> int:
+    """Seconds of a Prometheus duration such as "90m" or "1h30m" (years, weeks, days, hours,
+    minutes, seconds; a year is 365 days). Raises ValueError for anything else, for 0, and for
+    more than 292 years.
+
+    Source of the grammar: prometheus.io, Querying basics, Time durations; less its milliseconds.
+    """
+    match = DURATION.fullmatch(text) if isinstance(text, str) else None
+    seconds = sum(
+        int(number) * unit
+        for number, unit in zip(match.groups() if match else (), UNITS.values())
+        if number
+    )
+    if not 0 < seconds <= LONGEST:
+        raise ValueError(f"{text!r} is no duration; write it like '30m', '1h', '7d' or '1h30m'")
+    return seconds
+
+
+def bucket_containing(t: float) -> int:
+    """The start of the quarter of an hour that holds `t`."""
+    return int(t // BUCKET * BUCKET)
+
+
+def bucket_after(t: float) -> int:
+    """The start of the first quarter of an hour that begins at or after `t`."""
+    return int(-(-t // BUCKET) * BUCKET)
+
+
+def merged(intervals: Iterable[Interval]) -> list[Interval]:
+    """The instants of all the intervals, as disjoint ones in ascending order."""
+    found: list[Interval] = []
+    for interval in sorted(interval for interval in intervals if interval.start < interval.end):
+        if found and interval.start <= found[-1].end:
+            found[-1] = Interval(found[-1].start, max(found[-1].end, interval.end))
+        else:
+            found.append(interval)
+    return found
+
+
+def gaps(interval: Interval, covered: Iterable[Interval]) -> list[Interval]:
+    """What of `interval` none of `covered` holds, as disjoint intervals in ascending order."""
+    found = []
+    start, end = interval
+    for inner in merged(covered):
+        if start < min(inner.start, end):
+            found.append(Interval(start, min(inner.start, end)))
+        start = max(start, inner.end)
+    if start < end:
+        found.append(Interval(start, end))
+    return found
 
 
 @lru_cache(maxsize=512)

@@ -26,19 +26,14 @@ recent: only so many periods, the last ones.
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, timezone
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 from django.conf import settings
-from django.contrib.auth import get_user_model
-from django.core.exceptions import FieldDoesNotExist
-from django.db.models import Count, DateTimeField, F, Q, Value
 
-from souvenirs import clock, counting, periods
+from souvenirs import accounts, clock, counting, periods
 from souvenirs.conf import conf
 from souvenirs.periods import Interval
 
@@ -164,10 +159,12 @@ def usage_for_periods(periods: Iterable[tuple[date, date]]) -> Iterator[Usage]:
     pairs = list(periods)
     ranges = [Interval(_seconds(start), _seconds(end)) for start, end in pairs]
     active = counting.count_users_of_ranges(ranges)
-    accounts = _accounts_as_of([interval.end for interval in ranges])
+    totals = accounts.as_of_all([interval.end for interval in ranges]) or [(None, None)] * len(
+        ranges
+    )
     now = time.time()
     for (start, end), interval, users, (registered, activated) in zip(
-        pairs, ranges, active, accounts
+        pairs, ranges, active, totals
     ):
         yield {
             "period": {"start": start, "end": end, "complete": interval.end <= now},
@@ -184,48 +181,9 @@ _usage_for_periods = usage_for_periods  # what functions written for 1.0.2 call 
 
 def registered_users_as_of(date: date) -> tuple[int | None, int | None]:
     """How many users had joined before `date` (a datetime; a date is the site's midnight), and how
-    many of those are active now, by `is_active`.
-
-    The two are equal where the user model has no column `is_active`, and (None, None), with
-    nothing queried, where it has no datetime column `date_joined`.
-    """
-    if not isinstance(_user_column("date_joined"), DateTimeField):
-        return None, None
-    joined = Q(date_joined__lt=clock.to_datetime(_seconds(date)))
-    is_active = Q(is_active=True) if _user_column("is_active") else Q()
-    counts = (
-        get_user_model()
-        ._base_manager.filter(joined)
-        .aggregate(registered=Count("pk"), activated=Count("pk", filter=is_active))
-    )
-    return counts["registered"], counts["activated"]
-
-
-def _accounts_as_of(ends: list[float]) -> list[tuple[int | None, int | None]]:
-    """`registered_users_as_of` of all `ends`, in one query: one pass over the users, since a count
-    for each end would read all of them, for each end."""
-    if not ends or not isinstance(_user_column("date_joined"), DateTimeField):
-        return [(None, None)] * len(ends)
-    cuts = sorted({clock.to_datetime(end) for end in ends})
-    registered, activated = [0] * (len(cuts) + 1), [0] * (len(cuts) + 1)
-    rows = (
-        get_user_model()
-        ._base_manager.filter(date_joined__lt=cuts[-1])
-        .values_list("date_joined", F("is_active") if _user_column("is_active") else Value(True))
-    )
-    for joined, is_active in rows.iterator():
-        first = bisect_right(cuts, joined)  # of the cuts after it
-        registered[first] += 1
-        activated[first] += bool(is_active)
-    totals = dict(zip(cuts, zip(accumulate(registered), accumulate(activated))))
-    return [totals[clock.to_datetime(end)] for end in ends]
-
-
-def _user_column(name: str) -> Any:
-    try:
-        return get_user_model()._meta.get_field(name)
-    except FieldDoesNotExist:
-        return None
+    many of those are active now, by `is_active` (all, where the user model has no such column).
+    (None, None) where it has no datetime column `date_joined`."""
+    return accounts.as_of(_moment(date)) or (None, None)
 
 
 def _report(

@@ -8,7 +8,8 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 
-from souvenirs_metrics.conf import DEFAULT_WINDOWS, parse_duration
+from souvenirs.periods import parse_duration
+from souvenirs_metrics.conf import DEFAULT_WINDOWS
 
 
 @register

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import cached_property
 
 from django.conf import settings
@@ -12,29 +11,9 @@ from django.db.models import Model
 
 from souvenirs.conf import CachedSettings
 from souvenirs.models import Souvenir
+from souvenirs.periods import parse_duration
 
 DEFAULT_WINDOWS = ("1h", "1d", "7d", "30d")
-UNITS = {"y": 31_536_000, "w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
-LONGEST = 292 * UNITS["y"]  # of Prometheus too, which keeps durations as 64 bits of nanoseconds
-DURATION = re.compile("".join(f"(?:([0-9]+){unit})?" for unit in UNITS))
-
-
-def parse_duration(text: str) -> int:
-    """Seconds of a Prometheus duration such as "90m" or "1h30m" (years, weeks, days, hours,
-    minutes, seconds; a year is 365 days). Raises ValueError for anything else, for 0, and for
-    more than 292 years.
-
-    Source of the grammar: prometheus.io, Querying basics, Time durations; less its milliseconds.
-    """
-    match = DURATION.fullmatch(text) if isinstance(text, str) else None
-    seconds = sum(
-        int(number) * unit
-        for number, unit in zip(match.groups() if match else (), UNITS.values())
-        if number
-    )
-    if not 0 < seconds <= LONGEST:
-        raise ValueError(f"{text!r} is no duration; write it like '30m', '1h', '7d' or '1h30m'")
-    return seconds
 
 
 class Settings(CachedSettings):

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -27,6 +28,7 @@ PACKAGES = {
     "mariadb_config": "libmariadb-dev",
     "mariadbd": "mariadb-server",
     "pkg-config": "pkg-config",
+    "pg_isready": "postgresql",
     "postgres": "postgresql",
     "prometheus": "prometheus",
     "promtool": "prometheus",
@@ -136,7 +138,10 @@ def postgresql() -> Iterator[dict[str, Any]]:
             program("postgres", "postgresql"), "-D", str(data), "-p", str(port), "-k", str(path),
             "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=200",
         ]  # fmt: skip
-        with running(command, lambda: accepts(port), path / "log", **options):
+        # It listens before it takes sessions
+        pg_isready = [program("pg_isready", "postgresql"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+        is_ready = partial(subprocess.call, pg_isready)
+        with running(command, lambda: is_ready() == 0, path / "log", **options):
             yield {
                 "ENGINE": "django.db.backends.postgresql",
                 "NAME": "postgres",

@@ -1,0 +1,136 @@
+"""How many accounts there are, and were at the end of each day."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from django.contrib.auth import get_user_model
+from django.core.exceptions import FieldDoesNotExist
+from django.db import router
+from django.db.models import Count, DateTimeField, F, Q, Value
+
+from souvenirs import clock
+from souvenirs.conf import conf
+from souvenirs.models import AccountTotals
+from souvenirs.periods import calendar_period, day_containing, previous_calendar_period
+
+
+class Totals(NamedTuple):
+    """Accounts, and those of them with is_active (all, where the user model has no such column)."""
+
+    registered: int
+    activated: int
+
+
+def as_of(when: datetime) -> Totals | None:
+    """The accounts that exist now and had joined before `when`; `is_active` as it is now.
+
+    None, with nothing queried, where the user model has no datetime column `date_joined`.
+    """
+    if not _tells_joined():
+        return None
+    is_active = Q(is_active=True) if _column("is_active") else Q()
+    counts = (
+        get_user_model()
+        ._base_manager.filter(date_joined__lt=clock.to_site(when))
+        .aggregate(registered=Count("pk"), activated=Count("pk", filter=is_active))
+    )
+    return Totals(counts["registered"], counts["activated"])
+
+
+def close_days(until: float) -> None:
+    """Takes the snapshots of the days that ended up to `until` (unix seconds) and have none: the
+    last such day's, and from the first snapshot on those of all days."""
+    snapshots = AccountTotals.objects.using(router.db_for_write(AccountTotals))
+    last = snapshots.order_by("-end").first()
+    day = previous_calendar_period("day", until, conf.zone)
+    if last is not None and last.end >= day.end:
+        return
+    if last is not None:
+        day = calendar_period("day", last.end, conf.zone)
+    while day.end <= until:
+        totals = as_of(clock.to_datetime(day.end))
+        if totals is None:
+            return
+        snapshot = AccountTotals(
+            date=day_containing(day.start, conf.zone),
+            end=day.end,
+            registered=totals.registered,
+            activated=totals.activated,
+        )
+        snapshots.bulk_create([snapshot], ignore_conflicts=True)  # others may take it as well
+        day = calendar_period("day", day.end, conf.zone)
+
+
+def as_of_all(ends: Sequence[float]) -> list[Totals] | list[tuple[None, None]]:
+    """The accounts there were at each of `ends` (unix seconds), in a constant number of queries.
+
+    From the first snapshot up to the last one they are those of the snapshot before, and who of the
+    accounts that exist has joined since; at other times as `as_of` says. Pairs of None where that
+    knows none.
+    """
+    if not _tells_joined():
+        return [(None, None)] * len(ends)
+    if not ends:
+        return []
+    snapshots = list(AccountTotals.objects.filter(end__lte=max(ends)).order_by("end"))
+    newest = AccountTotals.objects.order_by("-end").first()
+    bases = []
+    for end in ends:
+        at = bisect_right(snapshots, end, key=lambda snapshot: snapshot.end) - 1
+        base = snapshots[at] if at >= 0 else None
+        is_known = base is not None and newest is not None and end <= newest.end
+        bases.append(base if is_known else None)
+    cuts = {end for end, base in zip(ends, bases) if base is None or base.end < end}
+    cuts |= {base.end for end, base in zip(ends, bases) if base is not None and base.end < end}
+    joined = _joined_before(cuts)
+    totals = []
+    for end, base in zip(ends, bases):
+        if base is None:
+            totals.append(joined[end])
+        elif base.end == end:
+            totals.append(Totals(base.registered, base.activated))
+        else:
+            since, until = joined[base.end], joined[end]
+            totals.append(
+                Totals(
+                    base.registered + until.registered - since.registered,
+                    base.activated + until.activated - since.activated,
+                )
+            )
+    return totals
+
+
+def _joined_before(cuts: Collection[float]) -> dict[float, Totals]:
+    """`as_of` each of the cuts, in one pass over the users: a count for each would read all of
+    them, for each."""
+    if not cuts:
+        return {}
+    times = sorted({clock.to_datetime(cut) for cut in cuts})
+    registered, activated = [0] * (len(times) + 1), [0] * (len(times) + 1)
+    rows = (
+        get_user_model()
+        ._base_manager.filter(date_joined__lt=times[-1])
+        .values_list("date_joined", F("is_active") if _column("is_active") else Value(True))
+    )
+    for joined, is_active in rows.iterator():
+        first = bisect_right(times, joined)  # of the cuts after it
+        registered[first] += 1
+        activated[first] += bool(is_active)
+    totals = dict(zip(times, map(Totals, accumulate(registered), accumulate(activated))))
+    return {cut: totals[clock.to_datetime(cut)] for cut in cuts}
+
+
+def _tells_joined() -> bool:
+    return isinstance(_column("date_joined"), DateTimeField)
+
+
+def _column(name: str) -> Any:
+    try:
+        return get_user_model()._meta.get_field(name)
+    except FieldDoesNotExist:
+        return None

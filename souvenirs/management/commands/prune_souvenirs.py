@@ -1,0 +1,52 @@
+"""Deletes old souvenirs."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError
+from typing import Any
+
+from django.core.management.base import BaseCommand
+from tqdm import tqdm
+
+from souvenirs import pruning, rollups
+from souvenirs.periods import parse_duration
+
+
+def duration(text: str) -> int:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+class Command(BaseCommand):
+    help = (
+        "Deletes souvenirs that are rolled up. The numbers of the past stay: counts of ranges that"
+        " begin and end at quarters of an hour do not change, others are set back to the quarter."
+        " It may be interrupted at any time, and run while the site does."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--older-than",
+            type=duration,
+            required=True,
+            metavar="DURATION",
+            help="the age from which on they are deleted, such as 90d or 1y",
+        )
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="say how many would be deleted of those that are rolled up now, and delete none",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        age = options["older_than"]
+        if options["dry_run"]:
+            self.stdout.write(f"{pruning.prunable(age).count()} souvenirs would be deleted.")
+            return
+        rollups.roll_up()
+        total = pruning.prunable(age).count()
+        with tqdm(total=total, desc="pruning", unit=" souvenirs", disable=None) as bar:
+            deleted = pruning.prune(age, on_batch=bar.update)
+        self.stdout.write(f"{deleted} souvenirs are deleted.")

@@ -1,0 +1,80 @@
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    """The history: bitmaps of closed intervals, and what they do not know yet."""
+
+    dependencies = [("souvenirs", "0005_fill_lastseen")]
+
+    operations = [
+        migrations.CreateModel(
+            name="Rollup",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                (
+                    "kind",
+                    models.PositiveSmallIntegerField(
+                        choices=[(0, "bucket"), (1, "day"), (2, "month")]
+                    ),
+                ),
+                ("start", models.BigIntegerField()),
+                ("end", models.BigIntegerField()),
+                ("members", models.BinaryField()),
+                ("active_users", models.PositiveIntegerField()),
+            ],
+            options={
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("kind", "start", "end"), name="souvenirs_rollup_unique"
+                    )
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="StaleMark",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("bucket", models.BigIntegerField(db_index=True)),
+                ("member", models.PositiveIntegerField(null=True)),
+            ],
+        ),
+        migrations.CreateModel(
+            name="Watermark",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("rolled_up", models.BigIntegerField()),
+                ("pruned", models.BigIntegerField()),
+            ],
+        ),
+        migrations.CreateModel(
+            name="AccountTotals",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("date", models.DateField(unique=True)),
+                ("end", models.BigIntegerField(db_index=True)),
+                ("registered", models.PositiveIntegerField()),
+                ("activated", models.PositiveIntegerField()),
+            ],
+            options={"verbose_name_plural": "account totals"},
+        ),
+    ]

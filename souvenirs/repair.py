@@ -1,0 +1,82 @@
+"""Rows that came past the ORM's save and bulk_create -> last-seen times and Rollups."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from django.db import router
+from django.db.models import Max
+from pyroaring import BitMap
+
+from souvenirs import clock, rollups
+from souvenirs.conf import conf
+from souvenirs.counting import first_recorded
+from souvenirs.models import LastSeen, Rollup, Souvenir
+from souvenirs.periods import BUCKET, Interval, bucket_after, bucket_containing, calendar_period
+
+BATCH = 5_000  # users whose last-seen times are looked at at a time
+
+
+def repair(on_step: Callable[[Interval], None] | None = None) -> None:
+    """Makes last-seen times and Rollups agree with the rows, after these were changed by raw SQL,
+    QuerySet.update or loaddata; and days with those of the site's time zone, after it was changed.
+
+    What is rolled up of pruned souvenirs and of deleted users stays. A user who is moved away from
+    a bucket by an update leaves it, where souvenirs are not pruned. Each day is a transaction;
+    others may record, roll up and prune meanwhile. `on_step` is told the days.
+    """
+    using = router.db_for_write(Rollup)
+    catch_up_last_seen(using)
+    start = first_recorded(using)
+    while start is not None and start < rollups.watermark(using).rolled_up:
+        day = calendar_period("day", start, conf.zone)
+        _repair_day(day, using)
+        if on_step:
+            on_step(day)
+        start = day.end
+
+
+def catch_up_last_seen(using: str) -> None:
+    """Moves all last-seen times forward to the rows, and makes those that are missing."""
+    rows = Souvenir.objects.using(using).filter(when__lte=clock.to_datetime(time.time()))
+    newest = rows.order_by("user_id").values("user_id").annotate(newest=Max("when"))
+    batch = list(newest[:BATCH])
+    while batch:
+        last_seen = LastSeen.objects.using(using)
+        last_seen.catch_up(Souvenir(user_id=r["user_id"], when=r["newest"]) for r in batch)
+        batch = list(newest.filter(user_id__gt=batch[-1]["user_id"])[:BATCH])
+
+
+def _repair_day(day: Interval, using: str) -> None:
+    rows = Rollup.objects.using(using)
+    with rollups.locked(using) as mark:
+        start, end = bucket_containing(day.start), min(bucket_after(day.end), mark.rolled_up)
+        _, told = rollups.take_marks(Interval(start, end), using)
+        facts = rollups.read(range(start, end, BUCKET), told, using)
+        for rollup in rows.filter(kind=Rollup.BUCKET, start__gte=start, start__lt=end):
+            kept = BitMap.deserialize(bytes(rollup.members))
+            if rollup.start >= mark.pruned:
+                kept -= _existing(kept - facts.get(rollup.start, BitMap()), using)
+            rollups.set_members(rollup, kept)
+            if kept:
+                rollup.save(using=using)
+            else:
+                rollup.delete(using=using)
+        rollups.add(facts, using)
+        for kind, name in rollups.PERIODS.items():
+            period = calendar_period(name, day.start, conf.zone)
+            if period.end == day.end:
+                overlapping = rows.filter(kind=kind, start__lt=period.end, end__gt=period.start)
+                overlapping.delete()
+                rollups.close(kind, period, mark.rolled_up, using)
+
+
+def _existing(ordinals: BitMap, using: str) -> BitMap:
+    """Those of these LastSeen ids that are of users who exist: only rows tell when they were
+    active. (They are looked up after the rows: a user who is deleted in between is not lost.)"""
+    keys, found = list(ordinals), BitMap()
+    for at in range(0, len(keys), rollups.CHUNK):
+        rows = LastSeen.objects.using(using).filter(pk__in=keys[at : at + rollups.CHUNK])
+        found.update(rows.values_list("pk", flat=True))
+    return found

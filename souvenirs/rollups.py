@@ -1,0 +1,386 @@
+"""Closed intervals <-> roaring bitmaps of the users who were active in them.
+
+A bitmap holds LastSeen ids: they are dense whatever the users' keys are, and after a user is
+deleted they point at nobody. Facts ("this user was active in this bucket") are only ever added, and
+each is at any time in a row, in a mark, or in the Rollups; whoever moves one adds it to the new
+place in the transaction that takes it from the old one. So a reader who looks at marks, then rows,
+then Rollups misses nothing, with or without a snapshot.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from django.db import connections, router, transaction
+from django.db.models import F, Min, Q
+from pyroaring import BitMap
+
+from souvenirs import accounts, clock
+from souvenirs.conf import conf
+from souvenirs.models import GRACE_SECONDS, LastSeen, Rollup, Souvenir, StaleMark, Watermark
+from souvenirs.periods import (
+    BUCKET,
+    Interval,
+    bucket_after,
+    bucket_containing,
+    calendar_period,
+    gaps,
+    merged,
+)
+
+EARLIEST, LATEST = -62_135_596_800, 253_402_300_799  # unix seconds: the years 1 and 9999
+CHUNK = 100  # intervals, or bitmaps, that are asked for at a time
+MARKS = 50_000  # that one transaction honours
+KINDS = (Rollup.MONTH, Rollup.DAY, Rollup.BUCKET)  # the longest first
+
+
+PERIODS = {Rollup.DAY: "day", Rollup.MONTH: "month"}
+
+
+class Active(NamedTuple):
+    """A user's row in a numbered interval. `ordinal` is the id of their LastSeen, None for who has
+    none; `user` is their key as the database has it."""
+
+    number: int
+    ordinal: int | None
+    user: Any
+
+
+class Choice(NamedTuple):
+    """A Rollup, without its members."""
+
+    start: int
+    end: int
+    pk: int
+    active_users: int
+
+
+# Rows
+
+
+def users_in(intervals: Sequence[Interval], using: str) -> Iterator[Active]:
+    """Who has souvenirs in which of the intervals; a user as often as they have. One query per
+    CHUNK of intervals, read as a stream."""
+    connection = connections[using]
+    if connection.vendor == "postgresql":
+        # PostgreSQL compiles each SELECT of a UNION (jit), for a second each
+        row, separator = "(%s, CAST(%s AS timestamptz), CAST(%s AS timestamptz))", ", "
+        query = (
+            "SELECT i.number, l.id, s.user_id FROM (VALUES {}) AS i (number, first, after)"
+            ' JOIN souvenirs_souvenir s ON s."when" >= i.first AND s."when" < i.after'
+            " LEFT JOIN souvenirs_lastseen l ON l.user_id = s.user_id"
+        )
+    else:
+        when = connection.ops.quote_name("when")
+        row, separator = (
+            "SELECT %s, l.id, s.user_id FROM souvenirs_souvenir s"  # noqa: S608
+            " LEFT JOIN souvenirs_lastseen l ON l.user_id = s.user_id"
+            f" WHERE s.{when} >= %s AND s.{when} < %s",
+            " UNION ALL ",
+        )
+        query = "{}"
+    adapt = connection.ops.adapt_datetimefield_value
+    for at in range(0, len(intervals), CHUNK):
+        chunk = intervals[at : at + CHUNK]
+        params: list[Any] = []
+        for number, (start, end) in enumerate(chunk, at):
+            bounds = (adapt(clock.to_datetime(t)) for t in (start, end))
+            params += [number, *bounds]
+        with connection.chunked_cursor() as cursor:
+            cursor.execute(query.format(separator.join([row] * len(chunk))), params)
+            while rows := cursor.fetchmany(10_000):
+                yield from (Active(*each) for each in rows)
+
+
+# Rollups
+
+
+def choose(spans: Sequence[Interval], using: str) -> list[list[Choice]]:
+    """For each span, which may overlap, the Rollups that make it up: all that fit inside of it,
+    the longest first, and shorter ones only where those leave gaps."""
+    chosen: list[list[Choice]] = [[] for _ in spans]
+    left = [[span] if span.start < span.end else [] for span in spans]
+    for kind in KINDS:
+        wanted = merged(interval for intervals in left for interval in intervals)
+        found = list(_choices(kind, wanted, using))
+        starts = [choice.start for choice in found]
+        for number, intervals in enumerate(left):
+            rest = []
+            for interval in intervals:
+                fitting = _fitting(interval, found, starts)
+                chosen[number] += fitting
+                rest += gaps(interval, (Interval(c.start, c.end) for c in fitting))
+            left[number] = rest
+    return chosen
+
+
+def _choices(kind: int, wanted: Sequence[Interval], using: str) -> Iterator[Choice]:
+    rows = Rollup.objects.using(using).filter(kind=kind).order_by("start")
+    for at in range(0, len(wanted), CHUNK):
+        fits = Q()
+        for start, end in wanted[at : at + CHUNK]:
+            fits |= Q(start__gte=start, start__lt=end, end__lte=end)
+        values = rows.filter(fits).values_list("start", "end", "pk", "active_users")
+        yield from (Choice(*each) for each in values.iterator())
+
+
+def _fitting(interval: Interval, found: list[Choice], starts: list[int]) -> list[Choice]:
+    first, last = bisect_left(starts, interval.start), bisect_left(starts, interval.end)
+    return [choice for choice in found[first:last] if choice.end <= interval.end]
+
+
+def members_of(pks: Sequence[int], using: str) -> Iterator[tuple[int, BitMap]]:
+    """The bitmaps of these Rollups, by their keys, in any order."""
+    for at in range(0, len(pks), CHUNK):
+        rows = Rollup.objects.using(using).filter(pk__in=pks[at : at + CHUNK])
+        for pk, members in rows.values_list("pk", "members"):
+            yield pk, BitMap.deserialize(bytes(members))
+
+
+def count_stale(span: Interval, using: str) -> int:
+    """How many buckets of the span Rollups do not hold, or not wholly."""
+    rolled_up = max(span.start, min(watermark(using).rolled_up, span.end))
+    marks = StaleMark.objects.using(using).filter(bucket__gte=span.start, bucket__lt=rolled_up)
+    stale: int = marks.values("bucket").distinct().count()
+    return stale + int((span.end - rolled_up) // BUCKET)
+
+
+def lag(now: float, using: str) -> float:
+    """How long ago the oldest bucket ended that is due and not rolled up, in seconds; 0 if all
+    are."""
+    due, mark = due_until(now), watermark(using)
+    stale = StaleMark.objects.using(using).filter(bucket__lt=min(due, mark.rolled_up))
+    oldest = stale.aggregate(oldest=Min("bucket"))["oldest"]
+    if oldest is None and mark.rolled_up < due:
+        oldest = mark.rolled_up if mark.rolled_up > EARLIEST else _first_day(due, using)
+    return 0.0 if oldest is None else max(now - oldest - BUCKET, 0.0)
+
+
+def watermark(using: str) -> Watermark:
+    found = Watermark.objects.using(using).first()
+    return found or Watermark(rolled_up=EARLIEST, pruned=EARLIEST)
+
+
+def due_until(now: float) -> int:
+    """Buckets before have been over for the grace period at `now`."""
+    return bucket_containing(now - GRACE_SECONDS)
+
+
+# Rolling up
+
+
+def roll_up(buckets: int | None = None, on_step: Callable[[Interval], None] | None = None) -> None:
+    """Rolls up all that is due: new buckets, stale ones, and the days and months they close.
+
+    Each day is a transaction, so after an interruption the next call goes on where this one
+    stopped; memory is bounded by a day's souvenirs. Others may roll up or prune at the same time.
+    `buckets`: no more than so many new ones, and so many stale ones' day. `on_step` is told the
+    interval of each transaction.
+    """
+    using = router.db_for_write(Rollup)
+    for step in (_roll_up_new, _roll_up_stale):
+        while interval := step(buckets or 24 * 60 * 60 // BUCKET * 2, using):
+            if on_step:
+                on_step(interval)
+            if buckets:
+                break
+    accounts.close_days(due_until(time.time()))
+
+
+@contextmanager
+def locked(using: str) -> Iterator[Watermark]:
+    """A transaction of the only one who changes Rollups meanwhile."""
+    with transaction.atomic(using=using):
+        rows = Watermark.objects.using(using)
+        # A write comes first, so that SQLite waits for its turn before it reads anything
+        if not rows.update(rolled_up=F("rolled_up")):
+            first = Watermark(pk=1, rolled_up=EARLIEST, pruned=EARLIEST)
+            rows.bulk_create([first], ignore_conflicts=True)
+            rows.update(rolled_up=F("rolled_up"))
+        yield rows.get()
+
+
+def _roll_up_new(limit: int, using: str) -> Interval | None:
+    """Rolls up the next buckets that are due, up to `limit` and a day's end. None: nothing is."""
+    due = due_until(time.time())
+    if watermark(using).rolled_up >= due:
+        return None
+    with locked(using) as mark:
+        start: int | None = mark.rolled_up
+        if start == EARLIEST:
+            start = _first_day(due, using)
+        if start is None or start >= due:
+            return None
+        end = _next_stop(start, due, using)
+        if end is None:
+            day = calendar_period("day", start, conf.zone)
+            end = min(bucket_after(day.end), due, start + limit * BUCKET)
+            _, told = take_marks(Interval(start, end), using)
+            add(read(range(start, end, BUCKET), told, using), using)
+        mark.rolled_up = end
+        mark.save(using=using)
+        for kind, name in PERIODS.items():
+            close(kind, calendar_period(name, end - 1, conf.zone), end, using)
+    return Interval(start, end)
+
+
+def _roll_up_stale(limit: int, using: str) -> Interval | None:
+    """Rolls up the stale buckets of the day that has the oldest ones. None: there are none."""
+    stale = StaleMark.objects.using(using)
+    if not stale.filter(bucket__lt=watermark(using).rolled_up).exists():
+        return None
+    with locked(using) as mark:
+        oldest = stale.filter(bucket__lt=mark.rolled_up).aggregate(start=Min("bucket"))["start"]
+        if oldest is None:
+            return None
+        day = calendar_period("day", oldest, conf.zone)
+        span = Interval(oldest, min(bucket_after(day.end), mark.rolled_up))
+        buckets, told = take_marks(span, using, limit)
+        add(read(sorted(buckets), told, using), using)
+        for kind, name in PERIODS.items():
+            close(kind, calendar_period(name, oldest, conf.zone), mark.rolled_up, using)
+    return Interval(oldest, max(buckets) + BUCKET)
+
+
+def _first_day(before: float, using: str) -> int | None:
+    """Where the day of the first souvenir begins, None if that is not `before` some time."""
+    rows = Souvenir.objects.using(using).filter(when__lt=clock.to_datetime(before))
+    first = rows.order_by("when").values_list("when", flat=True).first()
+    if first is None:
+        return None
+    return bucket_containing(calendar_period("day", clock.to_seconds(first), conf.zone).start)
+
+
+def _next_stop(start: int, due: int, using: str) -> int | None:
+    """Where to go on if the rest of the day has no souvenirs: the day that has some, or the end of
+    the month. None if it has."""
+    rows = Souvenir.objects.using(using).filter(when__gte=clock.to_datetime(start))
+    when = rows.order_by("when").values_list("when", flat=True).first()
+    after = due if when is None else min(clock.to_seconds(when), due)
+    day = calendar_period("day", after, conf.zone)
+    stop = int(min(bucket_containing(day.start), calendar_period("month", start, conf.zone).end))
+    return min(stop, due) if start < stop else None
+
+
+def take_marks(
+    span: Interval, using: str, limit: int | None = None
+) -> tuple[set[int], dict[int, set[int]]]:
+    """Takes the marks of the span away. Returns their buckets, and the members they tell of.
+
+    By their keys: those that come meanwhile, with souvenirs that a snapshot does not show, stay.
+    """
+    rows = StaleMark.objects.using(using).filter(bucket__gte=span.start, bucket__lt=span.end)
+    if limit is not None:
+        first = sorted(rows.order_by().values_list("bucket", flat=True).distinct())[:limit]
+        rows = rows.filter(bucket__lte=first[-1])
+    marks = list(rows.order_by("pk").values_list("pk", "bucket", "member")[:MARKS])
+    for at in range(0, len(marks), CHUNK):
+        pks = [pk for pk, _, _ in marks[at : at + CHUNK]]
+        StaleMark.objects.using(using).filter(pk__in=pks).delete()
+    members: dict[int, set[int]] = defaultdict(set)
+    for _, bucket, member in marks:
+        if member is not None:
+            members[bucket].add(member)
+    return {bucket for _, bucket, _ in marks}, members
+
+
+def read(buckets: Sequence[int], members: Mapping[int, set[int]], using: str) -> dict[int, BitMap]:
+    """The users of these buckets: those of rows, and `members`. Who has no LastSeen gets one."""
+    found: dict[int, array[int]] = defaultdict(lambda: array("I"))
+    strays: dict[Any, set[int]] = defaultdict(set)
+    intervals = [Interval(bucket, bucket + BUCKET) for bucket in buckets]
+    for number, ordinal, user in users_in(intervals, using):
+        if ordinal is None:
+            strays[user].add(buckets[number])
+        else:
+            found[buckets[number]].append(ordinal)
+    for user, ordinal in _ordinals(strays, using).items():
+        for bucket in strays[user]:
+            found[bucket].append(ordinal)
+    for bucket, ordinals in members.items():
+        found[bucket].extend(ordinals)
+    return {bucket: BitMap(ordinals) for bucket, ordinals in found.items()}
+
+
+def _ordinals(strays: Mapping[Any, set[int]], using: str) -> dict[Any, int]:
+    """Makes LastSeen rows of users who have none, and returns their ids."""
+    user_field: Any = LastSeen._meta.get_field("user")
+    rows = LastSeen.objects.using(using)
+    found = {}
+    for user, buckets in strays.items():
+        key = user_field.target_field.to_python(user)
+        rows.touch(key, max(buckets), slot_start=max(buckets), latest=None)
+        found[user] = rows.get(user_id=key).pk
+    return found
+
+
+def add(facts: Mapping[int, BitMap], using: str) -> None:
+    """Adds users to the Rollups of buckets (which are made), and of all that contain these. Needs
+    the lock."""
+    known = {}
+    rows = Rollup.objects.using(using)
+    starts = sorted(bucket for bucket, members in facts.items() if members)
+    for at in range(0, len(starts), CHUNK):
+        found = rows.filter(kind=Rollup.BUCKET, start__in=starts[at : at + CHUNK])
+        for rollup in found:
+            known[rollup.start] = rollup
+    new = []
+    for start in starts:
+        if start in known:
+            _unite(known[start], facts[start], using)
+        else:
+            interval = Interval(start, start + BUCKET)
+            new.append(new_rollup(Rollup.BUCKET, interval, facts[start]))
+    rows.bulk_create(new, batch_size=CHUNK)
+    if not starts:
+        return
+    longest = 32 * 24 * 60 * 60
+    containing = rows.filter(
+        kind__in=PERIODS,
+        start__gt=starts[0] - longest,
+        start__lte=starts[-1],
+        end__gt=starts[0],
+    )
+    for rollup in containing:
+        inside = [facts[start] for start in starts if rollup.start <= start < rollup.end]
+        _unite(rollup, BitMap.union(*inside) if inside else BitMap(), using)
+
+
+def _unite(rollup: Rollup, members: BitMap, using: str) -> None:
+    united = BitMap.deserialize(bytes(rollup.members)) | members
+    if len(united) > rollup.active_users:
+        set_members(rollup, united)
+        rollup.save(using=using)
+
+
+def set_members(rollup: Rollup, members: BitMap) -> None:
+    members.run_optimize()
+    rollup.members, rollup.active_users = members.serialize(), len(members)
+
+
+def new_rollup(kind: int, interval: Interval, members: BitMap) -> Rollup:
+    rollup = Rollup(kind=kind, start=int(interval.start), end=int(interval.end))
+    set_members(rollup, members)
+    return rollup
+
+
+def close(kind: int, period: Interval, rolled_up: int, using: str) -> None:
+    """Makes the Rollup of a day or a month, if it is rolled up and has none."""
+    # Offsets of long ago are no multiples of a bucket; such days are counted by their buckets
+    if period.end > rolled_up or period.start % BUCKET or period.end % BUCKET:
+        return
+    rows = Rollup.objects.using(using)
+    if rows.filter(kind=kind, start=period.start, end=period.end).exists():
+        return
+    (choices,) = choose([period], using)
+    members = BitMap()
+    for _, each in members_of([choice.pk for choice in choices], using):
+        members |= each
+    if members or kind == Rollup.MONTH:  # so there are few gaps in a long time without users
+        rows.bulk_create([new_rollup(kind, period, members)])
