@@ -7,6 +7,7 @@ bucket only, since souvenirs are pruned or a user is deleted, counts as activity
 
 from __future__ import annotations
 
+import math
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
@@ -19,17 +20,12 @@ from typing import Any, NamedTuple
 from django.contrib.auth import get_user_model
 from django.db import connections, router, transaction
 from django.db.models import Count, Q, QuerySet, Value
-from django.db.models.expressions import RawSQL
 from pyroaring import BitMap
 
 from souvenirs import clock, rollups
 from souvenirs.models import LastSeen, Rollup, Souvenir, SouvenirQuerySet, StaleMark
 from souvenirs.periods import BUCKET, Interval, bucket_after, bucket_containing
-from souvenirs.rollups import EARLIEST, LATEST
-
-# SQLite takes 500 SELECTs in a UNION, but as many UNIONs inside of one
-UNION_LIMIT = 400
-BATCH = 100  # ranges whose users are in memory at a time
+from souvenirs.rollups import EARLIEST, LATEST, UNION_LIMIT
 
 
 class Parts(NamedTuple):
@@ -79,13 +75,10 @@ def users_between(start: datetime | None = None, end: datetime | None = None) ->
     user: Any = LastSeen._meta.get_field("user")
     strays = Q(pk__in=[user.target_field.to_python(key) for key in users.strays])
     if user.db_constraint:
-        ids = _unpacked(users.members, connections[using].vendor)
-        return _users(Q(souvenirs_last_seen__id__in=ids) | strays)
-    ordinals, keys = list(users.members), []  # they are in another database: they go by their keys
-    for at in range(0, len(ordinals), UNION_LIMIT):
-        rows = LastSeen.objects.using(using).filter(pk__in=ordinals[at : at + UNION_LIMIT])
-        keys += rows.values_list("user_id", flat=True)
-    return _users(Q(pk__in=keys) | strays)
+        return _users(Q(souvenirs_last_seen__id__in=rollups.listed(users.members, using)) | strays)
+    # They are in another database: they go by their keys
+    rows = LastSeen.objects.using(using).filter(pk__in=rollups.listed(users.members, using))
+    return _users(Q(pk__in=list(rows.values_list("user_id", flat=True))) | strays)
 
 
 def _users(condition: Q) -> QuerySet[Any]:
@@ -93,37 +86,38 @@ def _users(condition: Q) -> QuerySet[Any]:
     return users
 
 
-def _unpacked(ordinals: BitMap, vendor: str) -> RawSQL:
-    """A subquery of these numbers, all in one parameter: there may be too many for one each."""
-    if vendor == "postgresql":
-        return RawSQL("SELECT unnest(CAST(%s AS int[]))", [list(ordinals)])
-    packed = f"[{','.join(map(str, ordinals))}]"
-    if vendor == "sqlite":
-        return RawSQL("SELECT value FROM json_each(%s)", [packed])
-    table = "JSON_TABLE(%s, '$[*]' COLUMNS (id INT PATH '$'))"
-    return RawSQL(f"SELECT ordinals.id FROM {table} AS ordinals", [packed])  # noqa: S608,S611
-
-
 def count_users_of_ranges(ranges: Sequence[Interval], using: str | None = None) -> list[int]:
     """Distinct users of each range, in the order given. Ranges may overlap, and be in any order.
 
-    All are from one snapshot. The number of queries grows with that of ranges by BATCHes only, and
-    not with the history's length.
+    All are from one snapshot, in a number of queries that depends neither on that of the ranges nor
+    on the history's length. The users of those ranges that overlap are in memory at a time.
     """
-    using = using or router.db_for_read(Souvenir)
+    counts = _count(ranges, using or router.db_for_read(Souvenir))
+    return [counts[number] for number in range(len(ranges))]
+
+
+def count_users_of_periods(
+    periods: Mapping[str, Interval], using: str, most_rows: int
+) -> dict[str, int]:
+    """Distinct users of each period, by its key: see `count_users_of_ranges`. Without the periods
+    of which rows of over `most_rows` buckets would have to be read."""
+    counts = _count(list(periods.values()), using, most_rows)
+    return {name: counts[number] for number, name in enumerate(periods) if number in counts}
+
+
+def _count(ranges: Sequence[Interval], using: str, most_rows: float = math.inf) -> dict[int, int]:
     if not ranges:
-        return []
+        return {}
     counts: dict[int, int] = {}
     with snapshot(using):
         history = History(ranges, using)
-        plain = [number for number in range(len(ranges)) if history.is_plain(number)]
+        numbers = [n for n in range(len(ranges)) if history.row_buckets(n) <= most_rows]
+        plain = [number for number in numbers if history.is_plain(number)]
         counts.update(zip(plain, _count_rows([history.ranges[n] for n in plain], using)))
-        rest = [number for number in range(len(ranges)) if number not in counts]
-        rest.sort(key=lambda number: history.ranges[number])
-        for at in range(0, len(rest), BATCH):
-            for number, users in history.compose(rest[at : at + BATCH]):
-                counts[number] = len(users)
-    return [counts[number] for number in range(len(ranges))]
+        rest = [number for number in numbers if number not in counts]
+        for number, users in history.compose(rest) if rest else ():
+            counts[number] = len(users)
+    return counts
 
 
 @contextmanager
@@ -180,10 +174,17 @@ class History:
         stale = [Interval(bucket, bucket + BUCKET) for bucket in self.marked_in(first, last)]
         return Parts(Interval(first, last), [Interval(start, first), *stale, Interval(last, end)])
 
+    def row_buckets(self, number: int) -> float:
+        """How many buckets' rows the range takes."""
+        return sum((end - start) / BUCKET for start, end in self.parts(number).rows)
+
     def compose(
         self, numbers: Sequence[int], with_members: bool = False
     ) -> Iterator[tuple[int, Users]]:
-        """The users of these ranges. Rows, marks, Rollups are read in this order: see rollups."""
+        """The users of these ranges, by their numbers, each as soon as it is complete.
+
+        Rows, marks, Rollups are read in this order: see rollups.
+        """
         found = {number: Users() for number in numbers}
         parts = {number: self.parts(number) for number in numbers}
         rows = [(n, part) for n in numbers for part in parts[n].rows if part.start < part.end]
@@ -202,27 +203,24 @@ class History:
                         ordinals[number].append(member)
         for number, each in ordinals.items():
             found[number].members = BitMap(each)
-        self._unite_rollups(found, {n: parts[n].rolled_up for n in numbers}, with_members)
-        yield from found.items()
-
-    def _unite_rollups(
-        self, found: Mapping[int, Users], spans: Mapping[int, Interval], with_members: bool
-    ) -> None:
+        chosen = rollups.choose([parts[number].rolled_up for number in numbers], self.using)
         wanted: dict[int, list[int]] = defaultdict(list)  # key of a Rollup -> who needs it
-        for number, choices in zip(spans, rollups.choose(list(spans.values()), self.using)):
+        missing: dict[int, int] = {}
+        for number, choices in zip(numbers, chosen):
             if len(choices) == 1 and not len(found[number]) and not with_members:
                 found[number].active_users = choices[0].active_users
-                continue
+                choices = []
             for choice in choices:
                 wanted[choice.pk].append(number)
-        for pk, members in rollups.members_of(list(wanted), self.using):
+            missing[number] = len(choices)
+            if not choices:
+                yield number, found.pop(number)
+        for pk, members in rollups.members_of(wanted, self.using) if wanted else ():
             for number in wanted[pk]:
                 found[number].members |= members
-
-
-def count_users_of_periods(periods: Mapping[str, Interval], using: str) -> dict[str, int]:
-    """Distinct users of each period, by its key: see `count_users_of_ranges`."""
-    return dict(zip(periods, count_users_of_ranges(list(periods.values()), using)))
+                missing[number] -= 1
+                if not missing[number]:
+                    yield number, found.pop(number)
 
 
 def first_recorded(using: str | None = None) -> float | None:
@@ -230,10 +228,12 @@ def first_recorded(using: str | None = None) -> float | None:
     start of its bucket."""
     using = using or router.db_for_read(Souvenir)
     rows = Souvenir.objects.using(using).order_by("when").values_list("when", flat=True)
-    times = [clock.to_seconds(when) for when in rows[:1]]
+    first = next((clock.to_seconds(when) for when in rows[:1]), None)
     buckets = Rollup.objects.using(using).filter(kind=Rollup.BUCKET).order_by("start")
-    times += buckets.values_list("start", flat=True)[:1]
-    return min(times, default=None)
+    bucket: int | None = buckets.values_list("start", flat=True).first()
+    if first is None or (bucket is not None and bucket < bucket_containing(first)):
+        return bucket
+    return first
 
 
 def _range(start: datetime | None, end: datetime | None) -> Interval:

@@ -46,9 +46,8 @@ def prune(older_than: float, on_batch: Callable[[int], object] | None = None) ->
             rollups.add(rollups.read(buckets, {}, using), using)
             mark.pruned = max(mark.pruned, buckets[-1] + BUCKET)
             mark.save(using=using)
-            keys = [pk for pk, _ in rows]
-            for at in range(0, len(keys), rollups.CHUNK):
-                Souvenir.objects.using(using).filter(pk__in=keys[at : at + rollups.CHUNK]).delete()
+            keys = rollups.listed((pk for pk, _ in rows), using)
+            Souvenir.objects.using(using).filter(pk__in=keys).delete()
         deleted += len(rows)
         if on_batch:
             on_batch(len(rows))

@@ -75,8 +75,7 @@ def _repair_day(day: Interval, using: str) -> None:
 def _existing(ordinals: BitMap, using: str) -> BitMap:
     """Those of these LastSeen ids that are of users who exist: only rows tell when they were
     active. (They are looked up after the rows: a user who is deleted in between is not lost.)"""
-    keys, found = list(ordinals), BitMap()
-    for at in range(0, len(keys), rollups.CHUNK):
-        rows = LastSeen.objects.using(using).filter(pk__in=keys[at : at + rollups.CHUNK])
-        found.update(rows.values_list("pk", flat=True))
-    return found
+    if not ordinals:
+        return BitMap()
+    rows = LastSeen.objects.using(using).filter(pk__in=rollups.listed(ordinals, using))
+    return BitMap(rows.values_list("pk", flat=True))

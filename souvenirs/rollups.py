@@ -9,16 +9,18 @@ then Rollups misses nothing, with or without a snapshot.
 
 from __future__ import annotations
 
+import json
 import time
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from django.db import connections, router, transaction
 from django.db.models import F, Min, Q
+from django.db.models.expressions import RawSQL
 from pyroaring import BitMap
 
 from souvenirs import accounts, clock
@@ -35,7 +37,7 @@ from souvenirs.periods import (
 )
 
 EARLIEST, LATEST = -62_135_596_800, 253_402_300_799  # unix seconds: the years 1 and 9999
-CHUNK = 100  # intervals, or bitmaps, that are asked for at a time
+UNION_LIMIT = 400  # SQLite takes 500 SELECTs in a UNION, but as many UNIONs inside of one
 MARKS = 50_000  # that one transaction honours
 KINDS = (Rollup.MONTH, Rollup.DAY, Rollup.BUCKET)  # the longest first
 
@@ -65,37 +67,48 @@ class Choice(NamedTuple):
 
 
 def users_in(intervals: Sequence[Interval], using: str) -> Iterator[Active]:
-    """Who has souvenirs in which of the intervals; a user as often as they have. One query per
-    CHUNK of intervals, read as a stream."""
+    """Who has souvenirs in which of the intervals; a user as often as they have. One query, read
+    as a stream."""
+    if not intervals:
+        return
     connection = connections[using]
+    adapt, when = connection.ops.adapt_datetimefield_value, connection.ops.quote_name("when")
+    params: list[Any] = []
+    for number, (start, end) in enumerate(intervals):
+        params += [number, adapt(clock.to_datetime(start)), adapt(clock.to_datetime(end))]
+    ordinals = "LEFT JOIN souvenirs_lastseen l ON l.user_id = s.user_id"
     if connection.vendor == "postgresql":
-        # PostgreSQL compiles each SELECT of a UNION (jit), for a second each
-        row, separator = "(%s, CAST(%s AS timestamptz), CAST(%s AS timestamptz))", ", "
+        # PostgreSQL would compile each SELECT of a UNION (jit), for a second each
+        values = ["(%s, CAST(%s AS timestamptz), CAST(%s AS timestamptz))"] * len(intervals)
         query = (
-            "SELECT i.number, l.id, s.user_id FROM (VALUES {}) AS i (number, first, after)"
-            ' JOIN souvenirs_souvenir s ON s."when" >= i.first AND s."when" < i.after'
-            " LEFT JOIN souvenirs_lastseen l ON l.user_id = s.user_id"
+            f"SELECT i.number, l.id, s.user_id FROM (VALUES {', '.join(values)})"  # noqa: S608
+            f" AS i (number, first, after) JOIN souvenirs_souvenir s"
+            f" ON s.{when} >= i.first AND s.{when} < i.after {ordinals}"
         )
     else:
-        when = connection.ops.quote_name("when")
-        row, separator = (
-            "SELECT %s, l.id, s.user_id FROM souvenirs_souvenir s"  # noqa: S608
-            " LEFT JOIN souvenirs_lastseen l ON l.user_id = s.user_id"
-            f" WHERE s.{when} >= %s AND s.{when} < %s",
-            " UNION ALL ",
+        select = (
+            f"SELECT %s, l.id, s.user_id FROM souvenirs_souvenir s {ordinals}"  # noqa: S608
+            f" WHERE s.{when} >= %s AND s.{when} < %s"
         )
-        query = "{}"
-    adapt = connection.ops.adapt_datetimefield_value
-    for at in range(0, len(intervals), CHUNK):
-        chunk = intervals[at : at + CHUNK]
-        params: list[Any] = []
-        for number, (start, end) in enumerate(chunk, at):
-            bounds = (adapt(clock.to_datetime(t)) for t in (start, end))
-            params += [number, *bounds]
-        with connection.chunked_cursor() as cursor:
-            cursor.execute(query.format(separator.join([row] * len(chunk))), params)
-            while rows := cursor.fetchmany(10_000):
-                yield from (Active(*each) for each in rows)
+        query = _union([select] * len(intervals))
+    with connection.chunked_cursor() as cursor:
+        cursor.execute(query, params)
+        while rows := cursor.fetchmany(10_000):
+            yield from (Active(*row) for row in rows)
+
+
+def _union(selects: Sequence[str]) -> str:
+    """All of the SELECTs in one, however many they are."""
+    groups = [
+        " UNION ALL ".join(selects[at : at + UNION_LIMIT])
+        for at in range(0, len(selects), UNION_LIMIT)
+    ]
+    if len(groups) == 1:
+        return groups[0]
+    return " UNION ALL ".join(
+        f"SELECT * FROM ({group}) AS g{number}"  # noqa: S608
+        for number, group in enumerate(groups)
+    )
 
 
 # Rollups
@@ -121,13 +134,16 @@ def choose(spans: Sequence[Interval], using: str) -> list[list[Choice]]:
 
 
 def _choices(kind: int, wanted: Sequence[Interval], using: str) -> Iterator[Choice]:
-    rows = Rollup.objects.using(using).filter(kind=kind).order_by("start")
-    for at in range(0, len(wanted), CHUNK):
-        fits = Q()
-        for start, end in wanted[at : at + CHUNK]:
-            fits |= Q(start__gte=start, start__lt=end, end__lte=end)
-        values = rows.filter(fits).values_list("start", "end", "pk", "active_users")
-        yield from (Choice(*each) for each in values.iterator())
+    if not wanted:
+        return
+    fits = Q()
+    if len(wanted) > UNION_LIMIT:  # then better some more than are wanted
+        wanted = [Interval(wanted[0].start, wanted[-1].end)]
+    for start, end in wanted:
+        fits |= Q(start__gte=start, start__lt=end, end__lte=end)
+    rows = Rollup.objects.using(using).filter(fits, kind=kind).order_by("start")
+    for row in rows.values_list("start", "end", "pk", "active_users").iterator():
+        yield Choice(*row)
 
 
 def _fitting(interval: Interval, found: list[Choice], starts: list[int]) -> list[Choice]:
@@ -135,20 +151,22 @@ def _fitting(interval: Interval, found: list[Choice], starts: list[int]) -> list
     return [choice for choice in found[first:last] if choice.end <= interval.end]
 
 
-def members_of(pks: Sequence[int], using: str) -> Iterator[tuple[int, BitMap]]:
-    """The bitmaps of these Rollups, by their keys, in any order."""
-    for at in range(0, len(pks), CHUNK):
-        rows = Rollup.objects.using(using).filter(pk__in=pks[at : at + CHUNK])
-        for pk, members in rows.values_list("pk", "members"):
-            yield pk, BitMap.deserialize(bytes(members))
+def members_of(pks: Iterable[int], using: str) -> Iterator[tuple[int, BitMap]]:
+    """The bitmaps of these Rollups, by their keys, in the order of time. One query, read as a
+    stream."""
+    rows = Rollup.objects.using(using).filter(pk__in=listed(pks, using)).order_by("start")
+    for pk, members in rows.values_list("pk", "members").iterator(chunk_size=100):
+        yield pk, BitMap.deserialize(bytes(members))
 
 
-def count_stale(span: Interval, using: str) -> int:
-    """How many buckets of the span Rollups do not hold, or not wholly."""
-    rolled_up = max(span.start, min(watermark(using).rolled_up, span.end))
-    marks = StaleMark.objects.using(using).filter(bucket__gte=span.start, bucket__lt=rolled_up)
-    stale: int = marks.values("bucket").distinct().count()
-    return stale + int((span.end - rolled_up) // BUCKET)
+def listed(numbers: Iterable[int], using: str) -> Any:
+    """The numbers, for a filter of any length: as one parameter where those are limited."""
+    vendor = connections[using].vendor
+    if vendor == "postgresql":
+        return RawSQL("SELECT unnest(CAST(%s AS bigint[]))", [list(numbers)])
+    if vendor == "sqlite":
+        return RawSQL("SELECT value FROM json_each(%s)", [json.dumps(list(numbers))])
+    return list(numbers)
 
 
 def lag(now: float, using: str) -> float:
@@ -209,10 +227,14 @@ def locked(using: str) -> Iterator[Watermark]:
 def _roll_up_new(limit: int, using: str) -> Interval | None:
     """Rolls up the next buckets that are due, up to `limit` and a day's end. None: nothing is."""
     due = due_until(time.time())
-    if watermark(using).rolled_up >= due:
+    rolled_up = watermark(using).rolled_up
+    if rolled_up == due or (rolled_up == EARLIEST and _first_day(due, using) is None):
         return None
     with locked(using) as mark:
         start: int | None = mark.rolled_up
+        if mark.rolled_up > due:  # the clock was set back: live souvenirs come there again
+            mark.rolled_up = due
+            mark.save(using=using)
         if start == EARLIEST:
             start = _first_day(due, using)
         if start is None or start >= due:
@@ -280,9 +302,9 @@ def take_marks(
         first = sorted(rows.order_by().values_list("bucket", flat=True).distinct())[:limit]
         rows = rows.filter(bucket__lte=first[-1])
     marks = list(rows.order_by("pk").values_list("pk", "bucket", "member")[:MARKS])
-    for at in range(0, len(marks), CHUNK):
-        pks = [pk for pk, _, _ in marks[at : at + CHUNK]]
-        StaleMark.objects.using(using).filter(pk__in=pks).delete()
+    if marks:
+        taken = StaleMark.objects.using(using).filter(pk__in=listed((m[0] for m in marks), using))
+        taken.delete()
     members: dict[int, set[int]] = defaultdict(set)
     for _, bucket, member in marks:
         if member is not None:
@@ -326,10 +348,8 @@ def add(facts: Mapping[int, BitMap], using: str) -> None:
     known = {}
     rows = Rollup.objects.using(using)
     starts = sorted(bucket for bucket, members in facts.items() if members)
-    for at in range(0, len(starts), CHUNK):
-        found = rows.filter(kind=Rollup.BUCKET, start__in=starts[at : at + CHUNK])
-        for rollup in found:
-            known[rollup.start] = rollup
+    for rollup in rows.filter(kind=Rollup.BUCKET, start__in=listed(starts, using)):
+        known[rollup.start] = rollup
     new = []
     for start in starts:
         if start in known:
@@ -337,7 +357,7 @@ def add(facts: Mapping[int, BitMap], using: str) -> None:
         else:
             interval = Interval(start, start + BUCKET)
             new.append(new_rollup(Rollup.BUCKET, interval, facts[start]))
-    rows.bulk_create(new, batch_size=CHUNK)
+    rows.bulk_create(new)
     if not starts:
         return
     longest = 32 * 24 * 60 * 60

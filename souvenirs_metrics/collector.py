@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 import django
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
-from django.db import connections
+from django.db import connections, router
 from django.db.models import Count, Q
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 import souvenirs
-from souvenirs import counting, periods
+from souvenirs import counting, periods, rollups
 from souvenirs.conf import conf as souvenirs_conf
-from souvenirs.models import LastSeen, Souvenir
+from souvenirs.models import LastSeen, Rollup, Souvenir
 from souvenirs_metrics import families
 from souvenirs_metrics.conf import conf
 
@@ -26,12 +26,18 @@ logger = logging.getLogger("souvenirs_metrics")
 
 Families = list[Metric]
 
+# Quarters of an hour that a scrape rolls up at most, and reads the rows of for a previous period:
+# that of yesterday is to be there at midnight, before its last quarter is rolled up
+BUCKETS = 4
+BUCKETS_OF_ROWS = 8
+
 
 class SouvenirsCollector(Collector):
     """Collects the gauges of the metric contract, all as of one instant.
 
     A part that cannot be read is left out (a 0 would fire alerts), logged with its cause, and
-    souvenirs_up is 0. A collection takes four queries, on SOUVENIRS_METRICS_DATABASE.
+    souvenirs_up is 0. A collection takes a fixed number of queries on SOUVENIRS_METRICS_DATABASE,
+    whatever the number of rows; and where history is due to be rolled up, it does a little of that.
     """
 
     def describe(self) -> Iterable[Metric]:
@@ -44,6 +50,7 @@ class SouvenirsCollector(Collector):
         is_complete = True
         parts: list[Callable[[float], Families]] = [
             self.active_users,
+            self.rollups,
             self.previous_periods,
             self.accounts,
             self.build,
@@ -84,6 +91,16 @@ class SouvenirsCollector(Collector):
             families.LAST_SEEN.family(activity.newest),
         ]
 
+    def rollups(self, now: float) -> Families:
+        """Rolls up a little of what is due, and tells how much is left."""
+        using = router.db_for_write(Rollup)
+        if not connections[using].in_atomic_block:  # of somebody who might hold its locks for long
+            try:
+                rollups.roll_up(buckets=BUCKETS)
+            except Exception as error:  # such as on a database that is read only: the lag shows it
+                logger.exception("Rolled up nothing: %r", error)
+        return [families.ROLLUP_LAG.family(rollups.lag(now, conf.database(Rollup)))]
+
     def previous_periods(self, now: float) -> Families:
         previous = {
             name: periods.previous_calendar_period(name, now, souvenirs_conf.zone)
@@ -91,7 +108,7 @@ class SouvenirsCollector(Collector):
         }
         using = conf.database(Souvenir)
         first = counting.first_recorded(using)
-        counts = counting.count_users_of_periods(previous, using)
+        counts = counting.count_users_of_periods(previous, using, most_rows=BUCKETS_OF_ROWS)
         return [
             families.PREVIOUS_CALENDAR_ACTIVE_USERS.family(
                 {

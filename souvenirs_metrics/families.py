@@ -55,8 +55,8 @@ CALENDAR_ACTIVE_USERS = Gauge(
 )
 PREVIOUS_CALENDAR_ACTIVE_USERS = Gauge(
     name="souvenirs_previous_calendar_active_users",
-    documentation="Users seen in the last complete calendar period."
-    " Absent for a period that began before the first record.",
+    documentation="Users seen in the last complete calendar period. Absent for a period that began"
+    " before the first record, or whose history is not rolled up yet.",
     label="period",
 )
 CALENDAR_PERIOD_START = Gauge(
@@ -71,6 +71,10 @@ ACTIVATED_USERS = Gauge(
 LAST_SEEN = Gauge(
     name="souvenirs_last_seen_timestamp_seconds",
     documentation="When a user was last seen, of all users.",
+)
+ROLLUP_LAG = Gauge(
+    name="souvenirs_rollup_lag_seconds",
+    documentation="How long ago the oldest quarter of an hour ended that is due to be rolled up.",
 )
 UP = Gauge(name="souvenirs_up", documentation="1 if the last collection read everything, else 0.")
 COLLECTION_DURATION = Gauge(
@@ -91,6 +95,7 @@ FAMILIES = (
     REGISTERED_USERS,
     ACTIVATED_USERS,
     LAST_SEEN,
+    ROLLUP_LAG,
     UP,
     COLLECTION_DURATION,
     COLLECTION_TIMESTAMP,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
@@ -13,7 +14,7 @@ import pytest
 import time_machine
 from django.conf import settings as django_settings
 from django.core.management import call_command
-from django.db import connections, models
+from django.db import connections, models, transaction
 from django.db.models.query_utils import DeferredAttribute
 from django.test.utils import CaptureQueriesContext, override_settings
 from hypothesis import HealthCheck, given, settings
@@ -21,7 +22,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 import souvenirs
-from souvenirs.models import LastSeen, Souvenir
+from souvenirs import rollups
+from souvenirs.control import souvenez
+from souvenirs.models import AccountTotals, LastSeen, Rollup, Souvenir, StaleMark, Watermark
 from souvenirs_metrics.collector import SouvenirsCollector
 from tests import servers
 from tests.people import User, ours, site, with_databases
@@ -119,22 +122,69 @@ def test_describe__names_what_is_collected() -> None:
 
 
 @in_transaction
-@pytest.mark.parametrize("users", [0, 1, 2_000])
+@pytest.mark.parametrize("users", [1, 2_000])
 @pytest.mark.parametrize("windows", [["1h"], [f"{hours}h" for hours in range(1, 31)]])
-def test_collect__takes_four_queries(users: int, windows: list[str]) -> None:
+def test_collect__takes_a_fixed_number_of_queries(users: int, windows: list[str]) -> None:
     see(*[NOW - i * HOUR for i in range(users)])
     for user in User.objects.all():
-        record(user, NOW - 2 * DAY)
-    with (
-        time_machine.travel(NOW, tick=False),
-        override_settings(SOUVENIRS_METRICS_WINDOWS=windows),
-        capture_queries() as queries,
-    ):
-        samples = collect()
+        record(user, NOW - 800 * DAY, NOW - 8 * DAY, NOW - 2 * DAY)
+    with time_machine.travel(NOW, tick=False):
+        rollups.roll_up()
+        with (
+            override_settings(SOUVENIRS_METRICS_WINDOWS=windows),
+            capture_queries() as queries,
+        ):
+            samples = collect()
     assert samples["souvenirs_registered_users", ""] == users
     assert samples["souvenirs_up", ""] == 1
-    assert len(queries()) == 4
+    assert len(of(samples, "souvenirs_previous_calendar_active_users")) == 5
+    # last-seen; the lag (2); the first record (2); the state (2), the Rollups of months and of days
+    # and some bitmaps; accounts
+    assert len(queries()) == 12
     assert sum("souvenirs_lastseen" in sql for sql in queries()) == 1
+
+
+@with_databases
+@time_machine.travel(NOW, tick=False)
+def test_collect__rolls_up_an_hour_of_what_is_due() -> None:
+    (user,) = make_users(1)
+    record(user, STARTS["day"], STARTS["day"] + 2 * HOUR)
+    hours = (NOW - STARTS["day"]) // HOUR
+    lags = [collect()["souvenirs_rollup_lag_seconds", ""] for _ in range(hours + 2)]
+    first = (NOW - STARTS["day"]).total_seconds() - 900
+    assert lags[:3] == [first - 3_600, first - 2 * 3_600, first - 3 * 3_600]
+    assert lags[-2:] == [0, 0]
+    assert sum(rollup.active_users for rollup in Rollup.objects.all()) == 2
+
+
+@with_databases
+@time_machine.travel(NOW, tick=False)
+def test_collect__in_a_transaction_of_somebody_rolls_up_nothing() -> None:
+    record(make_users(1)[0], STARTS["day"])
+    with transaction.atomic(using=ours().alias):
+        collect()
+    assert not Watermark.objects.exists()
+
+
+@with_databases
+def test_collect__the_day_before_is_the_day_to_date_of_its_end() -> None:
+    people = make_users(3)
+    for user in people:
+        record(user, STARTS["day"] - HOUR)
+    with time_machine.travel(STARTS["day"] - timedelta(seconds=1), tick=False) as clock:
+        before = of(collect(), "souvenirs_calendar_active_users")["day"]
+        clock.shift(2)
+        after = of(collect(), "souvenirs_previous_calendar_active_users").get("day")
+    assert (before, after) == (3, None)  # the first record came during that day
+    with time_machine.travel(STARTS["day"] + DAY - timedelta(seconds=1), tick=False) as clock:
+        for user in people[1:]:
+            souvenez(user)
+        while collect()["souvenirs_rollup_lag_seconds", ""]:
+            pass
+        before = of(collect(), "souvenirs_calendar_active_users")["day"]
+        clock.shift(2)
+        after = of(collect(), "souvenirs_previous_calendar_active_users")["day"]
+    assert before == after == 2
 
 
 @in_transaction
@@ -295,6 +345,7 @@ def test_collect__previous_periods_count_users_once_and_only_those_inside() -> N
     record(ann, PREVIOUS_STARTS["year"], PREVIOUS_STARTS["year"] + HOUR)
     record(bob, STARTS["day"] - timedelta(microseconds=1), STARTS["week"] - HOUR)
     record(eve, STARTS["day"], STARTS["day"] - DAY, STARTS["day"] - DAY - timedelta(microseconds=1))
+    rollups.roll_up()
     assert of(collect(), "souvenirs_previous_calendar_active_users") == {
         "day": 2,  # Bob, Eve
         "week": 1,  # Bob
@@ -313,6 +364,7 @@ def test_collect__previous_periods_are_absent_if_they_began_before_the_first_rec
 ) -> None:
     first = PREVIOUS_STARTS[period] + timedelta(microseconds=late)
     record(make_users(1)[0], first)
+    rollups.roll_up()
     assert of(collect(), "souvenirs_previous_calendar_active_users").keys() == {
         name for name, start in PREVIOUS_STARTS.items() if start >= first
     }
@@ -379,6 +431,7 @@ ACTIVITY = {
     "souvenirs_calendar_period_start_timestamp_seconds",
     "souvenirs_last_seen_timestamp_seconds",
 }
+LAG = {"souvenirs_rollup_lag_seconds"}
 PREVIOUS = {"souvenirs_previous_calendar_active_users"}
 ACCOUNTS = {"souvenirs_registered_users", "souvenirs_activated_users"}
 ALWAYS = {
@@ -412,9 +465,10 @@ def test_collect__leaves_out_a_part_that_fails(
     now = datetime.now(timezone.utc)
     see(now)
     record(User.objects.get(), now - 800 * DAY)
+    rollups.roll_up()
     with missing_table(model):
         samples = collect()
-    assert names(samples) == (ACTIVITY | PREVIOUS | ACCOUNTS | ALWAYS) - lost
+    assert names(samples) == (ACTIVITY | LAG | PREVIOUS | ACCOUNTS | ALWAYS) - lost
     assert samples["souvenirs_up", ""] == 0
     [line] = caplog.records
     assert (line.name, line.levelno) == ("souvenirs_metrics", logging.ERROR)
@@ -456,19 +510,21 @@ def test_collect__without_a_connection(
         samples = collect()
     assert names(samples) == ALWAYS
     assert samples["souvenirs_up", ""] == 0
-    assert [line.getMessage().split(" out of")[0] for line in caplog.records] == [
+    lines = [line.getMessage() for line in caplog.records if "Left " in line.getMessage()]
+    assert [line.split(" out of")[0] for line in lines] == [
         "Left active_users",
+        "Left rollups",
         "Left previous_periods",
         "Left accounts",
     ]
-    assert all("OperationalError" in line.getMessage() for line in caplog.records)
+    assert all("OperationalError" in line for line in lines)
 
 
 @in_transaction
 @override_settings(SOUVENIRS_METRICS_WINDOWS=("1h", "soon"))
 def test_collect__with_a_window_that_is_none(caplog: pytest.LogCaptureFixture) -> None:
     samples = collect()
-    assert names(samples) == ACCOUNTS | ALWAYS
+    assert names(samples) == LAG | ACCOUNTS | ALWAYS
     assert samples["souvenirs_up", ""] == 0
     [line] = caplog.records
     assert "'soon' is no duration" in line.getMessage()
@@ -496,8 +552,10 @@ def test_collect__reads_from_the_database_of_the_setting(
         override_settings(SOUVENIRS_METRICS_DATABASE="replica"),
     ):
         samples = collect()
-    assert queries() == []
+    # Only rolling up is left to the database that is written to
+    tables = (Watermark, StaleMark, AccountTotals, Souvenir, User)
+    asked = {name for sql in queries() for name in re.findall(r'FROM ["`](\w+)', sql)}
+    assert asked <= {model._meta.db_table for model in tables}
     assert samples["souvenirs_up", ""] == 1
     assert samples["souvenirs_active_users", "1h"] == 1
-    assert samples["souvenirs_previous_calendar_active_users", "year"] == 0
     assert samples["souvenirs_registered_users", ""] == 1

@@ -8,8 +8,8 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from souvenirs import clock, counting
-from souvenirs.models import Souvenir
+from souvenirs import clock, counting, pruning, rollups
+from souvenirs.models import Souvenir, StaleMark
 from souvenirs.periods import Interval
 from tests.people import User, ours, with_databases
 
@@ -57,36 +57,55 @@ def test_count_users_of_ranges__is_what_brute_force_counts(
     assert counting.count_users_of_ranges(ranges) == expected
     named = {f"period {i}": interval for i, interval in enumerate(ranges)}
     using = Souvenir.objects.db
-    assert counting.count_users_of_periods(named, using) == dict(zip(named, expected))
+    counted = counting.count_users_of_periods(named, using, most_rows=1_000)
+    assert counted == dict(zip(named, expected))
 
 
-@pytest.mark.parametrize(
-    ("ranges", "queries"), [(0, 0), (1, 1), (2, 1), (400, 1), (401, 1), (1000, 1)]
-)
-def test_count_users_of_ranges__takes_one_query(ranges: int, queries: int) -> None:
-    [user] = make_users(1)
-    record(user, START, START + DAY + 5, START + (ranges - 1) * DAY)
+def count_days(days: int) -> tuple[list[int], list[str]]:
+    """The counts of so many days, and what the database was asked for them."""
+    ranges = [Interval(START + i * DAY, START + (i + 1) * DAY) for i in range(days)]
     with CaptureQueriesContext(ours()) as captured:
-        counts = counting.count_users_of_ranges(
-            [Interval(START + i * DAY, START + (i + 1) * DAY) for i in range(ranges)]
-        )
-    assert [i for i, count in enumerate(counts) if count] == sorted(
-        {i for i in (0, 1, ranges - 1) if 0 <= i < ranges}
-    )
-    assert len(captured) == queries
+        counts = counting.count_users_of_ranges(ranges)
+    queries = [query["sql"] for query in captured if "SELECT" in query["sql"][:9]]
+    return [i for i, count in enumerate(counts) if count], queries
+
+
+@pytest.mark.parametrize("days", [2, 400, 401, 1000])
+def test_count_users_of_ranges__takes_one_query_for_rows(days: int) -> None:
+    [user] = make_users(1)
+    record(user, START, START + DAY + 5, START + (days - 1) * DAY)
+    StaleMark.objects.all().delete()  # as if they had come in time
+    active, queries = count_days(days)
+    assert active == sorted({0, 1, days - 1})
+    assert len(queries) == 3  # marks, watermark
+
+
+@pytest.mark.parametrize("days", [7, 60, 900])
+def test_count_users_of_ranges__takes_six_queries_at_most_of_the_history(days: int) -> None:
+    [user] = make_users(1)
+    record(user, START, START + DAY + 5, START + (days - 1) * DAY)
+    rollups.roll_up()
+    active, queries = count_days(days)
+    assert active == sorted({0, 1, days - 1})
+    assert len(queries) <= 6  # marks, watermark; months, days, buckets; members
+
+
+def test_count_users_of_ranges__of_none_asks_nothing() -> None:
+    assert count_days(0) == ([], [])
 
 
 def test_count_users_of_ranges__reads_ranges_from_the_index() -> None:
     users = make_users(2)
     for user in users:
         record(user, *range(START, START + 2_000 * HOUR, HOUR))
+    StaleMark.objects.all().delete()
     ranges = [Interval(START + i * DAY, START + (i + 1) * DAY) for i in range(3)]
     with ours().cursor() as cursor:
         if ours().vendor == "postgresql":
             cursor.execute("ANALYZE souvenirs_souvenir")
     with CaptureQueriesContext(ours()) as captured:
         assert counting.count_users_of_ranges(ranges) == [2, 2, 2]
-    [query] = captured
+    [query] = [query for query in captured if "souvenirs_souvenir" in query["sql"]]
     is_loop = ours().vendor == "postgresql"  # which has one plan for all ranges
     with ours().cursor() as cursor:
         explain = "EXPLAIN QUERY PLAN " if ours().vendor == "sqlite" else "EXPLAIN "
@@ -100,3 +119,22 @@ def test_first_recorded__is_the_oldest_row() -> None:
     [user] = make_users(1)
     record(user, START + 5, START, START + DAY)
     assert counting.first_recorded() == START
+
+
+def test_first_recorded__of_pruned_history_is_to_the_quarter() -> None:
+    [user] = make_users(1)
+    record(user, START + 5, START + DAY)
+    rollups.roll_up()
+    assert counting.first_recorded() == START + 5
+    pruning.prune(older_than=DAY)
+    assert counting.first_recorded() == START
+
+
+def test_count_users_of_periods__leaves_out_those_of_many_rows() -> None:
+    [user] = make_users(1)
+    record(user, START - HOUR, START + DAY)
+    StaleMark.objects.all().delete()
+    rollups.roll_up(buckets=4)  # the first hour of the day
+    hours = {n: Interval(START - HOUR, START + int(n) * HOUR) for n in ("0", "1", "2", "3")}
+    counts = counting.count_users_of_periods(hours, Souvenir.objects.db, most_rows=8)
+    assert counts == {"0": 1, "1": 1, "2": 1}

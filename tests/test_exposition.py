@@ -36,6 +36,7 @@ GAUGES = [
     "souvenirs_registered_users",
     "souvenirs_activated_users",
     "souvenirs_last_seen_timestamp_seconds",
+    "souvenirs_rollup_lag_seconds",
     "souvenirs_up",
     "souvenirs_collection_duration_seconds",
     "souvenirs_collection_timestamp_seconds",

@@ -12,6 +12,7 @@ CONTRACT = [
     ("souvenirs_registered_users", "gauge", ""),
     ("souvenirs_activated_users", "gauge", ""),
     ("souvenirs_last_seen_timestamp_seconds", "gauge", ""),
+    ("souvenirs_rollup_lag_seconds", "gauge", ""),
     ("souvenirs_up", "gauge", ""),
     ("souvenirs_collection_duration_seconds", "gauge", ""),
     ("souvenirs_collection_timestamp_seconds", "gauge", ""),

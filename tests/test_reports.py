@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from souvenirs import clock, periods, reports
+from souvenirs import accounts, clock, periods, reports, rollups
 from souvenirs.models import Souvenir
 from souvenirs.reports import registered_users_as_of, usage_for_periods
 from tests.people import User, site, with_databases
@@ -475,6 +475,7 @@ def test_calendar__counts_as_brute_force_does(
                 clock.EPOCH + timedelta(seconds=start), clock.EPOCH + timedelta(seconds=end)
             )
         )
+        last = clock.to_datetime(end)
         days = sorted({day_of(t) for t in range(start, end, 6 * HOUR)} | {day_of(end - 1)})
         keys = list(dict.fromkeys(key(day) for day in days))
         if end <= start:  # `start` is moved back to where its period begins
@@ -484,7 +485,9 @@ def test_calendar__counts_as_brute_force_does(
             assert usage["usage"] == brute_force(history, at(usage, "start"), at(usage, "end"))
             label = next(iter(usage["labels"].values()))
             assert usage["usage"]["active_users"] == sum(
-                any(key(day_of(t)) == label and t < end for t in seen) for _, _, seen in history
+                # (without time zones, an hour that clocks show twice is told apart by nobody)
+                any(key(day_of(t)) == label and clock.to_datetime(t) < last for t in seen)
+                for _, _, seen in history
             )
 
 
@@ -506,31 +509,31 @@ def test_usage_for_periods__counts_as_brute_force_does(
 
 # What it costs
 
-QUERIES = 2 if "string" not in site_settings.SHAPE else 1
+
+def count_queries(report: Callable[[int], Iterator[dict[str, Any]]]) -> list[int]:
+    """How many queries the report of one year takes, and that of seven."""
+    make_history()
+    rollups.roll_up()
+    counts = []
+    for years in (1, 7):
+        with capture_queries() as queries:
+            assert len(list(report(years))) >= years
+        counts.append(len([sql for sql in queries() if "SELECT" in sql[:9]]))
+    return counts
 
 
 @pytest.mark.parametrize("name", CUSTOMER)
-@pytest.mark.parametrize("years", [1, 7])
-def test_customer__queries_are_two_however_many_periods(
-    name: str, years: int, now: datetime
-) -> None:
-    make_history()
-    with capture_queries() as queries:
-        usages = list(CUSTOMER[name](SUBSCRIPTION_START, NOW - years * 365 * DAY))
-    assert len(usages) >= years
-    assert len(queries()) == QUERIES
+def test_customer__queries_are_as_many_however_many_periods(name: str, now: datetime) -> None:
+    few, many = count_queries(
+        lambda years: CUSTOMER[name](SUBSCRIPTION_START, NOW - years * 365 * DAY)
+    )
+    assert few == many
 
 
 @pytest.mark.parametrize("name", CALENDAR)
-@pytest.mark.parametrize("years", [1, 7])
-def test_calendar__queries_are_two_however_many_periods(
-    name: str, years: int, now: datetime
-) -> None:
-    make_history()
-    with capture_queries() as queries:
-        usages = list(CALENDAR[name](NOW - years * 365 * DAY))
-    assert len(usages) >= years
-    assert len(queries()) == QUERIES
+def test_calendar__queries_are_as_many_however_many_periods(name: str, now: datetime) -> None:
+    few, many = count_queries(lambda years: CALENDAR[name](NOW - years * 365 * DAY))
+    assert few == many
 
 
 def test_report__periods_that_are_left_out_are_not_counted(now: datetime) -> None:
@@ -584,16 +587,16 @@ def test_registered_users_as_of__without_date_joined_is_unknown_and_not_queried(
         "activated_users": None,
         "active_users": 0,
     }
-    assert len(queries()) == 1
+    assert not [sql for sql in queries() if User._meta.db_table in sql]
 
 
 @has_date_joined
 def test_accounts__without_a_column_is_active_everybody_is(monkeypatch: pytest.MonkeyPatch) -> None:
     join("ada", NOW - DAY)
     join("grace", NOW - DAY, is_active=False)
-    column = reports._user_column
+    column = accounts._column
     monkeypatch.setattr(
-        reports, "_user_column", lambda name: None if name == "is_active" else column(name)
+        accounts, "_column", lambda name: None if name == "is_active" else column(name)
     )
     assert registered_users_as_of(NOW) == (2, 2)
     [usage] = usage_for_periods([(NOW - DAY, NOW)])
