@@ -37,7 +37,8 @@ class Command(BaseCommand):
         using = router.db_for_write(Rollup)
         first = first_recorded(using)
         if first is None:
-            self.stdout.write("There are no souvenirs.")
+            if options["verbosity"]:
+                self.stdout.write("There are no souvenirs.")
             return
         if options["repair"]:
             with self.progress("repairing", first, rollups.watermark(using).rolled_up) as bar:
@@ -45,8 +46,9 @@ class Command(BaseCommand):
         start = max(rollups.watermark(using).rolled_up, first)
         with self.progress("rolling up", start, rollups.due_until(time.time())) as bar:
             rollups.roll_up(on_step=lambda step: advance(bar, step))
-        total = Rollup.objects.using(using).count()
-        self.stdout.write(f"The history is rolled up ({total} intervals).")
+        if options["verbosity"]:
+            total = Rollup.objects.using(using).count()
+            self.stdout.write(f"The history is rolled up ({total} intervals).")
 
     def progress(self, what: str, start: float, end: float) -> tqdm[Any]:
         days = round(max(end - start, 0) / DAY, 2)

@@ -14,7 +14,7 @@ from django.db import transaction
 from tqdm import tqdm
 
 from demo.population import ADMIN, DAY, PASSWORD, Person, past_visits, people
-from souvenirs.models import LastSeen, Souvenir
+from souvenirs.models import Souvenir
 
 # The past ends so long before now: what is in the window of one hour is live
 PAUSE_SECONDS = 2.5 * 3600
@@ -46,6 +46,7 @@ class Command(BaseCommand):
             crowd = people(users)
             make_users(crowd, start, end)
             make_past(crowd, start, end)
+        call_command("rollup_souvenirs", verbosity=0)
 
 
 def make_admin(password: str | None) -> None:
@@ -77,9 +78,5 @@ def make_past(crowd: list[Person], start: float, end: float) -> None:
     accounts = User.objects.in_bulk(field_name="username")
     for person in tqdm(crowd, "Making up the past", unit="user", file=sys.stderr, disable=None):
         user = accounts[person.username]
-        visits = list(past_visits(person, max(start, user.date_joined.timestamp()), end))
-        if visits:
-            Souvenir.objects.bulk_create(Souvenir(user=user, when=utc(t)) for t in visits)
-            LastSeen.objects.touch(
-                user.pk, int(visits[-1]), slot_start=int(visits[-1]), latest=None
-            )
+        visits = past_visits(person, max(start, user.date_joined.timestamp()), end)
+        Souvenir.objects.bulk_create(Souvenir(user=user, when=utc(t)) for t in visits)
