@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.urls import NoReverseMatch, reverse
+from django.utils.module_loading import import_string
 
 from souvenirs.periods import parse_duration
 from souvenirs_metrics.conf import DEFAULT_WINDOWS
@@ -68,6 +71,68 @@ def check_register(**kwargs: Any) -> list[CheckMessage]:
             )
         ]
     return []
+
+
+@register
+def check_token(**kwargs: Any) -> list[CheckMessage]:
+    value = getattr(settings, "SOUVENIRS_METRICS_TOKEN", None)
+    tokens = [value] if isinstance(value, str) else value
+    if value is None:
+        return []
+    # What is wrong is not shown: logs and terminals are no place for secrets
+    if not isinstance(tokens, (list, tuple)) or not all(map(is_token, tokens)) or not tokens:
+        return [
+            Error(
+                "SOUVENIRS_METRICS_TOKEN is no token and no list of tokens.",
+                hint="Set it to a string of visible ASCII characters (try secrets.token_urlsafe()),"
+                " or to a list of them while you change it.",
+                id="souvenirs_metrics.E005",
+            )
+        ]
+    return []
+
+
+def is_token(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch(r"[!-~]+", value))
+
+
+@register
+def check_authorize(**kwargs: Any) -> list[CheckMessage]:
+    value = getattr(settings, "SOUVENIRS_METRICS_AUTHORIZE", None)
+    if value is None:
+        return []
+    hint = "Set it to the dotted path of a function that takes a request and returns True or False."
+    try:
+        is_function = callable(import_string(value))
+    except (ImportError, TypeError, AttributeError):
+        is_function = False
+    if not is_function:
+        problem = f"SOUVENIRS_METRICS_AUTHORIZE is {value!r}, where there is no function."
+    elif getattr(settings, "SOUVENIRS_METRICS_TOKEN", None) is not None:
+        problem = "SOUVENIRS_METRICS_AUTHORIZE is set, so SOUVENIRS_METRICS_TOKEN opens nothing."
+        hint = "Remove one of the two settings."
+    else:
+        return []
+    return [Error(problem, hint=hint, id="souvenirs_metrics.E006")]
+
+
+@register(Tags.security)
+def check_open_endpoint(**kwargs: Any) -> list[CheckMessage]:
+    names = ("SOUVENIRS_METRICS_TOKEN", "SOUVENIRS_METRICS_AUTHORIZE")
+    if settings.DEBUG or any(getattr(settings, name, None) is not None for name in names):
+        return []
+    try:
+        url = reverse("souvenirs-metrics")
+    except NoReverseMatch:  # it is not served
+        return []
+    return [
+        Warning(
+            f"{url} is open: whoever can reach the site can read how many users it has.",
+            hint="Set SOUVENIRS_METRICS_TOKEN, or SOUVENIRS_METRICS_AUTHORIZE. If the web server"
+            " closes it already, add 'souvenirs_metrics.W001' to SILENCED_SYSTEM_CHECKS.",
+            id="souvenirs_metrics.W001",
+        )
+    ]
 
 
 @register

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 from django.conf import settings
 from django.core.signals import setting_changed
 from django.db import router
 from django.db.models import Model
+from django.http import HttpRequest
+from django.utils.module_loading import import_string
 
 from souvenirs.conf import CachedSettings
 from souvenirs.models import Souvenir
@@ -31,6 +34,20 @@ class Settings(CachedSettings):
         if alias is None or router.db_for_write(model) != router.db_for_write(Souvenir):
             return router.db_for_read(model)
         return alias
+
+    @cached_property
+    def tokens(self) -> tuple[bytes, ...]:
+        """SOUVENIRS_METRICS_TOKEN: the bearer tokens that open /metrics, of which any will do (so
+        that they can be changed one after the other). None: it is open."""
+        value = getattr(settings, "SOUVENIRS_METRICS_TOKEN", None) or ()
+        return tuple(token.encode() for token in ([value] if isinstance(value, str) else value))
+
+    @cached_property
+    def authorize(self) -> Callable[[HttpRequest], bool] | None:
+        """SOUVENIRS_METRICS_AUTHORIZE: dotted path to (request) -> bool, which says who may see
+        /metrics, in place of a token. None: no such function."""
+        path = getattr(settings, "SOUVENIRS_METRICS_AUTHORIZE", None)
+        return None if path is None else import_string(path)
 
     @cached_property
     def register(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from copy import copy
 from functools import partial
 
 from prometheus_client import REGISTRY, CollectorRegistry, Metric
@@ -17,6 +18,8 @@ from souvenirs_metrics import instruments
 from souvenirs_metrics.collector import SouvenirsCollector
 
 logger = logging.getLogger("souvenirs_metrics")
+
+PREFIX = "souvenirs_"  # of the names of all our metrics
 
 collector = SouvenirsCollector()
 is_registered = False
@@ -58,13 +61,35 @@ def register() -> None:
         is_registered = True
 
 
-def build_registry() -> CollectorRegistry:
+class Selected(Collector):
+    """What of a collector's metrics goes by one of the names: of a family, or of its samples."""
+
+    def __init__(self, source: Collector, names: Collection[str]) -> None:
+        self.source = source
+        self.names = names
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self.source.collect():
+            selected = copy(family)
+            if family.name not in self.names:
+                selected.samples = [s for s in family.samples if s.name in self.names]
+            if selected.samples:
+                yield selected
+
+
+def build_registry(names: Collection[str] = ()) -> CollectorRegistry:
     """A registry with our gauges, once, and the process metrics (in multiprocess mode, those of
-    all processes)."""
-    registry = CollectorRegistry()
+    all processes). `names`: only the metrics of these names."""
+    collectors: list[Collector] = [ProcessMetrics()]
     if is_multiprocess() or not is_registered:  # else it is among the process metrics
-        registry.register(collector)
-    registry.register(ProcessMetrics())
+        collectors.insert(0, collector)
+    if names:
+        if not any(name.startswith(PREFIX) for name in names):
+            collectors = collectors[-1:]  # then nothing is asked of the database
+        collectors = [Selected(each, names) for each in collectors]
+    registry = CollectorRegistry()
+    for each in collectors:
+        registry.register(each)
     return registry
 
 
@@ -119,15 +144,21 @@ def negotiate(accept: str) -> tuple[Callable[[Collector], bytes], str]:
     return generate_latest, "text/plain; version=0.0.4; charset=utf-8"
 
 
-def render(accept: str) -> tuple[bytes, str]:
+def accepts_gzip(accept_encoding: str) -> bool:
+    """Whether an Accept-Encoding header allows gzip by its name."""
+    qualities = {name: q for name, _, q in map(parse_media_range, accept_encoding.split(","))}
+    return qualities.get("gzip", 0) > 0
+
+
+def render(accept: str, names: Collection[str] = ()) -> tuple[bytes, str]:
     """The page in the format that an Accept header asks for, and its Content-Type.
 
-    It is OpenMetrics or the Prometheus text format.
+    It is OpenMetrics or the Prometheus text format. `names`: only the metrics of these names.
     """
     instruments.flush()
     encode, content_type = negotiate(accept)
     try:
-        return encode(build_registry()), content_type
+        return encode(build_registry(names)), content_type
     except Exception as error:  # others' samples are encoded here too, whatever is in them
         logger.exception("Left process metrics out of the page: %r", error)
-        return encode(collector), content_type
+        return encode(Selected(collector, names) if names else collector), content_type

@@ -1,19 +1,30 @@
 from __future__ import annotations
 
+import gzip
+
 from django.contrib.auth.decorators import login_not_required
 from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
-from souvenirs_metrics import exposition
+from souvenirs_metrics import access, exposition
 
 
 @login_not_required
 @require_safe
 def metrics(request: HttpRequest) -> HttpResponse:
-    """The metrics page, for Prometheus to scrape."""
-    body, content_type = exposition.render(request.headers.get("Accept", ""))
-    return HttpResponse(body, content_type=content_type, headers={"Cache-Control": "no-store"})
+    """The metrics page, for Prometheus to scrape. `?name[]=` (several): only these metrics."""
+    refusal = access.refusal(request)
+    if refusal is not None:
+        return refusal
+    body, content_type = exposition.render(
+        request.headers.get("Accept", ""), request.GET.getlist("name[]")
+    )
+    headers = {"Cache-Control": "no-store", "Vary": "Accept, Accept-Encoding"}
+    if exposition.accepts_gzip(request.headers.get("Accept-Encoding", "")):
+        body = gzip.compress(body, compresslevel=6, mtime=0)
+        headers["Content-Encoding"] = "gzip"
+    return HttpResponse(body, content_type=content_type, headers=headers)
 
 
 # Outside of a transaction, a query that fails does not take the others with it

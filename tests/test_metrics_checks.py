@@ -20,18 +20,33 @@ BAD = [
     ("souvenirs_metrics.E002", "SOUVENIRS_METRICS_DATABASE", ["default"], "['default']"),
     ("souvenirs_metrics.E003", "SOUVENIRS_METRICS_REGISTER", "False", "'False'"),
     ("souvenirs_metrics.E003", "SOUVENIRS_METRICS_REGISTER", 1, "1"),
+    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", "", "no token"),
+    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", [], "no token"),
+    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", ["a", ""], "no token"),
+    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", "a b", "no token"),
+    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", "\u00fc", "no token"),
+    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", 12345, "no token"),
+    ("souvenirs_metrics.E006", "SOUVENIRS_METRICS_AUTHORIZE", "nowhere.at_all", "'nowhere.at_all'"),
+    ("souvenirs_metrics.E006", "SOUVENIRS_METRICS_AUTHORIZE", "os.sep", "'os.sep'"),
+    ("souvenirs_metrics.E006", "SOUVENIRS_METRICS_AUTHORIZE", len, "built-in function len"),
 ]
 REMEDIES = {
     "souvenirs_metrics.E001": "Set it to a list of Prometheus durations, such as ['1h', '1d',",
     "souvenirs_metrics.E002": "Set it to one of 'default'",
     "souvenirs_metrics.E003": "Set it to True if another view serves",
     "souvenirs_metrics.E004": "Make it, empty, before the site starts; or unset the variable.",
+    "souvenirs_metrics.E005": "Set it to a string of visible ASCII characters",
+    "souvenirs_metrics.E006": "Set it to the dotted path of a function that takes a request",
 }
 
 
 def ours() -> list[CheckMessage]:
     """What the registered checks say, of this app."""
-    return [message for message in run_checks() if str(message.id).startswith("souvenirs_metrics.")]
+    return [
+        message
+        for message in run_checks()
+        if str(message.id).startswith("souvenirs_metrics.") and not message.is_silenced()
+    ]
 
 
 def complaint() -> str:
@@ -68,6 +83,9 @@ def test_check__names_every_bad_window() -> None:
         {"SOUVENIRS_METRICS_WINDOWS": []},
         {"SOUVENIRS_METRICS_DATABASE": "default"},
         {"SOUVENIRS_METRICS_REGISTER": True},
+        {"SOUVENIRS_METRICS_TOKEN": "of-1-kind~"},
+        {"SOUVENIRS_METRICS_TOKEN": ["one", "two"]},
+        {"SOUVENIRS_METRICS_AUTHORIZE": "tests.test_access.from_inside"},
     ],
 )
 def test_check__is_silent_about(good: dict[str, Any]) -> None:
@@ -90,3 +108,32 @@ def test_check__multiprocess_directory_that_is_none(
 def test_check__multiprocess_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     assert ours() == []
+
+
+def test_check__shows_no_token() -> None:
+    with override_settings(SOUVENIRS_METRICS_TOKEN=["a secret"]):
+        assert "a secret" not in complaint()
+
+
+def test_check__a_token_beside_a_function_opens_nothing() -> None:
+    with override_settings(
+        SOUVENIRS_METRICS_TOKEN="one", SOUVENIRS_METRICS_AUTHORIZE="tests.test_access.from_inside"
+    ):
+        assert "(souvenirs_metrics.E006) SOUVENIRS_METRICS_AUTHORIZE is set, so" in complaint()
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({}, True),
+        ({"DEBUG": True}, False),
+        ({"SOUVENIRS_METRICS_TOKEN": "one"}, False),
+        ({"SOUVENIRS_METRICS_AUTHORIZE": "tests.test_access.from_inside"}, False),
+        ({"ROOT_URLCONF": "tests.test_recipes"}, False),  # which does not serve it
+    ],
+)
+def test_check__warns_of_an_open_endpoint(changes: dict[str, Any], warned: bool) -> None:
+    with override_settings(SILENCED_SYSTEM_CHECKS=[], **changes):
+        messages = [(message.id, message.msg) for message in ours()]
+    expected = "/metrics is open: whoever can reach the site can read how many users it has."
+    assert messages == ([("souvenirs_metrics.W001", expected)] if warned else [])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import re
 import subprocess
 from collections.abc import Callable
@@ -26,6 +27,11 @@ in_transaction = pytest.mark.django_db(databases=list(settings.DATABASES))
 
 def is_atomic(request: HttpRequest) -> HttpResponse:
     return HttpResponse(str(transaction.get_connection().in_atomic_block))
+
+
+def names_of(page: str) -> set[str]:
+    """The names of the samples on a text page."""
+    return set(re.findall(r"^(\w+)", page, re.MULTILINE))
 
 
 urlpatterns = [path("", include("souvenirs_metrics.urls")), path("atomic", is_atomic)]
@@ -87,6 +93,68 @@ def test_metrics__other_methods_are_not_allowed(method: str, client: Client) -> 
 
 
 @in_transaction
+@pytest.mark.parametrize("accept", ["gzip", "deflate, GZIP;q=0.5", "gzip, *;q=0"])
+def test_metrics__gzip_for_those_who_accept_it(accept: str, client: Client) -> None:
+    plain = client.get("/metrics")
+    assert "Content-Encoding" not in plain
+    packed = client.get("/metrics", headers={"Accept-Encoding": accept})
+    assert packed["Content-Encoding"] == "gzip"
+    assert len(packed.content) < len(plain.content) / 2
+    assert names_of(gzip.decompress(packed.content).decode()) == names_of(plain.text)
+
+
+@in_transaction
+@pytest.mark.parametrize(
+    "accept", ["", "identity", "deflate, br", "gzip;q=0", "gzip;q=x", "gzipped"]
+)
+def test_metrics__no_gzip_for_others(accept: str, client: Client) -> None:
+    response = client.get("/metrics", headers={"Accept-Encoding": accept})
+    assert "Content-Encoding" not in response
+    assert "\nsouvenirs_up 1.0\n" in response.text
+
+
+@in_transaction
+def test_metrics__gzip_middleware_packs_nothing_twice(client: Client) -> None:
+    middleware = ["django.middleware.gzip.GZipMiddleware", *settings.MIDDLEWARE]
+    with override_settings(MIDDLEWARE=middleware):
+        response = client.get("/metrics", headers={"Accept-Encoding": "gzip"})
+    assert "souvenirs_up 1.0" in gzip.decompress(response.content).decode()
+
+
+@in_transaction
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("name[]=souvenirs_up", {"souvenirs_up"}),
+        (
+            "name[]=souvenirs_up&name[]=souvenirs_active_users",
+            {"souvenirs_up", "souvenirs_active_users"},
+        ),
+        ("name[]=souvenirs_records_total", {"souvenirs_records_total"}),
+        ("name[]=souvenirs_build", {"souvenirs_build_info"}),
+        ("name[]=python_info&name[]=souvenirs_up", {"python_info", "souvenirs_up"}),
+        ("name[]=nothing", set()),
+        ("name[]=%ff%00", set()),
+    ],
+)
+def test_metrics__of_some_names(query: str, names: set[str], client: Client) -> None:
+    page = client.get(f"/metrics?{query}")
+    assert page.status_code == 200
+    assert names_of(page.text) == names
+    openmetrics = {"Accept": "application/openmetrics-text"}
+    text = client.get(f"/metrics?{query}", headers=openmetrics).text
+    assert {s.name for f in parse_openmetrics(text) for s in f.samples} == names
+
+
+@in_transaction
+def test_metrics__of_names_that_are_not_ours_asks_nothing(client: Client) -> None:
+    with CaptureQueriesContext(connections["default"]) as queries:
+        page = client.get("/metrics?name[]=python_info")
+    assert names_of(page.text) == {"python_info"}
+    assert [query for query in queries if "souvenirs_" in query["sql"]] == []
+
+
+@in_transaction
 def test_metrics__is_exempt_from_a_site_wide_login(client: Client) -> None:
     middleware = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
     with override_settings(MIDDLEWARE=middleware, ROOT_URLCONF="tests.test_views"):
@@ -106,7 +174,7 @@ def test_metrics__does_not_touch_the_session(client: Client) -> None:
         response = client.get("/metrics")
     assert response.wsgi_request.session.accessed is False
     assert [query for query in queries if "django_session" in query["sql"]] == []
-    assert "Vary" not in response
+    assert response["Vary"] == "Accept, Accept-Encoding"
     assert not response.cookies
     assert dict(client.cookies) == cookies
 

@@ -1,0 +1,39 @@
+"""Who may see the metrics."""
+
+from __future__ import annotations
+
+import logging
+from hmac import compare_digest
+
+from django.http import HttpRequest, HttpResponse
+
+from souvenirs_metrics.conf import conf
+
+logger = logging.getLogger("souvenirs_metrics")
+
+
+def refusal(request: HttpRequest) -> HttpResponse | None:
+    """The answer to a request that may not see the metrics; None if it may.
+
+    It says nothing of why. A function of the site that raises refuses, and is logged.
+    """
+    if conf.authorize is not None:
+        try:
+            is_allowed = conf.authorize(request)
+        except Exception as error:
+            logger.exception("SOUVENIRS_METRICS_AUTHORIZE failed: %r", error)
+            is_allowed = False
+        return None if is_allowed else HttpResponse("Forbidden\n", "text/plain", status=403)
+    if conf.tokens and not has_token(request.headers.get("Authorization", "")):
+        response = HttpResponse("Unauthorized\n", "text/plain", status=401)
+        response.headers["WWW-Authenticate"] = 'Bearer realm="metrics"'
+        return response
+    return None
+
+
+def has_token(authorization: str) -> bool:
+    scheme, _, token = authorization.partition(" ")
+    given = token.strip().encode("utf-8", "surrogateescape")
+    # All are compared, each in constant time: how long it takes tells nothing of any
+    matches = [compare_digest(given, known) for known in conf.tokens]
+    return scheme.lower() == "bearer" and any(matches)
