@@ -24,8 +24,10 @@ from pyroaring import BitMap
 
 from souvenirs import clock, rollups
 from souvenirs.models import LastSeen, Rollup, Souvenir, SouvenirQuerySet, StaleMark
-from souvenirs.periods import BUCKET, Interval, bucket_after, bucket_containing
+from souvenirs.periods import BUCKET, Interval, bucket_after, bucket_containing, merged
 from souvenirs.rollups import EARLIEST, LATEST, UNION_LIMIT
+
+STALE = 3_000  # stretches of stale buckets that one query asks for
 
 
 class Parts(NamedTuple):
@@ -165,13 +167,17 @@ class History:
         start, end = self.ranges[number]
         return start >= self.watermark.rolled_up and not self.marked_in(start, end)
 
-    def parts(self, number: int) -> Parts:
+    def parts(self, number: int, most_stale: int = STALE) -> Parts:
+        """What the range is made up of. Where over `most_stale` stretches are stale, all between
+        the first and the last is read from rows: that is more than is needed, and as right."""
         start, end = self.ranges[number]
         first = bucket_after(start)
         last = min(bucket_containing(end), self.watermark.rolled_up)
         if first >= last:
             return Parts(Interval(start, start), [Interval(start, end)])
-        stale = [Interval(bucket, bucket + BUCKET) for bucket in self.marked_in(first, last)]
+        stale = merged(Interval(b, b + BUCKET) for b in self.marked_in(first, last))
+        if len(stale) > most_stale:
+            stale = [Interval(stale[0].start, stale[-1].end)]
         return Parts(Interval(first, last), [Interval(start, first), *stale, Interval(last, end)])
 
     def row_buckets(self, number: int) -> float:
@@ -186,7 +192,8 @@ class History:
         Rows, marks, Rollups are read in this order: see rollups.
         """
         found = {number: Users() for number in numbers}
-        parts = {number: self.parts(number) for number in numbers}
+        most_stale = max(1, STALE // len(numbers))
+        parts = {number: self.parts(number, most_stale) for number in numbers}
         rows = [(n, part) for n in numbers for part in parts[n].rows if part.start < part.end]
         ordinals: dict[int, array[int]] = defaultdict(lambda: array("I"))
         for at, ordinal, key in rollups.users_in([part for _, part in rows], self.using):
@@ -196,11 +203,12 @@ class History:
             else:
                 ordinals[number].append(ordinal)
         if self.marked:
-            members = self.marks.exclude(member=None).values_list("bucket", "member")
-            for bucket, member in members.iterator():
-                for number in numbers:
-                    if self.ranges[number].start <= bucket < self.ranges[number].end:
-                        ordinals[number].append(member)
+            members = self.marks.exclude(member=None).order_by("bucket")
+            told = list(members.values_list("bucket", "member"))
+            for number in numbers if told else ():
+                first, last = (bisect_left(told, (bound, 0)) for bound in self.ranges[number])
+                if first < last:
+                    ordinals[number].extend(member for _, member in told[first:last])
         for number, each in ordinals.items():
             found[number].members = BitMap(each)
         chosen = rollups.choose([parts[number].rolled_up for number in numbers], self.using)

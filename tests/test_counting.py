@@ -90,6 +90,19 @@ def test_count_users_of_ranges__takes_six_queries_at_most_of_the_history(days: i
     assert len(queries) <= 6  # marks, watermark; months, days, buckets; members
 
 
+def test_count_users_of_ranges__of_very_many_stale_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = make_users(2)
+    record(first, START, START + 50 * DAY)
+    rollups.roll_up()
+    monkeypatch.setattr(counting, "STALE", 10)
+    record(second, *range(START + HOUR, START + 40 * DAY, HOUR))
+    ranges = [Interval(START + i * DAY, START + (i + 10) * DAY) for i in range(45)]
+    expected = [(i == 0 or i > 40) + (i < 40) for i in range(45)]
+    assert counting.count_users_of_ranges(ranges) == expected
+    _, queries = count_days(45)
+    assert len(queries) <= 8
+
+
 def test_count_users_of_ranges__of_none_asks_nothing() -> None:
     assert count_days(0) == ([], [])
 
