@@ -11,8 +11,11 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.urls import NoReverseMatch, reverse
 from django.utils.module_loading import import_string
 
+from souvenirs.checks import is_number
 from souvenirs.periods import parse_duration
 from souvenirs_metrics.conf import DEFAULT_WINDOWS
+
+MOST_AGE = 3600
 
 
 @register
@@ -68,6 +71,21 @@ def check_register(**kwargs: Any) -> list[CheckMessage]:
                 f"SOUVENIRS_METRICS_REGISTER is {value!r}, which is neither True nor False.",
                 hint="Set it to True if another view serves prometheus_client's default registry.",
                 id="souvenirs_metrics.E003",
+            )
+        ]
+    return []
+
+
+@register
+def check_max_age_seconds(**kwargs: Any) -> list[CheckMessage]:
+    value = getattr(settings, "SOUVENIRS_METRICS_MAX_AGE_SECONDS", 0)
+    if not is_number(value) or not 0 <= value <= MOST_AGE:
+        return [
+            Error(
+                f"SOUVENIRS_METRICS_MAX_AGE_SECONDS is {value!r}, which is no number of seconds"
+                f" from 0 to {MOST_AGE}.",
+                hint="Set it to 0, or to somewhat less than the interval of your scrapes.",
+                id="souvenirs_metrics.E007",
             )
         ]
     return []

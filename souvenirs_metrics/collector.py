@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import django
 from django.contrib.auth import get_user_model
@@ -31,6 +34,20 @@ Families = list[Metric]
 BUCKETS = 4
 BUCKETS_OF_ROWS = 8
 
+ACCOUNTS_SECONDS = 60  # how long totals of accounts are kept
+
+
+class Collection(NamedTuple):
+    """What was collected, between two times of the monotonic clock."""
+
+    started: float
+    families: Families
+    finished: float
+
+    def answers(self, asked: float) -> bool:
+        """Whether it will do for who asked at that time: it ended since, or is young enough."""
+        return asked <= self.finished or asked - self.started < conf.max_age_seconds
+
 
 class SouvenirsCollector(Collector):
     """Collects the gauges of the metric contract, all as of one instant.
@@ -38,13 +55,35 @@ class SouvenirsCollector(Collector):
     A part that cannot be read is left out (a 0 would fire alerts), logged with its cause, and
     souvenirs_up is 0. A collection takes a fixed number of queries on SOUVENIRS_METRICS_DATABASE,
     whatever the number of rows; and where history is due to be rolled up, it does a little of that.
+
+    One collection runs at a time: who asks meanwhile gets its result, and so does who asks within
+    SOUVENIRS_METRICS_MAX_AGE_SECONDS. The totals of accounts are counted once a minute.
     """
+
+    def __init__(self) -> None:
+        self.forget()
+        if hasattr(os, "register_at_fork"):  # a child must not wait for a lock of its parent's
+            os.register_at_fork(after_in_child=self.forget)
+
+    def forget(self) -> None:
+        """Has the next collection read everything."""
+        self._lock = threading.Lock()
+        self._latest: Collection | None = None
+        self._accounts: tuple[float, Families] | None = None
 
     def describe(self) -> Iterable[Metric]:
         """The families without samples: registering the collector queries nothing."""
         return [family.family() for family in families.FAMILIES]
 
     def collect(self) -> Iterator[Metric]:
+        asked = time.monotonic()
+        with self._lock:
+            latest = self._latest
+            if latest is None or not latest.answers(asked):
+                latest = self._latest = Collection(asked, list(self._collect()), time.monotonic())
+        yield from latest.families
+
+    def _collect(self) -> Iterator[Metric]:
         started = time.perf_counter()
         now = time.time()
         is_complete = True
@@ -120,6 +159,13 @@ class SouvenirsCollector(Collector):
         ]
 
     def accounts(self, now: float) -> Families:
+        """Totals, from all rows of users; so they are kept for a while."""
+        counted = time.monotonic()
+        if self._accounts is None or counted - self._accounts[0] >= ACCOUNTS_SECONDS:
+            self._accounts = counted, self._count_accounts()
+        return self._accounts[1]
+
+    def _count_accounts(self) -> Families:
         model = get_user_model()
         try:
             model._meta.get_field("is_active")

@@ -36,6 +36,12 @@ class Settings(CachedSettings):
         return alias
 
     @cached_property
+    def max_age_seconds(self) -> float:
+        """SOUVENIRS_METRICS_MAX_AGE_SECONDS: how old a collection may be that another scrape of the
+        same process reuses; 0: only one that was running when it came."""
+        return float(getattr(settings, "SOUVENIRS_METRICS_MAX_AGE_SECONDS", 0))
+
+    @cached_property
     def tokens(self) -> tuple[bytes, ...]:
         """SOUVENIRS_METRICS_TOKEN: the bearer tokens that open /metrics, of which any will do (so
         that they can be changed one after the other). None: it is open."""

@@ -15,6 +15,7 @@ from django.db.utils import load_backend
 
 from souvenirs import middleware
 from souvenirs.throttle import throttle
+from souvenirs_metrics import exposition
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -35,6 +36,7 @@ def fresh_process() -> Iterator[None]:
 def forget() -> None:
     throttle.clear()
     middleware.forget()
+    exposition.collector.forget()
     for cache in caches.all():
         cache.clear()
 

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -19,7 +23,7 @@ from django.db.models.query_utils import DeferredAttribute
 from django.test.utils import CaptureQueriesContext, override_settings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
 
 import souvenirs
 from souvenirs import rollups
@@ -559,3 +563,83 @@ def test_collect__reads_from_the_database_of_the_setting(
     assert samples["souvenirs_up", ""] == 1
     assert samples["souvenirs_active_users", "1h"] == 1
     assert samples["souvenirs_registered_users", ""] == 1
+
+
+# Sharing
+
+
+class Slow(SouvenirsCollector):
+    """Collects when it is told to go on, and counts how often it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times = 0
+        self.begun, self.may_end = threading.Event(), threading.Event()
+
+    def _collect(self) -> Iterator[Metric]:
+        self.times += 1
+        self.begun.set()
+        assert self.may_end.wait(30)
+        yield Metric("times", "How often.", "gauge")
+
+
+def families_of(collector: SouvenirsCollector) -> list[Metric]:
+    return list(collector.collect())
+
+
+def test_collect__who_asks_while_it_runs_gets_its_result() -> None:
+    collector = Slow()
+    with ThreadPoolExecutor(20) as pool:
+        first = pool.submit(families_of, collector)
+        assert collector.begun.wait(30)
+        others = [pool.submit(families_of, collector) for _ in range(19)]
+        time.sleep(0.2)  # so that they have asked
+        collector.may_end.set()
+        assert all(other.result(30)[0] is first.result()[0] for other in others)
+    assert collector.times == 1
+    families_of(collector)
+    assert collector.times == 2
+
+
+def test_collect__max_age() -> None:
+    collector = Slow()
+    collector.may_end.set()
+    with override_settings(SOUVENIRS_METRICS_MAX_AGE_SECONDS=3600):
+        assert families_of(collector)[0] is families_of(collector)[0]
+        assert collector.times == 1
+    with override_settings(SOUVENIRS_METRICS_MAX_AGE_SECONDS=0):
+        families_of(collector)
+    assert collector.times == 2
+
+
+def test_collect__that_breaks_off_is_not_shared() -> None:
+    class Breaking(SouvenirsCollector):
+        def _collect(self) -> Iterator[Metric]:
+            raise SystemExit
+
+    collector = Breaking()
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            families_of(collector)
+
+
+@in_transaction
+def test_collect__accounts_are_counted_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = SouvenirsCollector()
+    now = [1000.0]
+    clock = SimpleNamespace(
+        monotonic=lambda: now[0], time=time.time, perf_counter=time.perf_counter
+    )
+    monkeypatch.setattr("souvenirs_metrics.collector.time", clock)
+
+    def registered() -> float:
+        families = {family.name: family for family in collector.collect()}
+        now[0] += 0.001
+        return families["souvenirs_registered_users"].samples[0].value
+
+    assert registered() == 0
+    make_users(2)
+    now[0] += 59
+    assert registered() == 0
+    now[0] += 1
+    assert registered() == 2

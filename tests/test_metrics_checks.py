@@ -28,6 +28,10 @@ BAD = [
     ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", 12345, "no token"),
     ("souvenirs_metrics.E006", "SOUVENIRS_METRICS_AUTHORIZE", "nowhere.at_all", "'nowhere.at_all'"),
     ("souvenirs_metrics.E006", "SOUVENIRS_METRICS_AUTHORIZE", "os.sep", "'os.sep'"),
+    ("souvenirs_metrics.E007", "SOUVENIRS_METRICS_MAX_AGE_SECONDS", -1, "-1"),
+    ("souvenirs_metrics.E007", "SOUVENIRS_METRICS_MAX_AGE_SECONDS", "15", "'15'"),
+    ("souvenirs_metrics.E007", "SOUVENIRS_METRICS_MAX_AGE_SECONDS", float("nan"), "nan"),
+    ("souvenirs_metrics.E007", "SOUVENIRS_METRICS_MAX_AGE_SECONDS", True, "True"),
     ("souvenirs_metrics.E006", "SOUVENIRS_METRICS_AUTHORIZE", len, "built-in function len"),
 ]
 REMEDIES = {
@@ -36,6 +40,7 @@ REMEDIES = {
     "souvenirs_metrics.E003": "Set it to True if another view serves",
     "souvenirs_metrics.E004": "Make it, empty, before the site starts; or unset the variable.",
     "souvenirs_metrics.E005": "Set it to a string of visible ASCII characters",
+    "souvenirs_metrics.E007": "Set it to 0, or to somewhat less than the interval",
     "souvenirs_metrics.E006": "Set it to the dotted path of a function that takes a request",
 }
 
@@ -83,6 +88,7 @@ def test_check__names_every_bad_window() -> None:
         {"SOUVENIRS_METRICS_WINDOWS": []},
         {"SOUVENIRS_METRICS_DATABASE": "default"},
         {"SOUVENIRS_METRICS_REGISTER": True},
+        {"SOUVENIRS_METRICS_MAX_AGE_SECONDS": 14.5},
         {"SOUVENIRS_METRICS_TOKEN": "of-1-kind~"},
         {"SOUVENIRS_METRICS_TOKEN": ["one", "two"]},
         {"SOUVENIRS_METRICS_AUTHORIZE": "tests.test_access.from_inside"},
