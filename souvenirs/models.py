@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, models, router, transaction
-from django.db.models import Case, F, Value, When
-from django.db.models.functions import Coalesce, Greatest
 from django.utils import timezone
 
 from souvenirs import clock
@@ -91,18 +89,16 @@ class LastSeenQuerySet(models.QuerySet["LastSeen"]):
             if known < seen <= latest:
                 newest[souvenir.user_id] = seen
         users = sorted(newest, key=str)  # in one order, so that two of these cannot deadlock
-        for batch in (users[at : at + 200] for at in range(0, len(users), 200)):
-            rows = self.filter(user_id__in=batch)
-            existing = set(rows.values_list("user_id", flat=True))
+        for batch in (users[at : at + 150] for at in range(0, len(users), 150)):
+            existing = dict(self.filter(user_id__in=batch).values_list("user_id", "seen"))
             self.bulk_create(
                 (LastSeen(user_id=user_pk) for user_pk in batch if user_pk not in existing),
                 ignore_conflicts=True,
             )
-            times = [When(user_id=u, then=Value(newest[u])) for u in batch if newest[u] >= 0]
-            if times:
-                rows.filter(user_id__in=[u for u in batch if newest[u] >= 0]).update(
-                    seen=Greatest(Coalesce(F("seen"), Value(0)), Case(*times))
-                )
+            times = {user_pk: -1 if at is None else at for user_pk, at in existing.items()}
+            behind = {u: newest[u] for u in batch if newest[u] > times.get(u, -1)}
+            if behind:
+                move_all_forward(behind, self.db)
 
     def touch(
         self,
@@ -168,6 +164,25 @@ def move_forward(
         select = f"SELECT 1 FROM {table} WHERE {key} = %s AND NOT {is_behind}"  # noqa: S608
         cursor.execute(select, values)
         return cursor.fetchone() is not None
+
+
+def move_all_forward(newest: Mapping[Any, int], using: str) -> None:
+    """Moves the last-seen times of these users, who have rows, forward to those given: in SQL of
+    our own, as `move_forward`."""
+    connection = connections[using]
+    user: Any = LastSeen._meta.get_field("user")
+    names: tuple[str, ...] = (LastSeen._meta.db_table, user.column, "seen")
+    table, key, at = (connection.ops.quote_name(name) for name in names)
+    pairs = [(user.get_db_prep_save(u, connection), seen) for u, seen in newest.items()]
+    case = f"CASE {key} {'WHEN %s THEN %s ' * len(pairs)}END"
+    keys = ", ".join(["%s"] * len(pairs))
+    values = [value for pair in pairs for value in pair]
+    with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
+        cursor.execute(
+            f"UPDATE {table} SET {at} = {case} WHERE {key} IN ({keys})"  # noqa: S608
+            f" AND ({at} IS NULL OR {at} < {case})",
+            [*values, *(user_key for user_key, _ in pairs), *values],
+        )
 
 
 class LastSeen(models.Model):

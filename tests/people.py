@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from datetime import datetime
 from typing import Any, TypeVar
-from uuid import uuid4
+from uuid import UUID
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -31,7 +31,7 @@ def ours() -> Any:
 
 # A key of the right type that no user has
 if isinstance(User._meta.pk, models.UUIDField):
-    NOBODY: Any = uuid4()
+    NOBODY: Any = UUID("00000000-0000-4000-8000-000000987654")
 else:
     NOBODY = User._meta.pk.to_python("987654")
 

@@ -1,0 +1,598 @@
+"""Readers against lines as they are found; loading against brute force over the entries."""
+
+from __future__ import annotations
+
+import random
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from django.conf import settings as site_settings
+from django.core.cache import caches
+from django.db import connections
+from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from souvenirs import backfill
+from souvenirs.backfill import BackfillError, Bad, Entry, load
+from souvenirs.control import count_active_users, last_seen, souvenez
+from souvenirs.models import LastSeen, Souvenir
+from souvenirs.periods import Interval
+from souvenirs.throttle import throttle
+from tests.people import NOBODY, User, site, with_databases
+
+has_email = pytest.mark.where(not site_settings.SHAPE & {"uuid", "string"})
+pytestmark = with_databases
+
+PARIS = ZoneInfo("Europe/Paris")
+HOUR = 3_600
+T = 1_700_042_400  # the beginning of an hour: 2023-11-15 11:00 in Paris
+MIDNIGHT = 1_700_089_200  # that day's end there
+FOLD = 1_729_990_800  # 2024-10-27 03:00 summer time in Paris, when clocks go back by an hour
+
+
+@pytest.fixture
+def users() -> list[Any]:
+    return [User.objects.create(username=name) for name in ("ana", "bob", "eve")]
+
+
+@pytest.fixture
+def ana(users: list[Any]) -> Any:
+    return users[0]
+
+
+def entries(*activities: tuple[Any, float]) -> list[Entry | Bad]:
+    return [Entry(line, user.pk, t) for line, (user, t) in enumerate(activities, 1)]
+
+
+def wall(when: datetime) -> datetime:
+    """What is left of a time in the database: where USE_TZ is False it is the clocks' reading."""
+    if site_settings.USE_TZ:
+        return when.astimezone(timezone.utc)
+    return (when.astimezone(PARIS) if when.tzinfo else when).replace(tzinfo=None, fold=0)
+
+
+def at(t: float) -> datetime:
+    return wall(datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=round(t * 1e6)))
+
+
+def rows() -> list[tuple[Any, datetime]]:
+    found = Souvenir.objects.order_by("when", "user_id").values_list("user_id", "when")
+    return [(user_pk, wall(when)) for user_pk, when in found]
+
+
+def number_of_queries(items: Iterable[Entry | Bad], batch_size: int = 10_000) -> int:
+    with ExitStack() as stack:
+        found = [stack.enter_context(CaptureQueriesContext(c)) for c in connections.all()]
+        load(items, batch_size=batch_size)
+    return sum(map(len, found))
+
+
+# Times
+
+
+@pytest.mark.parametrize(
+    ("when", "seconds"),
+    [
+        (1_700_042_400, T),
+        (1_700_042_400.25, T + 0.25),
+        ("1700042400", T),
+        ("1700042400.000001", T + 0.000_001),
+        ("1.7000424e9", T),
+        ("2023-11-15T10:00:00Z", T),
+        ("2023-11-15T10:00:00.5Z", T + 0.5),
+        ("2023-11-15 10:00:00,5Z", T + 0.5),
+        ("2023-11-15T10:00:00.500000999+00:00", T + 0.5),
+        ("2023-11-15 05:00:00-05:00", T),
+        ("2023-11-15T11:00", T),
+        ("2023-11-15 11:00:00", T),
+        ("2023-11-15", T - 11 * HOUR),
+        ("2024-10-27T02:00:00", FOLD - HOUR),
+        ("2024-10-27T02:00:00+01:00", FOLD),
+    ],
+)
+def test_to_seconds(when: Any, seconds: float) -> None:
+    assert backfill.to_seconds(when) == seconds
+
+
+@pytest.mark.parametrize(
+    "when",
+    ["", "yesterday", "2023-02-30", "2023-11-15T25:00", "nan", "-inf", "1e999", None, True, [], {}],
+)
+def test_to_seconds__of_no_time(when: Any) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        backfill.to_seconds(when)
+
+
+# CSV
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "expected"),
+    [
+        ("user,when", f"12,{T}", Entry(2, "12", T)),
+        ("id,when,user_id", f"7,{T},12", Entry(2, "12", T)),
+        ("time,page,username", f'{T},"/a,b",ana', Entry(2, "ana", T, "username")),
+        ("Email , Timestamp", f" a@b.org , {T} ", Entry(2, "a@b.org", T, "email")),
+        ("pk,when", f"12,{T}", Entry(2, "12", T)),
+        ("id,when", f"12,{T}", Entry(2, "12", T)),
+        ("id,username,time", f"7,ana,{T}", Entry(2, "ana", T, "username")),
+    ],
+)
+def test_read_csv__header_says_what_is_where(header: str, row: str, expected: Entry) -> None:
+    assert list(backfill.read_csv([header + "\r\n", row + "\r\n"])) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("user_by", "header", "row", "expected"),
+    [
+        ("username", "user,when", f"ana,{T}", Entry(2, "ana", T, "username")),
+        ("email", "user,when", f"a@b.org,{T}", Entry(2, "a@b.org", T, "email")),
+        ("pk", "username,id,when", f"ana,12,{T}", Entry(2, "12", T, "pk")),
+        ("username", "user_id,username,when", f"12,ana,{T}", Entry(2, "ana", T, "username")),
+    ],
+)
+def test_read_csv__user_by_chooses(user_by: str, header: str, row: str, expected: Entry) -> None:
+    assert list(backfill.read_csv([header, row], user_by)) == [expected]
+
+
+def test_read_csv__without_a_header_is_user_and_time() -> None:
+    lines = [f"12,{T}\n", "\n", f"13,{T + 1}\n"]
+    assert list(backfill.read_csv(lines)) == [Entry(1, "12", T), Entry(3, "13", T + 1)]
+    assert list(backfill.read_csv([f"ana,{T}"], "username")) == [Entry(1, "ana", T, "username")]
+    assert list(backfill.read_csv([])) == []
+
+
+def test_read_csv__line_is_where_the_row_begins() -> None:
+    lines = ["user,comment,when\n", '1,"two\n', f'lines",{T}\n', f"2,,{T}\n"]
+    assert list(backfill.read_csv(lines)) == [Entry(2, "1", T), Entry(4, "2", T)]
+
+
+def test_read_csv__bad_lines() -> None:
+    lines = ["user,when", "1", f"2,{T},x", "3,never", f",{T}", "4,", "x" * 200_000, f"5,{T}"]
+    assert list(backfill.read_csv(lines)) == [
+        Bad(2, "2 columns expected", "1"),
+        Bad(3, "2 columns expected", f"2,{T},x"),
+        Bad(4, "no time", "never"),
+        Entry(5, None, 0.0),
+        Bad(6, "no time", ""),
+        Bad(7, "no comma-separated values", ""),
+        Entry(8, "5", T),
+    ]
+
+
+# JSON lines
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (f'{{"user": 12, "when": {T}}}', Entry(1, "12", T)),
+        (f'{{"user_id": "12", "time": {T}.5}}', Entry(1, "12", T + 0.5)),
+        ('{"username": "ana", "when": "2023-11-15T11:00"}', Entry(1, "ana", T, "username")),
+        (f'{{"email": "a@b.org", "timestamp": "{T}"}}', Entry(1, "a@b.org", T, "email")),
+        (f'{{"user": null, "when": {T}}}', Entry(1, None, 0.0)),
+        (f'{{"when": {T}}}', Bad(1, "no user among the keys", f'{{"when": {T}}}')),
+        ('{"user": 12}', Bad(1, "no time among the keys", '{"user": 12}')),
+        ('{"user": 12, "when": null}', Bad(1, "no time", "None")),
+        ('{"user": 12, "when": true}', Bad(1, "no time", "True")),
+        (f'{{"user": 12, "when": 1{"0" * 400}}}', Bad(1, "no time", "1" + "0" * 400)),
+        (f'{{"user": true, "when": {T}}}', Bad(1, "unknown user", "True")),
+        (f'{{"user": [12], "when": {T}}}', Bad(1, "unknown user", "[12]")),
+        ("[1]", Bad(1, "no JSON object", "[1]")),
+        ("{", Bad(1, "no JSON object", "{")),
+        ("[" * 100_000, Bad(1, "no JSON object", "[" * 100_000)),
+    ],
+)
+def test_read_jsonl(line: str, expected: Entry | Bad) -> None:
+    assert list(backfill.read_jsonl([line])) == [expected]
+
+
+def test_read_jsonl__user_by_chooses() -> None:
+    line = f'{{"user": "ana", "user_id": 12, "when": {T}}}\n'
+    assert list(backfill.read_jsonl([line, "\n", line])) == [Entry(1, "12", T), Entry(3, "12", T)]
+    assert list(backfill.read_jsonl([line], "username")) == [Entry(1, "ana", T, "username")]
+
+
+# Access logs
+
+LOG = r"""
+203.0.113.9 - ana [15/Nov/2023:11:00:00 +0100] "GET / HTTP/1.1" 200 5120 "-" "Mozilla/5.0 (X11)"
+2001:db8::1f - bob [15/Nov/2023:05:00:01 -0500] "POST /a HTTP/2.0" 302 0 "https://x/?q=[1]" "curl/8"
+203.0.113.9 - - [15/Nov/2023:11:00:02 +0100] "GET /static/a.css HTTP/1.1" 304 - "-" "-"
+203.0.113.9 - "" [15/Nov/2023:11:00:02 +0100] "GET / HTTP/1.1" 200 12 "-" "-"
+203.0.113.9 - eve [15/Nov/2023:11:00:03 +0100] "GET /login HTTP/1.1" 401 381 "-" "Mozilla/5.0"
+::1 ident ana [15/Nov/2023:11:00:04 +0100] "GET /?q=\"b\" [1/Nov/1999:11:00 +0100] HTTP/1.1" 200 7
+203.0.113.9 - Zo\xc3\xab de\x20Wit [15/Nov/2023:11:00:05 +0100] "GET / HTTP/1.1" 200 9 "-" "a \"b\""
+203.0.113.9 - CORP\\ana \"x\" [15/Nov/2023:11:00:06 +0100] "-" 408 0 "-" "-"
+203.0.113.9 - ana [15/Brr/2023:11:00:07 +0100] "GET / HTTP/1.1" 200 9 "-" "-"
+203.0.113.9 - ana [31/Feb/2023:11:00:08 +0100] "GET / HTTP/1.1" 200 9 "-" "-"
+203.0.113.9 - ana [15/Nov/2023:11:00:09 +0100] "GET / HT
+"""
+
+
+def test_read_access_log() -> None:
+    lines = LOG.strip().splitlines(keepends=True)
+    assert list(backfill.read_access_log(lines)) == [
+        Entry(1, "ana", T, "username"),
+        Entry(2, "bob", T + 1, "username"),
+        Entry(3, None, 0.0, "username"),
+        Entry(4, None, 0.0, "username"),
+        Entry(5, None, 0.0, "username"),  # not signed in, but would like to be
+        Entry(6, "ana", T + 4, "username"),
+        Entry(7, "Zoë de Wit", T + 5, "username"),
+        Entry(8, 'CORP\\ana "x"', T + 6, "username"),
+        Bad(9, "no time", "15/Brr/2023:11:00:07 +0100"),
+        Bad(10, "no time", "2023-02-31T11:00:08+01:00"),
+        Bad(11, "not in the combined log format", lines[10].strip()),
+    ]
+
+
+def test_read_access_log__user_by_chooses() -> None:
+    [found] = backfill.read_access_log(LOG.strip().splitlines()[:1], "email")
+    assert found == Entry(1, "ana", T, "email")
+
+
+# The users' table
+
+
+def test_read_last_logins__pages(users: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfill, "PAGE", 2)
+    for i in range(5):
+        when = site(datetime.fromtimestamp(T + i, timezone.utc))
+        User.objects.create(username=f"user{i}", last_login=when)
+    found = list(backfill.read_last_logins())
+    assert [entry.line for entry in found] == [1, 2, 3, 4, 5]
+    assert sorted(entry.when for entry in found) == [T, T + 1, T + 2, T + 3, T + 4]
+    assert load(found).added == 5
+
+
+# Loading
+
+
+def test_load__one_row_per_user_and_slot(users: list[Any]) -> None:
+    ana, bob, _ = users
+    summary = load(entries((ana, T + 1), (ana, T + 2), (bob, T + 3), (ana, T + HOUR)))
+    assert rows() == [(ana.pk, at(T + 1)), (bob.pk, at(T + 3)), (ana.pk, at(T + HOUR))]
+    assert summary == backfill.Summary(read=4, added=3, limited=1, first=T + 1, last=T + HOUR)
+
+
+def test_load__slots_end_at_midnight(ana: Any) -> None:
+    with override_settings(SOUVENIRS_RATELIMIT_SECONDS=7 * HOUR):
+        assert load(entries((ana, MIDNIGHT - 0.000_001), (ana, MIDNIGHT))).added == 2
+
+
+def test_load__slot_is_that_of_the_row_in_whole_microseconds(ana: Any) -> None:
+    assert load(entries((ana, T + HOUR - 0.000_000_3), (ana, T + HOUR + 1))).added == 1
+    assert rows() == [(ana.pk, at(T + HOUR))]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_load__row_has_the_time_of_the_first_entry(ana: Any, batch_size: int) -> None:
+    load(entries((ana, T + 5), (ana, T + 2), (ana, T + 9)), batch_size=batch_size)
+    assert rows() == [(ana.pk, at(T + 5))]
+
+
+def test_load__without_a_limit_every_time_is_a_row(ana: Any) -> None:
+    twice = entries((ana, T), (ana, T + 0.000_001), (ana, T), (ana, T + 0.000_000_9))
+    with override_settings(SOUVENIRS_RATELIMIT_SECONDS=0):
+        assert load(twice).added == 2
+        assert load(twice).added == 0
+    assert rows() == [(ana.pk, at(T)), (ana.pk, at(T + 0.000_001))]
+
+
+def test_load__minds_the_rows_that_are_there(users: list[Any]) -> None:
+    ana, bob, _ = users
+    Souvenir.objects.create(user_id=ana.pk, when=site(datetime.fromtimestamp(T, timezone.utc)))
+    summary = load(entries((ana, T + HOUR - 1), (bob, T + HOUR - 1), (ana, T - 1)))
+    assert (summary.added, summary.limited) == (2, 1)
+
+
+def test_load__again_adds_nothing(users: list[Any]) -> None:
+    activities = entries(*((user, T + 977 * i) for i in range(20) for user in users))
+    before = load(activities), rows()
+    assert load(activities).added == 0
+    assert rows() == before[1]
+
+
+def test_load__last_seen_follows(users: list[Any]) -> None:
+    ana, bob, _ = users
+    load(entries((ana, T + HOUR), (ana, T), (bob, T)))
+    assert last_seen(ana) == site(datetime.fromtimestamp(T + HOUR, timezone.utc))
+    load(entries((ana, T - HOUR)))
+    assert LastSeen.objects.get(user_id=ana.pk).seen == T + HOUR
+
+
+def test_load__leaves_the_rate_limit_of_visits_alone(ana: Any) -> None:
+    with override_settings(SOUVENIRS_CACHE_NAME="default"):
+        load(entries((ana, time.time() - 86_400), (ana, T)))
+        assert not throttle.handled
+        assert not getattr(caches["default"], "_cache", None)
+        assert souvenez(ana) == "added"
+
+
+@pytest.mark.parametrize("seconds", [-30, 0, HOUR])
+def test_load__where_clocks_go_back(ana: Any, seconds: float) -> None:
+    """Before, in and after the hour that clocks show twice: the second time is the same slot for a
+    database that has no zones."""
+    activities = entries((ana, FOLD - HOUR + seconds), (ana, FOLD + seconds))
+    assert load(activities).added == (1 if seconds == 0 and not site_settings.USE_TZ else 2)
+    assert load(activities).added == 0
+    assert load(list(reversed(activities))).added == 0
+
+
+def test_load__last_seen_knows_which_of_two_equal_hours(ana: Any) -> None:
+    load(entries((ana, FOLD + 60)))
+    assert LastSeen.objects.get(user_id=ana.pk).seen == FOLD + 60
+
+
+# Users
+
+
+def test_load__users_by_key_as_text_or_as_such(users: list[Any]) -> None:
+    ana, bob, _ = users
+    assert load([Entry(1, str(ana.pk), T), Entry(2, bob.pk, T)]).added == 2
+    assert rows() == sorted([(ana.pk, at(T)), (bob.pk, at(T))], key=lambda row: str(row[0]))
+
+
+def test_load__users_by_username(ana: Any) -> None:
+    summary = load([Entry(1, "ana", T, "username"), Entry(2, "ANA", T, "username")])
+    assert (summary.added, summary.bad) == (1, Counter({"unknown user": 1}))
+
+
+def test_load__users_named_in_several_ways_have_one_row(ana: Any) -> None:
+    assert load([Entry(1, "ana", T, "username"), Entry(2, ana.pk, T)]).added == 1
+
+
+@has_email
+def test_load__users_by_email() -> None:
+    for name, email in [("a", "a@b.org"), ("c", "shared@b.org"), ("d", "shared@b.org"), ("e", "")]:
+        User.objects.create(username=name, email=email)
+    found: list[Bad] = []
+    emails = ["a@b.org", "shared@b.org", "x@b.org", None]
+    items = [Entry(n, email, T, "email") for n, email in enumerate(emails, 1)]
+    summary = load(items, on_bad=found.append)
+    assert summary.added == summary.nobody == 1
+    assert list(map(str, found)) == [
+        "line 2: several users have this: 'shared@b.org'",
+        "line 3: unknown user: 'x@b.org'",
+    ]
+
+
+@pytest.mark.where("uuid" in site_settings.SHAPE or "string" in site_settings.SHAPE)
+def test_load__users_by_an_email_that_the_model_has_not() -> None:
+    with pytest.raises(BackfillError, match=r"cannot be found by email: .* has no field email"):
+        load([Entry(1, "a@b.org", T, "email")])
+
+
+def test_load__users_by_what_does_not_exist() -> None:
+    with pytest.raises(BackfillError, match="by pk, username, email, not by 'nick'"):
+        load([Entry(1, "ana", T, "nick")])
+
+
+@pytest.mark.parametrize("user_by", ["pk", "username"])
+@pytest.mark.parametrize(
+    "name",
+    [NOBODY, "x" * 1_000, "a\0b", "\ud800", "9" * 30, "9" * 5_000, "-1", "1e3", "12.0", "İ", "💩"],
+    ids=lambda name: ascii(name)[:10],
+)
+def test_load__users_whom_nobody_knows(ana: Any, name: Any, user_by: str) -> None:
+    found: list[Bad] = []
+    items = [Entry(1, name, T, user_by), Entry(2, "ana", T, "username")]
+    summary = load(items, on_bad=found.append)
+    assert (summary.added, summary.bad) == (1, Counter({"unknown user": 1}))
+    assert found == [Bad(1, "unknown user", str(name))]
+
+
+# Bad entries
+
+
+@pytest.mark.parametrize(
+    ("when", "reason"),
+    [
+        (T * 1_000, "after 5138 (milliseconds?)"),
+        (1e300, "after 5138 (milliseconds?)"),
+        (4_000_000_000, "in the future"),
+        (0, "before 1973 (a date without dashes?)"),
+        (20_231_115, "before 1973 (a date without dashes?)"),
+        (-1e300, "before 1973 (a date without dashes?)"),
+    ],
+)
+def test_load__times_that_are_none(ana: Any, when: float, reason: str) -> None:
+    found: list[Bad] = []
+    summary = load([*entries((ana, when)), Entry(2, ana.pk, T)], on_bad=found.append)
+    assert [(bad.line, bad.reason) for bad in found] == [(1, reason)]
+    assert found[0].value.startswith(f"{ana.pk} at ")
+    assert (summary.read, summary.added, summary.bad) == (2, 1, Counter([reason]))
+
+
+def test_load__the_present_is_past(ana: Any) -> None:
+    assert load(entries((ana, time.time()), (ana, time.time() + 60))).bad == {"in the future": 1}
+
+
+def test_load__tells_of_bad_entries_in_their_order(ana: Any) -> None:
+    found: list[Bad] = []
+    items = [Entry(1, NOBODY, T), Bad(2, "torn", "x"), Entry(3, ana.pk, 0), Entry(4, NOBODY, T)]
+    load(items, on_bad=found.append)
+    assert [bad.line for bad in found] == [1, 2, 3, 4]
+
+
+def test_bad__long_values_are_cut() -> None:
+    assert str(Bad(7, "torn", "x" * 1_000)) == f"line 7: torn: '{'x' * 99}…'"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_load__strict_adds_all_or_nothing(users: list[Any], batch_size: int) -> None:
+    ana, bob, _ = users
+    good = entries((bob, T), (ana, T), (ana, T + 1), (ana, T + HOUR))
+    with pytest.raises(BackfillError, match=r"^line 5: unknown user: "):
+        load([*good, Entry(5, NOBODY, T), Entry(6, ana.pk, 0)], strict=True, batch_size=batch_size)
+    assert not Souvenir.objects.exists()
+    assert not LastSeen.objects.exists()
+    summary = load(good, strict=True, batch_size=batch_size)
+    assert (summary.added, summary.limited) == (3, 1)
+    assert len(rows()) == 3
+    assert LastSeen.objects.get(user_id=ana.pk).seen == T + HOUR
+    assert load(good, strict=True, batch_size=batch_size).added == 0
+
+
+def test_load__strict_that_fails_while_it_writes_adds_nothing(
+    users: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Any] = []
+
+    def write(activities: Any, real: Callable[[Any], None] = backfill.write) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(real(activities))
+
+    monkeypatch.setattr(backfill, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        load(entries(*((user, T) for user in users)), strict=True, batch_size=1)
+    assert len(written) == 2
+    assert not Souvenir.objects.exists()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_load__dry_run_says_what_would_be_added(users: list[Any], batch_size: int) -> None:
+    ana, bob, _ = users
+    load(entries((bob, T)))
+    items = [*entries((bob, T + 1), (ana, T + 1), (ana, T + 2)), Entry(4, None, 0), Bad(5, "?", "")]
+    items += entries((ana, T + 3), (bob, T + HOUR))
+    promised = load(items, dry_run=True, batch_size=batch_size)
+    assert len(rows()) == 1
+    assert not LastSeen.objects.filter(user_id=ana.pk).exists()
+    assert load(items, batch_size=batch_size) == promised
+    assert (promised.added, promised.limited, promised.nobody) == (2, 3, 1)
+
+
+def test_load__interrupted_is_done_again(users: list[Any]) -> None:
+    whole = entries(*((user, T + 600 * i) for i in range(30) for user in users))
+
+    def torn() -> Iterator[Entry | Bad]:
+        yield from whole[:50]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(torn(), batch_size=20)
+    at_first = len(rows())
+    assert 0 < at_first < 15
+    assert load(whole, batch_size=20).added == 15 - at_first
+    assert len(rows()) == 15
+
+
+# Brute force
+
+
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), limit=st.sampled_from([0, 60, 900, HOUR, 7 * HOUR]))
+def test_load__any_order_and_splits(data: st.DataObject, limit: int) -> None:
+    Souvenir.objects.all().delete()
+    people = [User.objects.get_or_create(username=name)[0] for name in ("ana", "bob", "eve")]
+    instants = st.builds(
+        lambda place, seconds, micros: place + seconds + micros / 1e6,
+        st.sampled_from([T, MIDNIGHT, FOLD]),
+        st.one_of(st.integers(-5, 5), st.integers(-3 * HOUR, 3 * HOUR)),
+        st.sampled_from([0, 0, 1, 250_000, 999_999]),
+    )
+    activities = data.draw(st.lists(st.tuples(st.sampled_from(people), instants), max_size=25))
+    runs = data.draw(st.integers(1, 4))
+    repeated = [data.draw(st.permutations(activities)) for _ in range(runs)]
+    batch_size = data.draw(st.sampled_from([1, 2, 7, 1_000]))
+    cut = data.draw(st.integers(0, len(activities)))
+    order = [*repeated[0][:cut], *(each for run in repeated for each in run)]
+
+    expected: dict[Any, Any] = {}
+    for user, t in order:
+        seen = at(t)
+        local = seen.replace(tzinfo=seen.tzinfo or PARIS)
+        t = (local - datetime(1970, 1, 1, tzinfo=timezone.utc)).total_seconds()
+        slot = (int(t // limit), local.astimezone(PARIS).date()) if limit else seen
+        expected.setdefault((user.pk, slot), (user.pk, seen))
+
+    with override_settings(SOUVENIRS_RATELIMIT_SECONDS=limit):
+        added = load(entries(*repeated[0][:cut]), batch_size=batch_size).added
+        for run in repeated:
+            strict = data.draw(st.booleans())
+            added += load(entries(*run), batch_size=batch_size, strict=strict).added
+    assert sorted(rows(), key=str) == sorted(expected.values(), key=str)
+    assert added == len(expected)
+    for place in (T, MIDNIGHT):
+        start, end = (datetime.fromtimestamp(place + d, timezone.utc) for d in (-HOUR, HOUR))
+        active = {user.pk for user, t in order if place - HOUR <= t < place + HOUR}
+        if HOUR % (limit or 1) == 0:
+            assert count_active_users(start, end) == len(active)
+
+
+# Bounds
+
+
+def stream(users: list[Any], number: int) -> Iterator[Entry | Bad]:
+    """Sorted by time; within four hours, however many there are."""
+    for n in range(number):
+        yield Entry(n + 1, users[n % 3].pk, T + 4 * HOUR * n / number)
+
+
+def test_load__queries_grow_with_batches_not_lines(users: list[Any]) -> None:
+    first = number_of_queries(stream(users, 30))
+    assert number_of_queries(stream(users, 30)) < first
+    again = number_of_queries(stream(users, 3_000))
+    assert again < first
+    assert number_of_queries(stream(users, 3_000), 300) <= 10 * again
+
+
+def test_load__queries_do_not_grow_with_gaps(users: list[Any]) -> None:
+    shuffled = entries(*((users[n % 3], T + 5 * HOUR * n) for n in range(400)))
+    load(shuffled)
+    random.Random(1).shuffle(shuffled)
+    assert number_of_queries(shuffled) <= backfill.SPANS + 5
+
+
+def test_load__memory_is_a_batch(users: list[Any]) -> None:
+    def peak(number: int) -> int:
+        tracemalloc.start()
+        try:
+            load(stream(users, number), batch_size=500)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1_000)  # what is made once
+    assert peak(20_000) < 1.3 * peak(2_000)
+
+
+def test_recorded__pages(users: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    activities = [(user, T + n) for n in (0, 0.5, 0.5, 7) for user in users]
+    with override_settings(SOUVENIRS_RATELIMIT_SECONDS=0):
+        load(entries(*activities))
+    everything = list(backfill.recorded(Interval(T, T + 8)))
+    assert len(everything) == 9
+    for page in (1, 2, 3, 8, 9, 10):
+        monkeypatch.setattr(backfill, "PAGE", page)
+        assert list(backfill.recorded(Interval(T, T + 8))) == everything
+        assert list(backfill.recorded(Interval(T, T + 7))) == everything[:6]
+
+
+@pytest.mark.parametrize(
+    ("slots", "expected"),
+    [
+        ([], []),
+        ([(0, 10)], [(0, 10)]),
+        ([(20, 30), (0, 10), (10, 20)], [(0, 30)]),
+        ([(0, 10), (30, 40), (50, 60)], [(0, 10), (30, 40), (50, 60)]),
+        ([(0, 10), (15, 20), (40, 50), (55, 60), (90, 99)], [(0, 20), (40, 60), (90, 99)]),
+    ],
+)
+def test_spans(slots: Any, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfill, "SPANS", 3)
+    assert backfill.spans(Interval(*slot) for slot in slots) == expected

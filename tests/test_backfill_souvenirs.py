@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import time_machine
+from django.conf import settings as site_settings
+from django.core.management import ManagementUtility, call_command
+from django.core.management.base import CommandError
+
+from souvenirs import backfill
+from souvenirs.control import last_seen
+from souvenirs.models import Souvenir
+from tests.people import User, site, with_databases
+
+has_email = pytest.mark.where(not site_settings.SHAPE & {"uuid", "string"})
+pytestmark = with_databases
+
+T = 1_700_042_400  # 2023-11-15 11:00 in Paris, the site's time zone
+KINDS = {
+    "csv": f"username,when\nana,{T}\nana,{T + 1}\nbob,2023-11-15T12:30\n",
+    "jsonl": (
+        f'{{"username": "ana", "when": {T}}}\n'
+        f'{{"username": "ana", "when": {T + 1}}}\n'
+        '{"username": "bob", "when": "2023-11-15T12:30"}\n'
+    ),
+    "access-log": (
+        '203.0.113.9 - ana [15/Nov/2023:11:00:00 +0100] "GET / HTTP/1.1" 200 51 "-" "Mozilla/5.0"\n'
+        '203.0.113.9 - ana [15/Nov/2023:11:00:01 +0100] "GET /b HTTP/1.1" 200 5 "/" "Mozilla/5.0"\n'
+        '2001:db8::7 - bob [15/Nov/2023:11:30:00 +0000] "GET / HTTP/2.0" 404 0 "-" "a \\"b\\""\n'
+    ),
+}
+SUMMARY = """\
+Lines read: 3
+Added: 2, from 2023-11-15 11:00:00+01:00 to 2023-11-15 12:30:00+01:00
+Rate-limited: 1
+Without a user: 0
+Bad: 0
+"""
+NONE_ADDED = """\
+Lines read: 3
+Added: 0
+Rate-limited: 3
+Without a user: 0
+Bad: 0
+"""
+
+Load = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def users() -> list[Any]:
+    return [User.objects.create(username=name) for name in ("ana", "bob")]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """`run("x.csv", "--strict", text=...)` runs the command in a directory where x.csv has this
+    text; what stands for a file "-" has it too. Returns what it printed, and its errors."""
+
+    def run(*args: str, text: str | bytes = "") -> tuple[str, str]:
+        data = text.encode() if isinstance(text, str) else text
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        if args[:1] != ("-",) and not args[0].startswith("--") and data:
+            Path(args[0]).write_bytes(data)
+        out, err = io.StringIO(), io.StringIO()
+        call_command("backfill_souvenirs", *args, stdout=out, stderr=err, no_color=True)
+        assert not sys.stdin.closed
+        return out.getvalue(), err.getvalue()
+
+    return run
+
+
+# Sources
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.csv", "csv"),
+        ("A.CSV", "csv"),
+        ("a.jsonl", "jsonl"),
+        ("a.ndjson", "jsonl"),
+        ("access.log", "access-log"),
+        ("a.csv.gz", "csv"),
+        ("access.log.gz", "access-log"),
+    ],
+)
+def test_file__name_says_the_format(run: Load, name: str, kind: str) -> None:
+    text = KINDS[kind].encode()
+    assert run(name, text=gzip.compress(text) if name.endswith(".gz") else text) == (SUMMARY, "")
+    assert run(name) == (NONE_ADDED, "")
+    assert Souvenir.objects.count() == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_format__of_standard_input(run: Load, kind: str) -> None:
+    assert run("-", "--format", kind, text=KINDS[kind]) == (SUMMARY, "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_format__goes_before_the_name(run: Load, kind: str) -> None:
+    assert run("access.log.1.csv", "--format", kind, text=KINDS[kind]) == (SUMMARY, "")
+
+
+def test_file__of_keys_without_a_header(run: Load, users: list[Any]) -> None:
+    ana, bob = users
+    text = f"{ana.pk},{T}\r\n{ana.pk},{T + 1}\r\n{bob.pk},{T + 5_400}\r\n"
+    assert run("a.csv", text=text) == (SUMMARY, "")
+
+
+def test_file__from_a_spreadsheet_begins_with_a_mark(run: Load) -> None:
+    assert run("a.csv", text="\ufeff" + KINDS["csv"]) == (SUMMARY, "")
+
+
+def test_file__that_is_not_utf8(run: Load) -> None:
+    out, err = run("a.csv", text=KINDS["csv"].encode() + b"zo\xeb,1700042400\n")
+    assert out.endswith("Bad: 1 (1 unknown user)\n")
+    assert err == "line 5: unknown user: 'zo\ufffd'\n"
+
+
+def test_file__that_is_empty(run: Load, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").touch()
+    out, _ = run("a.csv")
+    assert out.startswith("Lines read: 0\nAdded: 0\n")
+
+
+def test_user_by__says_what_the_column_is(run: Load) -> None:
+    text = KINDS["csv"].replace("username", "user")
+    assert run("a.csv", "--user-by", "username", text=text) == (SUMMARY, "")
+
+
+@has_email
+def test_user_by__email(run: Load) -> None:
+    User.objects.filter(username="ana").update(email="ana@example.org")
+    text = f"ana@example.org,{T}\nnobody@example.org,{T}\n"
+    out, err = run("a.csv", "--user-by", "email", text=text)
+    assert "Added: 1, " in out
+    assert err == "line 2: unknown user: 'nobody@example.org'\n"
+
+
+@pytest.mark.where("uuid" in site_settings.SHAPE or "string" in site_settings.SHAPE)
+def test_user_by__email_that_users_have_not(run: Load) -> None:
+    with pytest.raises(CommandError, match=r"cannot be found by email: \S+ has no field email"):
+        run("a.csv", "--user-by", "email", text=f"ana@example.org,{T}\n")
+
+
+def test_access_log__counts_what_is_nobodys(run: Load) -> None:
+    text = KINDS["access-log"].replace(" - bob ", " - - ")
+    assert run("access.log", text=text) == (
+        "Lines read: 3\n"
+        "Added: 1, from 2023-11-15 11:00:00+01:00 to 2023-11-15 11:00:00+01:00\n"
+        "Rate-limited: 1\n"
+        "Without a user: 1\n"
+        "Bad: 0\n",
+        "",
+    )
+
+
+def test_from_last_login(run: Load, users: list[Any]) -> None:
+    when = site(datetime.fromtimestamp(T, timezone.utc))
+    User.objects.filter(pk=users[0].pk).update(last_login=when)
+    out, _ = run("--from-last-login")
+    assert out.startswith("Lines read: 1\nAdded: 1, from 2023-11-15 11:00:00+01:00 to ")
+    assert last_seen(users[0]) == when
+    assert Souvenir.objects.get().user_id == users[0].pk
+    assert run("--from-last-login")[0].startswith("Lines read: 1\nAdded: 0\n")
+
+
+# Options
+
+
+@pytest.mark.parametrize("strict", [[], ["--strict"]])
+def test_dry_run__adds_nothing(run: Load, strict: list[str]) -> None:
+    out, _ = run("a.csv", "--dry-run", *strict, text=KINDS["csv"])
+    assert out == SUMMARY.replace("Added", "Would be added")
+    assert not Souvenir.objects.exists()
+
+
+def test_strict__of_what_is_good(run: Load) -> None:
+    assert run("a.csv", "--strict", text=KINDS["csv"]) == (SUMMARY, "")
+
+
+def test_strict__fails_at_the_first_bad_line(run: Load) -> None:
+    with pytest.raises(CommandError) as caught:
+        run("a.csv", "--strict", text=KINDS["csv"] + f"eve,{T}\nana,never\n")
+    assert str(caught.value) == "line 5: unknown user: 'eve'. Nothing was added."
+    assert not Souvenir.objects.exists()
+
+
+# Bad lines
+
+
+def test_bad_lines__do_not_stop_the_others(run: Load) -> None:
+    text = f"username,when\neve,{T}\nana,{T}\nana,never\nana,{T}000\nfay,{T}\n"
+    with time_machine.travel(T + 60):
+        out, err = run("a.csv", text=text + f"ana,{T + 61}\n")
+    assert err == (
+        "line 2: unknown user: 'eve'\n"
+        "line 4: no time: 'never'\n"
+        f"line 5: after 5138 (milliseconds?): 'ana at {T}000'\n"
+        "line 6: unknown user: 'fay'\n"
+        f"line 7: in the future: 'ana at {site(datetime.fromtimestamp(T + 61, timezone.utc))}'\n"
+    )
+    assert out == (
+        "Lines read: 6\n"
+        "Added: 1, from 2023-11-15 11:00:00+01:00 to 2023-11-15 11:00:00+01:00\n"
+        "Rate-limited: 0\n"
+        "Without a user: 0\n"
+        "Bad: 5 (2 unknown user, 1 no time, 1 after 5138 (milliseconds?), 1 in the future)\n"
+    )
+    assert Souvenir.objects.count() == 1
+
+
+def test_bad_lines__are_told_of_one_by_one_up_to_twenty(run: Load) -> None:
+    out, err = run("a.csv", text="".join(f"nobody{n},{T}\n" for n in range(50)))
+    lines = err.splitlines()
+    assert lines[19] == "line 20: unknown user: 'nobody19'"
+    assert lines[20:] == ["There are more bad lines: see the summary for how many"]
+    assert out.endswith("Bad: 50 (50 unknown user)\n")
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["missing.csv"], "missing.csv cannot be read: No such file or directory"),
+        ([".", "--format=csv"], ". cannot be read: Is a directory"),
+        (
+            ["a.txt"],
+            "The name of 'a.txt' does not say what is in it: add --format, one of csv, jsonl,"
+            " access-log",
+        ),
+        (
+            ["-"],
+            "The name of '-' does not say what is in it: add --format, one of csv, jsonl,"
+            " access-log",
+        ),
+        (
+            ["--from-last-login", "--user-by=email"],
+            "--user-by is about a file: leave it out with --from-last-login",
+        ),
+        (
+            ["--from-last-login", "--format=csv"],
+            "--format is about a file: leave it out with --from-last-login",
+        ),
+        (["--strict"], "Error: one of the arguments file --from-last-login is required"),
+        (
+            ["a.csv", "--from-last-login"],
+            "Error: argument --from-last-login: not allowed with argument file",
+        ),
+    ],
+)
+def test_errors__say_what_to_do(run: Load, args: list[str], message: str) -> None:
+    with pytest.raises(CommandError) as caught:
+        run(*args)
+    assert str(caught.value) == message
+
+
+def test_errors__a_format_that_there_is_not(run: Load) -> None:
+    with pytest.raises(CommandError, match="argument --format: invalid choice: 'xml'"):
+        run("a.csv", "--format=xml")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"x" + data])
+def test_errors__a_compressed_file_that_is_torn(
+    run: Load, damage: Callable[[bytes], bytes]
+) -> None:
+    text = "".join(f"ana,{T + n}\n" for n in range(1_000)).encode()
+    with pytest.raises(CommandError, match=r"a\.csv\.gz cannot be read: .*\. Nothing was added"):
+        run("a.csv.gz", "--strict", text=damage(gzip.compress(text)))
+    assert not Souvenir.objects.exists()
+
+
+def test_errors__interrupted(run: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(lines: Any, user_by: Any) -> Any:
+        yield from ()
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(backfill.READERS, "csv", interrupt)
+    with pytest.raises(CommandError) as caught:
+        run("a.csv", text=KINDS["csv"])
+    assert str(caught.value) == "Interrupted. What was added stays; repeat the command to go on."
+
+
+@pytest.mark.parametrize(
+    ("args", "code"), [(["a.csv"], None), (["a.csv", "--strict"], 1), (["--format=csv"], 2)]
+)
+def test_exit_code(
+    args: list[str],
+    code: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text(KINDS["csv"] + f"eve,{T}\n")
+    utility = ManagementUtility(["manage.py", "backfill_souvenirs", *args])
+    if code is None:
+        utility.execute()
+        assert capsys.readouterr().out.endswith("Bad: 1 (1 unknown user)\n")
+        return
+    with pytest.raises(SystemExit) as caught:
+        utility.execute()
+    assert caught.value.code == code
+    assert not Souvenir.objects.exists()
+
+
+# Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("args", "progress"),
+    [
+        (["a.csv"], "100%"),
+        (["-", "--format=csv"], "4.00 lines"),
+        (["--from-last-login"], "1 users"),
+    ],
+    ids=["file", "standard input", "last login"],
+)
+def test_progress__on_a_terminal(
+    run: Load, monkeypatch: pytest.MonkeyPatch, args: list[str], progress: str
+) -> None:
+    User.objects.filter(username="ana").update(
+        last_login=site(datetime.fromtimestamp(T, timezone.utc))
+    )
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    run(*args, text=KINDS["csv"])
+    assert progress in sys.stderr.getvalue()  # type: ignore[attr-defined]
+
+
+def test_progress__nowhere_else(run: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    run("a.csv", text=KINDS["csv"])
+    assert capsys.readouterr().err == ""
