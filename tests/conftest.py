@@ -101,6 +101,16 @@ call_command("migrate", verbosity=0, skip_checks=True, run_syncdb=True)
 """
 
 
+def site_environ(directory: Path) -> dict[str, str]:
+    """The environment of the processes of `run_site`."""
+    kept = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
+    return {
+        **kept,
+        "DJANGO_SETTINGS_MODULE": "site_settings",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{directory}",
+    }
+
+
 @pytest.fixture
 def run_site(tmp_path: Path) -> Callable[..., str]:
     """`run_site(code, settings="", **environ)` runs a process of a small site of its own, for what
@@ -109,16 +119,10 @@ def run_site(tmp_path: Path) -> Callable[..., str]:
 
     def run(code: str, settings: str = "", **environ: str) -> str:
         (tmp_path / "site_settings.py").write_text(SETTINGS + settings)
-        kept = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", START + code],
             cwd=tmp_path,
-            env={
-                **kept,
-                "DJANGO_SETTINGS_MODULE": "site_settings",
-                "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}",
-                **environ,
-            },
+            env={**site_environ(tmp_path), **environ},
             capture_output=True,
             text=True,
             timeout=60,

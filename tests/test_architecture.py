@@ -12,14 +12,19 @@ ROOT = Path(souvenirs.__file__).parent.parent
 # The modules in the order of the data flow: each may import those before it, none after it.
 SOUVENIRS = [
     "__init__", "conf", "signals", "breaker", "clock", "periods",
-    "fields", "models", "lastseen", "lastseen.base", "lastseen.database", "throttle",
-    "counting", "control", "reports",
+    "fields", "models", "deletion", "accounts", "rollups",
+    "lastseen", "lastseen.base", "lastseen.database", "throttle",
+    "counting", "pruning", "repair", "control", "reports",
+    "backfill",
     "middleware", "testing", "pytest_plugin", "checks", "apps",
     "management", "management.commands", "management.commands.show_usage",
+    "management.commands.backfill_souvenirs", "management.commands.prune_souvenirs",
+    "management.commands.rollup_souvenirs",
 ]  # fmt: skip
 METRICS = [
-    "__init__", "conf", "families", "collector", "instruments", "exposition", "views", "urls",
-    "checks", "apps",
+    "__init__", "conf", "families", "collector", "instruments", "exposition", "access", "views",
+    "urls", "exporter", "checks", "apps",
+    "management", "management.commands", "management.commands.souvenirs_exporter",
 ]  # fmt: skip
 FLOW = [f"souvenirs.{name}" for name in SOUVENIRS] + [f"souvenirs_metrics.{n}" for n in METRICS]
 

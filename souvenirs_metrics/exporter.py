@@ -1,0 +1,143 @@
+"""A server of the metrics that runs beside the site, in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from django.core.handlers.wsgi import WSGIRequest
+from django.db import connections
+from django.http import HttpRequest, HttpResponse, HttpResponseNotFound
+from django.views.decorators.http import require_safe
+
+from souvenirs import rollups
+from souvenirs.periods import Interval
+from souvenirs_metrics import views
+
+logger = logging.getLogger("souvenirs_metrics")
+
+ROLL_UP_SECONDS = 60  # how long between two looks at whether history is due
+CLIENT_SECONDS = 30  # how long a client may take to send its request, or to take the answer
+
+LANDING = b"""<!DOCTYPE html>
+<html lang="en"><head><title>Souvenirs exporter</title></head>
+<body><h1>Souvenirs exporter</h1>
+<p>How active are the users of a Django site?</p>
+<ul><li><a href="/metrics">Metrics</a></li><li><a href="/-/healthy">Health</a></li></ul>
+</body></html>
+"""
+
+
+@require_safe
+def landing(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(LANDING)
+
+
+@require_safe
+def healthy(request: HttpRequest) -> HttpResponse:
+    """Says that the exporter runs; whether it can read the database is in souvenirs_up."""
+    return HttpResponse("Healthy\n", "text/plain")
+
+
+PAGES: dict[str, Callable[[HttpRequest], HttpResponse]] = {
+    "/": landing,
+    "/metrics": views.metrics,
+    "/-/healthy": healthy,
+}
+
+
+def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """The WSGI application: the pages, without the site's URLs and middleware."""
+    try:
+        request = WSGIRequest(environ)
+        page = PAGES.get(request.path_info)
+        response = page(request) if page else HttpResponseNotFound("Not found\n", "text/plain")
+    except Exception as error:
+        logger.exception("A page failed: %r", error)
+        response = HttpResponse("Internal error\n", "text/plain", status=500)
+    finally:
+        connections.close_all()  # of this thread, which ends with the connection
+    body = b"" if environ["REQUEST_METHOD"] == "HEAD" else response.content
+    headers = {**response.headers, "Content-Length": str(len(response.content))}
+    start_response(f"{response.status_code} {response.reason_phrase}", list(headers.items()))
+    return [body]
+
+
+class Handler(WSGIRequestHandler):
+    timeout = CLIENT_SECONDS
+
+    def log_message(self, format: str, *args: Any) -> None:
+        logger.debug(format, *args)
+
+
+class Server(ThreadingMixIn, WSGIServer):
+    """A thread for each request. Raises OSError if the address is taken, or none of this machine's.
+
+    port: 0 is a free one, which `server_port` then tells. tls: None is plain HTTP.
+    """
+
+    request_queue_size = 128
+    daemon_threads = False  # requests that run are answered before the server is closed
+
+    def __init__(self, address: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.tls = tls
+        super().__init__((address, port), Handler)
+        self.set_app(application)
+
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)  # not HTTPServer's, which asks a name server who we are
+        self.server_name, self.server_port = self.socket.getsockname()[:2]
+        self.setup_environ()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        client, address = super().get_request()
+        if self.tls is not None:
+            # The handshake is left to the request's thread: a client may be slow, or say nothing
+            client = self.tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+        return client, address
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        logger.debug("A client went away: %r", client_address, exc_info=True)
+
+    def run(self) -> None:
+        """Serves, and keeps the history rolled up, until `shutdown` is called by another thread."""
+        stopped = threading.Event()
+        roller = threading.Thread(target=keep_up, args=[stopped])
+        roller.start()
+        try:
+            self.serve_forever(poll_interval=0.1)
+        finally:
+            stopped.set()
+            self.server_close()
+            roller.join()
+
+
+class Stopped(Exception):
+    pass
+
+
+def keep_up(stopped: threading.Event) -> None:
+    """Rolls up what is due, from time to time, until `stopped` is set."""
+
+    def on_step(interval: Interval) -> None:
+        if stopped.is_set():
+            raise Stopped
+
+    while True:
+        try:
+            rollups.roll_up(on_step=on_step)
+        except Stopped:
+            pass
+        except Exception as error:
+            logger.exception("Rolled up nothing: %r", error)
+        finally:
+            connections.close_all()
+        if stopped.wait(ROLL_UP_SECONDS):
+            return

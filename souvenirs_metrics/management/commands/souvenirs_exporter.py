@@ -1,0 +1,124 @@
+"""Serves the metrics in a process of its own."""
+
+from __future__ import annotations
+
+import re
+import signal
+import ssl
+import threading
+from argparse import ArgumentParser, ArgumentTypeError
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+from prometheus_client.exposition import generate_latest
+
+from souvenirs_metrics.checks import is_token
+from souvenirs_metrics.collector import SouvenirsCollector
+from souvenirs_metrics.conf import conf
+from souvenirs_metrics.exporter import Server
+
+DEFAULT = "127.0.0.1:9790"
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+
+def parse_address(text: str) -> Address:
+    """[address]:port, with an IPv6 address in brackets. ArgumentTypeError for anything else."""
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*)):([0-9]{1,5})", text)
+    if match is None or int(match[3]) > 65_535:
+        raise ArgumentTypeError(f"{text!r} is no [address]:port; write it like {DEFAULT} or :9790")
+    return Address(match[1] or match[2] or "127.0.0.1", int(match[3]))
+
+
+class Command(BaseCommand):
+    help = (
+        "Serves the metrics at /metrics, from a process of its own beside the site, and rolls up"
+        " the history. It ends on SIGTERM and on Ctrl-C. The site's counters of visits are on its"
+        " page only if PROMETHEUS_MULTIPROC_DIR is that of the site."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "address",
+            nargs="?",
+            type=parse_address,
+            default=parse_address(DEFAULT),
+            metavar="[address]:port",
+            help=f"where to listen (default: {DEFAULT}); port 0 takes a free one and prints it",
+        )
+        parser.add_argument("--tls-cert", metavar="FILE", help="certificate: serve HTTPS (PEM)")
+        parser.add_argument("--tls-key", metavar="FILE", help="its key, if that is another file")
+        parser.add_argument(
+            "--token-file",
+            metavar="FILE",
+            help="bearer tokens that /metrics demands, one a line, in place of"
+            " SOUVENIRS_METRICS_TOKEN",
+        )
+        parser.add_argument(
+            "--once",
+            action="store_true",
+            help="print the gauges and end, for a textfile collector; exit code 1 if some could not"
+            " be read",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["once"]:
+            self.print_page()
+            return
+        if options["token_file"]:
+            settings.SOUVENIRS_METRICS_TOKEN = read_tokens(options["token_file"])
+            conf.reset()
+        address: Address = options["address"]
+        try:
+            server = Server(*address, tls_context(options["tls_cert"], options["tls_key"]))
+        except (OSError, OverflowError) as error:
+            raise CommandError(
+                f"Cannot listen at {address.host} port {address.port}: {error}"
+            ) from None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Not by this thread, which `shutdown` waits for
+            signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        scheme = "https" if options["tls_cert"] else "http"
+        self.stdout.write(f"Serving {scheme}://{host}:{server.server_port}/metrics")
+        self.stdout.flush()
+        server.run()
+
+    def print_page(self) -> None:
+        families = list(SouvenirsCollector().collect())
+        collected: Any = SimpleNamespace(collect=lambda: families)
+        self.stdout.write(generate_latest(collected).decode(), ending="")
+        if any(f.name == "souvenirs_up" and f.samples[0].value != 1 for f in families):
+            raise CommandError("Some metrics could not be read; the log has the cause.")
+
+
+def read_tokens(path: str) -> list[str]:
+    """The tokens of a file, one a line. Raises CommandError if there are none, or others."""
+    try:
+        tokens = Path(path).read_text().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"Cannot read --token-file {path}: {error}") from None
+    tokens = [token.strip() for token in tokens if token.strip()]
+    if not tokens or not all(map(is_token, tokens)):
+        raise CommandError(f"--token-file {path} has no tokens, one a line, of visible ASCII")
+    return tokens
+
+
+def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
+    """TLS with this certificate, None without one. Raises CommandError for files that are none."""
+    if certificate is None:
+        if key is not None:
+            raise CommandError("--tls-key has no certificate: give --tls-cert too")
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise CommandError(f"Cannot use --tls-cert {certificate}: {error}") from None
+    return context

@@ -1,0 +1,249 @@
+"""The standalone exporter, as a process of a small site."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from tests.conftest import site_environ
+
+pytestmark = pytest.mark.own_site
+
+RunSite = Callable[..., str]
+ADA = """
+from django.contrib.auth.models import User
+souvenez(User.objects.create(username="ada"))
+"""
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-W", "error", "-m", "django", "souvenirs_exporter", *args]
+
+
+@contextmanager
+def exporter(directory: Path, *args: str, **environ: str) -> Iterator[tuple[str, Any]]:
+    """Its URL, as it prints it, and its process. It has to end by itself on SIGTERM."""
+    log = directory / "exporter.log"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            command(*args),
+            cwd=directory,
+            env={**site_environ(directory), **environ},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    assert process.stdout
+    try:
+        line = process.stdout.readline()
+        found = re.fullmatch(r"Serving (https?://\S+)/metrics\n", line)
+        assert found, line + log.read_text()
+        yield found[1], process
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(30) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def run(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """The command, until it ends."""
+    return subprocess.run(
+        command(*args),
+        cwd=directory,
+        env=site_environ(directory),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def site(tmp_path: Path, run_site: RunSite) -> Path:
+    """The directory of a site at which one user was active."""
+    run_site(ADA, 'SILENCED_SYSTEM_CHECKS = ["souvenirs_metrics.W001"]')
+    return tmp_path
+
+
+# Pages
+
+
+def test_exporter__serves_the_page_that_the_site_serves(site: Path) -> None:
+    with exporter(site, ":0") as (url, _):
+        assert url.startswith("http://127.0.0.1:")
+        page = requests.get(f"{url}/metrics", timeout=30)
+        openmetrics = requests.get(
+            f"{url}/metrics", headers={"Accept": "application/openmetrics-text"}, timeout=30
+        )
+        selected = requests.get(f"{url}/metrics?name[]=souvenirs_up", timeout=30)
+    assert page.status_code == 200
+    assert page.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert page.headers["Content-Encoding"] == "gzip"  # which requests asks for
+    assert 'souvenirs_active_users{window="1h"} 1.0' in page.text
+    assert openmetrics.text.endswith("# EOF\n")
+    assert [f.name for f in parse_text(selected.text)] == ["souvenirs_up"]
+
+
+def test_exporter__other_pages(site: Path) -> None:
+    with exporter(site, "127.0.0.1:0") as (url, _):
+        landing = requests.get(f"{url}/", timeout=30)
+        assert landing.status_code == 200
+        links = re.findall(r'href="([^"]+)"', landing.text)
+        assert [requests.get(url + link, timeout=30).status_code for link in links] == [200, 200]
+        assert requests.get(f"{url}/-/healthy", timeout=30).text == "Healthy\n"
+        assert requests.get(f"{url}/admin/", timeout=30).status_code == 404
+        assert requests.post(f"{url}/metrics", timeout=30).status_code == 405
+        head = requests.head(f"{url}/metrics", timeout=30)
+        assert (head.status_code, head.content) == (200, b"")
+        assert int(head.headers["Content-Length"]) > 0
+
+
+def test_exporter__token_file(site: Path) -> None:
+    (site / "tokens").write_text("one\n\n two \n")
+    with exporter(site, ":0", "--token-file", "tokens") as (url, _):
+        for token, status in [("one", 200), ("two", 200), ("three", 401), ("", 401)]:
+            headers = {"Authorization": f"Bearer {token}"}
+            assert requests.get(f"{url}/metrics", headers=headers, timeout=30).status_code == status
+        assert requests.get(f"{url}/-/healthy", timeout=30).status_code == 200
+
+
+def test_exporter__tls(site: Path) -> None:
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key", "-out",
+         "cert"],
+        cwd=site, check=True, capture_output=True,
+    )  # fmt: skip
+    with exporter(site, ":0", "--tls-cert", "cert", "--tls-key", "key") as (url, _):
+        assert url.startswith("https://")
+        port = int(url.split(":")[-1])
+        with socket.create_connection(("127.0.0.1", port)):  # who says nothing stops nobody
+            page = requests.get(f"{url}/metrics", verify=str(site / "cert"), timeout=30)
+    assert "souvenirs_up 1.0" in page.text
+
+
+# What it does beside
+
+
+def test_exporter__rolls_up_what_is_due(site: Path, run_site: RunSite) -> None:
+    run_site(
+        """
+from datetime import datetime, timedelta, timezone
+from django.contrib.auth.models import User
+now = datetime.now(timezone.utc)
+for days in range(1, 40):
+    souvenez(User.objects.get(), when=now - timedelta(days=days))
+"""
+    )
+    with exporter(site, ":0") as (url, _):
+        deadline = time.monotonic() + 60
+        while (
+            "souvenirs_rollup_lag_seconds 0.0"
+            not in requests.get(f"{url}/metrics", timeout=30).text
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        page = requests.get(f"{url}/metrics", timeout=30).text
+    assert 'souvenirs_previous_calendar_active_users{period="week"} 1.0' in page
+
+
+def test_exporter__closes_its_connections(site: Path) -> None:
+    with exporter(site, ":0") as (url, process):
+        for _ in range(20):
+            requests.get(f"{url}/metrics", timeout=30)
+        files = [os.readlink(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
+    assert not [name for name in files if "sqlite3" in name]
+
+
+# Its end
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_exporter__ends_on_a_signal_when_requests_are_answered(site: Path, number: int) -> None:
+    with exporter(site, ":0") as (url, process):
+        port = int(url.split(":")[-1])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /metrics HTTP/1.0\r\n")
+            time.sleep(0.3)  # it waits for the rest
+            process.send_signal(number)
+            time.sleep(0.3)
+            client.sendall(b"\r\n")
+            answer = client.makefile("rb").read()
+        assert process.wait(30) == 0
+    assert b"souvenirs_up 1.0" in answer
+
+
+# Once
+
+
+def test_once__prints_the_gauges(site: Path) -> None:
+    done = run(site, "--once")
+    assert (done.returncode, done.stderr) == (0, "")
+    names = {family.name for family in parse_text(done.stdout)}
+    assert {"souvenirs_active_users", "souvenirs_up", "souvenirs_build_info"} <= names
+    assert all(name.startswith("souvenirs_") for name in names)
+
+
+def test_once__says_by_its_exit_code_that_something_is_missing(
+    site: Path, run_site: RunSite
+) -> None:
+    run_site(
+        """
+from django.db import connection
+connection.cursor().execute("ALTER TABLE souvenirs_lastseen RENAME TO away")
+"""
+    )
+    done = run(site, "--once")
+    assert done.returncode == 1
+    assert "souvenirs_up 0.0" in done.stdout
+    assert "souvenirs_active_users{" not in done.stdout
+    assert "could not be read" in done.stderr
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["9790"], 2, "'9790' is no [address]:port"),
+        (["localhost:70000"], 2, "'localhost:70000' is no [address]:port"),
+        (["::1:80"], 2, "'::1:80' is no [address]:port"),
+        (["192.0.2.1:0"], 1, "Cannot listen at 192.0.2.1 port 0: "),
+        ([":0", "--token-file", "none"], 1, "Cannot read --token-file none: "),
+        ([":0", "--token-file", "empty"], 1, "--token-file empty has no tokens"),
+        ([":0", "--tls-cert", "none"], 1, "Cannot use --tls-cert none: "),
+        ([":0", "--tls-cert", "empty"], 1, "Cannot use --tls-cert empty: "),
+        ([":0", "--tls-key", "key"], 1, "give --tls-cert too"),
+    ],
+)
+def test_exporter__mistakes(site: Path, args: list[str], code: int, message: str) -> None:
+    (site / "empty").touch()
+    done = run(site, *args)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_exporter__a_port_that_is_taken(site: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        done = run(site, f"127.0.0.1:{listener.getsockname()[1]}")
+    assert done.returncode == 1
+    assert "Cannot listen at 127.0.0.1 port" in done.stderr
