@@ -15,7 +15,7 @@ SOUVENIRS = [
     "fields", "models", "deletion", "accounts", "rollups",
     "lastseen", "lastseen.base", "lastseen.database", "throttle",
     "counting", "pruning", "repair", "control", "reports",
-    "backfill",
+    "sources", "backfill",
     "middleware", "testing", "pytest_plugin", "checks", "apps",
     "management", "management.commands", "management.commands.show_usage",
     "management.commands.backfill_souvenirs", "management.commands.prune_souvenirs",

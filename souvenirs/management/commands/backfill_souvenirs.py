@@ -15,7 +15,7 @@ from typing import IO, Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
-from souvenirs import backfill, clock
+from souvenirs import backfill, clock, sources
 from souvenirs.conf import conf
 
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".log": "access-log"}
@@ -41,12 +41,12 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--format",
-            choices=backfill.READERS,
+            choices=sources.READERS,
             help="of the file (default: as its name says: .csv, .jsonl, .log)",
         )
         parser.add_argument(
             "--user-by",
-            choices=backfill.USER_NAMES,
+            choices=sources.USER_NAMES,
             help="what names users in the file (default: as the header or the keys say, else pk;"
             " username in access logs)",
         )
@@ -63,11 +63,11 @@ class Command(BaseCommand):
         kept = "Nothing was added" if options["dry_run"] else kept
         try:
             with ExitStack() as stack:
-                entries: Iterable[backfill.Entry | backfill.Bad]
+                entries: Iterable[sources.Entry | sources.Bad]
                 if options["from_last_login"]:
                     entries = last_logins(options)
                 else:
-                    read = backfill.READERS[to_format(options)]
+                    read = sources.READERS[to_format(options)]
                     file = stack.enter_context(open_file(options["file"]))
                     lines = stack.enter_context(closing(read_lines(file, options["file"])))
                     entries = read(lines, options["user_by"])
@@ -77,7 +77,7 @@ class Command(BaseCommand):
                     dry_run=options["dry_run"],
                     on_bad=self.report,
                 )
-        except backfill.BackfillError as error:
+        except sources.BackfillError as error:
             raise CommandError(f"{error}. {kept}.") from None
         except (OSError, EOFError, zlib.error) as error:
             name, reason = options["file"], getattr(error, "strerror", None) or error
@@ -86,7 +86,7 @@ class Command(BaseCommand):
             raise CommandError(f"Interrupted. {kept}; repeat the command to go on.") from None
         self.stdout.write(describe(summary, options["dry_run"]))
 
-    def report(self, bad: backfill.Bad) -> None:
+    def report(self, bad: sources.Bad) -> None:
         self.reported += 1
         if self.reported > REPORTED + 1:
             return
@@ -106,17 +106,17 @@ def to_format(options: dict[str, Any]) -> str:
     if suffix not in SUFFIXES:
         raise CommandError(
             f"The name of {options['file']!r} does not say what is in it: add --format, one of"
-            f" {', '.join(backfill.READERS)}"
+            f" {', '.join(sources.READERS)}"
         )
     return SUFFIXES[suffix]
 
 
-def last_logins(options: dict[str, Any]) -> Iterable[backfill.Entry]:
+def last_logins(options: dict[str, Any]) -> Iterable[sources.Entry]:
     for name in ("format", "user_by"):
         if options[name]:
             option = "--" + name.replace("_", "-")
             raise CommandError(f"{option} is about a file: leave it out with --from-last-login")
-    return tqdm(backfill.read_last_logins(), unit=" users", disable=None)
+    return tqdm(sources.read_last_logins(), unit=" users", disable=None)
 
 
 def open_file(name: str) -> AbstractContextManager[IO[bytes]]:

@@ -1,0 +1,202 @@
+"""Readers against lines as they are found."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from souvenirs import sources
+from souvenirs.backfill import Bad, Entry, load
+from tests.people import User, site, with_databases
+
+pytestmark = with_databases
+
+HOUR = 3_600
+T = 1_700_042_400  # the beginning of an hour: 2023-11-15 11:00 in Paris
+FOLD = 1_729_990_800  # 2024-10-27 03:00 summer time in Paris, when clocks go back by an hour
+
+
+@pytest.fixture
+def users() -> list[Any]:
+    return [User.objects.create(username=name) for name in ("ana", "bob", "eve")]
+
+
+# Times
+
+
+@pytest.mark.parametrize(
+    ("when", "seconds"),
+    [
+        (1_700_042_400, T),
+        (1_700_042_400.25, T + 0.25),
+        ("1700042400", T),
+        ("1700042400.000001", T + 0.000_001),
+        ("1.7000424e9", T),
+        ("2023-11-15T10:00:00Z", T),
+        ("2023-11-15T10:00:00.5Z", T + 0.5),
+        ("2023-11-15 10:00:00,5Z", T + 0.5),
+        ("2023-11-15T10:00:00.500000999+00:00", T + 0.5),
+        ("2023-11-15 05:00:00-05:00", T),
+        ("2023-11-15T11:00", T),
+        ("2023-11-15 11:00:00", T),
+        ("2023-11-15", T - 11 * HOUR),
+        ("2024-10-27T02:00:00", FOLD - HOUR),
+        ("2024-10-27T02:00:00+01:00", FOLD),
+    ],
+)
+def test_to_seconds(when: Any, seconds: float) -> None:
+    assert sources.to_seconds(when) == seconds
+
+
+@pytest.mark.parametrize(
+    "when",
+    ["", "yesterday", "2023-02-30", "2023-11-15T25:00", "nan", "-inf", "1e999", None, True, [], {}],
+)
+def test_to_seconds__of_no_time(when: Any) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        sources.to_seconds(when)
+
+
+# CSV
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "expected"),
+    [
+        ("user,when", f"12,{T}", Entry(2, "12", T)),
+        ("id,when,user_id", f"7,{T},12", Entry(2, "12", T)),
+        ("time,page,username", f'{T},"/a,b",ana', Entry(2, "ana", T, "username")),
+        ("Email , Timestamp", f" a@b.org , {T} ", Entry(2, "a@b.org", T, "email")),
+        ("pk,when", f"12,{T}", Entry(2, "12", T)),
+        ("id,when", f"12,{T}", Entry(2, "12", T)),
+        ("id,username,time", f"7,ana,{T}", Entry(2, "ana", T, "username")),
+    ],
+)
+def test_read_csv__header_says_what_is_where(header: str, row: str, expected: Entry) -> None:
+    assert list(sources.read_csv([header + "\r\n", row + "\r\n"])) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("user_by", "header", "row", "expected"),
+    [
+        ("username", "user,when", f"ana,{T}", Entry(2, "ana", T, "username")),
+        ("email", "user,when", f"a@b.org,{T}", Entry(2, "a@b.org", T, "email")),
+        ("pk", "username,id,when", f"ana,12,{T}", Entry(2, "12", T, "pk")),
+        ("username", "user_id,username,when", f"12,ana,{T}", Entry(2, "ana", T, "username")),
+    ],
+)
+def test_read_csv__user_by_chooses(user_by: str, header: str, row: str, expected: Entry) -> None:
+    assert list(sources.read_csv([header, row], user_by)) == [expected]
+
+
+def test_read_csv__without_a_header_is_user_and_time() -> None:
+    lines = [f"12,{T}\n", "\n", f"13,{T + 1}\n"]
+    assert list(sources.read_csv(lines)) == [Entry(1, "12", T), Entry(3, "13", T + 1)]
+    assert list(sources.read_csv([f"ana,{T}"], "username")) == [Entry(1, "ana", T, "username")]
+    assert list(sources.read_csv([])) == []
+
+
+def test_read_csv__line_is_where_the_row_begins() -> None:
+    lines = ["user,comment,when\n", '1,"two\n', f'lines",{T}\n', f"2,,{T}\n"]
+    assert list(sources.read_csv(lines)) == [Entry(2, "1", T), Entry(4, "2", T)]
+
+
+def test_read_csv__bad_lines() -> None:
+    lines = ["user,when", "1", f"2,{T},x", "3,never", f",{T}", "4,", "x" * 200_000, f"5,{T}"]
+    assert list(sources.read_csv(lines)) == [
+        Bad(2, "2 columns expected", "1"),
+        Bad(3, "2 columns expected", f"2,{T},x"),
+        Bad(4, "no time", "never"),
+        Entry(5, None, 0.0),
+        Bad(6, "no time", ""),
+        Bad(7, "no comma-separated values", ""),
+        Entry(8, "5", T),
+    ]
+
+
+# JSON lines
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (f'{{"user": 12, "when": {T}}}', Entry(1, "12", T)),
+        (f'{{"user_id": "12", "time": {T}.5}}', Entry(1, "12", T + 0.5)),
+        ('{"username": "ana", "when": "2023-11-15T11:00"}', Entry(1, "ana", T, "username")),
+        (f'{{"email": "a@b.org", "timestamp": "{T}"}}', Entry(1, "a@b.org", T, "email")),
+        (f'{{"user": null, "when": {T}}}', Entry(1, None, 0.0)),
+        (f'{{"when": {T}}}', Bad(1, "no user among the keys", f'{{"when": {T}}}')),
+        ('{"user": 12}', Bad(1, "no time among the keys", '{"user": 12}')),
+        ('{"user": 12, "when": null}', Bad(1, "no time", "None")),
+        ('{"user": 12, "when": true}', Bad(1, "no time", "True")),
+        (f'{{"user": 12, "when": 1{"0" * 400}}}', Bad(1, "no time", "1" + "0" * 400)),
+        (f'{{"user": true, "when": {T}}}', Bad(1, "unknown user", "True")),
+        (f'{{"user": [12], "when": {T}}}', Bad(1, "unknown user", "[12]")),
+        ("[1]", Bad(1, "no JSON object", "[1]")),
+        ("{", Bad(1, "no JSON object", "{")),
+        ("[" * 100_000, Bad(1, "no JSON object", "[" * 100_000)),
+    ],
+)
+def test_read_jsonl(line: str, expected: Entry | Bad) -> None:
+    assert list(sources.read_jsonl([line])) == [expected]
+
+
+def test_read_jsonl__user_by_chooses() -> None:
+    line = f'{{"user": "ana", "user_id": 12, "when": {T}}}\n'
+    assert list(sources.read_jsonl([line, "\n", line])) == [Entry(1, "12", T), Entry(3, "12", T)]
+    assert list(sources.read_jsonl([line], "username")) == [Entry(1, "ana", T, "username")]
+
+
+# Access logs
+
+LOG = r"""
+203.0.113.9 - ana [15/Nov/2023:11:00:00 +0100] "GET / HTTP/1.1" 200 5120 "-" "Mozilla/5.0 (X11)"
+2001:db8::1f - bob [15/Nov/2023:05:00:01 -0500] "POST /a HTTP/2.0" 302 0 "https://x/?q=[1]" "curl/8"
+203.0.113.9 - - [15/Nov/2023:11:00:02 +0100] "GET /static/a.css HTTP/1.1" 304 - "-" "-"
+203.0.113.9 - "" [15/Nov/2023:11:00:02 +0100] "GET / HTTP/1.1" 200 12 "-" "-"
+203.0.113.9 - eve [15/Nov/2023:11:00:03 +0100] "GET /login HTTP/1.1" 401 381 "-" "Mozilla/5.0"
+::1 ident ana [15/Nov/2023:11:00:04 +0100] "GET /?q=\"b\" [1/Nov/1999:11:00 +0100] HTTP/1.1" 200 7
+203.0.113.9 - Zo\xc3\xab de\x20Wit [15/Nov/2023:11:00:05 +0100] "GET / HTTP/1.1" 200 9 "-" "a \"b\""
+203.0.113.9 - CORP\\ana \"x\" [15/Nov/2023:11:00:06 +0100] "-" 408 0 "-" "-"
+203.0.113.9 - ana [15/Brr/2023:11:00:07 +0100] "GET / HTTP/1.1" 200 9 "-" "-"
+203.0.113.9 - ana [31/Feb/2023:11:00:08 +0100] "GET / HTTP/1.1" 200 9 "-" "-"
+203.0.113.9 - ana [15/Nov/2023:11:00:09 +0100] "GET / HT
+"""
+
+
+def test_read_access_log() -> None:
+    lines = LOG.strip().splitlines(keepends=True)
+    assert list(sources.read_access_log(lines)) == [
+        Entry(1, "ana", T, "username"),
+        Entry(2, "bob", T + 1, "username"),
+        Entry(3, None, 0.0, "username"),
+        Entry(4, None, 0.0, "username"),
+        Entry(5, None, 0.0, "username"),  # not signed in, but would like to be
+        Entry(6, "ana", T + 4, "username"),
+        Entry(7, "Zoë de Wit", T + 5, "username"),
+        Entry(8, 'CORP\\ana "x"', T + 6, "username"),
+        Bad(9, "no time", "15/Brr/2023:11:00:07 +0100"),
+        Bad(10, "no time", "2023-02-31T11:00:08+01:00"),
+        Bad(11, "not in the combined log format", lines[10].strip()),
+    ]
+
+
+def test_read_access_log__user_by_chooses() -> None:
+    [found] = sources.read_access_log(LOG.strip().splitlines()[:1], "email")
+    assert found == Entry(1, "ana", T, "email")
+
+
+# The users' table
+
+
+def test_read_last_logins__pages(users: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "PAGE", 2)
+    for i in range(5):
+        when = site(datetime.fromtimestamp(T + i, timezone.utc))
+        User.objects.create(username=f"user{i}", last_login=when)
+    found = list(sources.read_last_logins())
+    assert [entry.line for entry in found] == [1, 2, 3, 4, 5]
+    assert sorted(entry.when for entry in found) == [T, T + 1, T + 2, T + 3, T + 4]
+    assert load(found).added == 5
