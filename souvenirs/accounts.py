@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
 from django.db import router
-from django.db.models import Count, DateTimeField, F, Q, Value
+from django.db.models import Case, Count, DateTimeField, Q, Value, When
 
 from souvenirs import clock
 from souvenirs.conf import conf
@@ -111,18 +111,31 @@ def _joined_before(cuts: Collection[float]) -> dict[float, Totals]:
     if not cuts:
         return {}
     times = sorted({clock.to_datetime(cut) for cut in cuts})
-    registered, activated = [0] * (len(times) + 1), [0] * (len(times) + 1)
+    is_active = Q(is_active=True) if _column("is_active") else Q()
     rows = (
         get_user_model()
         ._base_manager.filter(date_joined__lt=times[-1])
-        .values_list("date_joined", F("is_active") if _column("is_active") else Value(True))
+        .annotate(first=_first_after(times, 0, len(times) - 1))
+        .order_by()
+        .values("first")
+        .annotate(registered=Count("pk"), activated=Count("pk", filter=is_active))
+        .values_list("first", "registered", "activated")
     )
-    for joined, is_active in rows.iterator():
-        first = bisect_right(times, joined)  # of the cuts after it
-        registered[first] += 1
-        activated[first] += bool(is_active)
+    registered, activated = [0] * len(times), [0] * len(times)
+    for first, joined, active in rows:
+        registered[first], activated[first] = joined, active
     totals = dict(zip(times, map(Totals, accumulate(registered), accumulate(activated))))
     return {cut: totals[clock.to_datetime(cut)] for cut in cuts}
+
+
+def _first_after(times: Sequence[datetime], low: int, high: int) -> Any:
+    """Which of the times, from the one at `low` to that at `high`, is the first after date_joined:
+    by bisection, in SQL."""
+    if low == high:
+        return Value(low)
+    middle = (low + high) // 2
+    before = When(date_joined__lt=times[middle], then=_first_after(times, low, middle))
+    return Case(before, default=_first_after(times, middle + 1, high))
 
 
 def _tells_joined() -> bool:
