@@ -17,6 +17,7 @@ from souvenirs import clock
 from souvenirs.conf import conf
 from souvenirs.models import AccountTotals
 from souvenirs.periods import calendar_period, day_containing, previous_calendar_period
+from souvenirs.snapshot import snapshot
 
 
 class Totals(NamedTuple):
@@ -122,8 +123,9 @@ def _joined_before(cuts: Collection[float]) -> dict[float, Totals]:
         .values_list("first", "registered", "activated")
     )
     registered, activated = [0] * len(times), [0] * len(times)
-    for first, joined, active in rows:
-        registered[first], activated[first] = joined, active
+    with snapshot(rows.db):
+        for first, joined, active in rows:
+            registered[first], activated[first] = joined, active
     totals = dict(zip(times, map(Totals, accumulate(registered), accumulate(activated))))
     return {cut: totals[clock.to_datetime(cut)] for cut in cuts}
 

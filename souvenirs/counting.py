@@ -12,13 +12,12 @@ from array import array
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
-from django.db import connections, router, transaction
+from django.db import connections, router
 from django.db.models import Count, Q, QuerySet, Value
 from pyroaring import BitMap
 
@@ -26,6 +25,7 @@ from souvenirs import clock, rollups
 from souvenirs.models import LastSeen, Rollup, Souvenir, SouvenirQuerySet, StaleMark
 from souvenirs.periods import BUCKET, Interval, bucket_after, bucket_containing, merged
 from souvenirs.rollups import EARLIEST, LATEST, UNION_LIMIT
+from souvenirs.snapshot import snapshot
 
 STALE = 3_000  # stretches of stale buckets that one query asks for
 
@@ -33,8 +33,8 @@ STALE = 3_000  # stretches of stale buckets that one query asks for
 class Parts(NamedTuple):
     """What a range is made up of."""
 
-    rolled_up: Interval  # whole buckets, or nothing
-    rows: list[Interval]
+    buckets: Interval  # those that lie wholly in it; some may not be rolled up
+    rows: list[Interval]  # where there may be more than Rollups know
 
 
 @dataclass
@@ -72,8 +72,9 @@ def users_between(start: datetime | None = None, end: datetime | None = None) ->
     Who they are is looked up now; the queryset asks for their rows when it is used.
     """
     using = router.db_for_read(LastSeen)
-    with snapshot(using):
-        ((_, users),) = History([_range(start, end)], using).compose([0], with_members=True)
+    with snapshot(using) as is_snapshot:
+        history = History([_range(start, end)], using, is_snapshot)
+        ((_, users),) = history.compose([0], with_members=True)
     user: Any = LastSeen._meta.get_field("user")
     strays = Q(pk__in=[user.target_field.to_python(key) for key in users.strays])
     if user.db_constraint:
@@ -111,8 +112,8 @@ def _count(ranges: Sequence[Interval], using: str, most_rows: float = math.inf) 
     if not ranges:
         return {}
     counts: dict[int, int] = {}
-    with snapshot(using):
-        history = History(ranges, using)
+    with snapshot(using) as is_snapshot:
+        history = History(ranges, using, is_snapshot)
         numbers = [n for n in range(len(ranges)) if history.row_buckets(n) <= most_rows]
         plain = [number for number in numbers if history.is_plain(number)]
         counts.update(zip(plain, _count_rows([history.ranges[n] for n in plain], using)))
@@ -122,27 +123,12 @@ def _count(ranges: Sequence[Interval], using: str, most_rows: float = math.inf) 
     return counts
 
 
-@contextmanager
-def snapshot(using: str) -> Iterator[None]:
-    """All queries inside see the same state of the database, unless somebody has begun a
-    transaction before, or SQLite is told to lock what it reads (transaction_mode)."""
-    connection = connections[using]
-    is_locking = getattr(connection, "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE")
-    if connection.in_atomic_block or not connection.get_autocommit() or is_locking:
-        yield  # nothing that is committed is missed all the same: see rollups
-        return
-    with transaction.atomic(using=using):
-        if connection.vendor != "sqlite":
-            with connection.cursor() as cursor:
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        yield
-
-
 class History:
     """Ranges, and the state of the history that they are counted from."""
 
-    def __init__(self, ranges: Sequence[Interval], using: str) -> None:
+    def __init__(self, ranges: Sequence[Interval], using: str, is_snapshot: bool) -> None:
         self.using = using
+        self.is_snapshot = is_snapshot
         low = bucket_containing(min(start for start, _ in ranges))
         high = max(end for _, end in ranges)
         self.marks = StaleMark.objects.using(using).filter(bucket__gte=low, bucket__lt=high)
@@ -163,22 +149,24 @@ class History:
         return self.marked[bisect_left(self.marked, start) : bisect_left(self.marked, end)]
 
     def is_plain(self, number: int) -> bool:
-        """Whether rows have all of the range: then the database can count it."""
+        """Whether the range is in rows alone: then the database can count it."""
         start, end = self.ranges[number]
-        return start >= self.watermark.rolled_up and not self.marked_in(start, end)
+        is_new = start >= self.watermark.rolled_up and not self.marked_in(start, end)
+        return self.is_snapshot and is_new
 
     def parts(self, number: int, most_stale: int = STALE) -> Parts:
         """What the range is made up of. Where over `most_stale` stretches are stale, all between
         the first and the last is read from rows: that is more than is needed, and as right."""
         start, end = self.ranges[number]
-        first = bucket_after(start)
-        last = min(bucket_containing(end), self.watermark.rolled_up)
+        first, last = bucket_after(start), bucket_containing(end)
+        buckets = Interval(first, max(first, last))
+        last = min(last, self.watermark.rolled_up)
         if first >= last:
-            return Parts(Interval(start, start), [Interval(start, end)])
+            return Parts(buckets, [Interval(start, end)])
         stale = merged(Interval(b, b + BUCKET) for b in self.marked_in(first, last))
         if len(stale) > most_stale:
             stale = [Interval(stale[0].start, stale[-1].end)]
-        return Parts(Interval(first, last), [Interval(start, first), *stale, Interval(last, end)])
+        return Parts(buckets, [Interval(start, first), *stale, Interval(last, end)])
 
     def row_buckets(self, number: int) -> float:
         """How many buckets' rows the range takes."""
@@ -202,7 +190,7 @@ class History:
                 found[number].strays.add(key)
             else:
                 ordinals[number].append(ordinal)
-        if self.marked:
+        if self.marked or not self.is_snapshot:
             members = self.marks.exclude(member=None).order_by("bucket")
             told = list(members.values_list("bucket", "member"))
             for number in numbers if told else ():
@@ -211,7 +199,8 @@ class History:
                     ordinals[number].extend(member for _, member in told[first:last])
         for number, each in ordinals.items():
             found[number].members = BitMap(each)
-        chosen = rollups.choose([parts[number].rolled_up for number in numbers], self.using)
+        # Also where nothing was rolled up before: without a snapshot, it may be now
+        chosen = rollups.choose([parts[number].buckets for number in numbers], self.using)
         wanted: dict[int, list[int]] = defaultdict(list)  # key of a Rollup -> who needs it
         missing: dict[int, int] = {}
         for number, choices in zip(numbers, chosen):

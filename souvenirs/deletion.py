@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from django.apps import apps
 from django.contrib.auth import get_user_model
-from django.db import models, router, transaction
-from django.db.models import Min
+from django.db import connections, models, router, transaction
+from django.db.models import F, Min
 
 from souvenirs import clock
 from souvenirs.models import LastSeen, Souvenir, StaleMark, Watermark
 from souvenirs.periods import bucket_containing
 
+# The souvenirs with these keys, for MySQL: given a list, it may read, and lock, the whole table
+ONE_BY_ONE = (
+    "JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) k"
+    " STRAIGHT_JOIN souvenirs_souvenir s ON s.id = k.id"
+)
+
 
 def keep_history(user_pk: Any, using: str) -> None:
     """Keeps the buckets that a user was active in, where they are not rolled up yet, as marks.
 
-    Nothing is locked, so people who delete users do not wait for each other. Marks may say again
-    what a Rollup already knows.
+    Nothing is locked but the user's souvenirs, so people who delete users do not wait for each
+    other. Marks may say again what a Rollup already knows.
     """
     rows = Souvenir.objects.using(using).filter(user_id=user_pk)
+    if connections[using].vendor == "sqlite":
+        # Who reads first is refused to write when somebody else has written since: not even waits
+        Watermark.objects.using(using).update(rolled_up=F("rolled_up"))
+    if connections[using].vendor == "mysql":
+        _lock(list(rows.order_by("pk").values_list("pk", flat=True)), using)
     watermark = Watermark.objects.using(using).first()
     if watermark is not None:
         stale = StaleMark.objects.using(using).aggregate(first=Min("bucket"))["first"]
@@ -39,6 +52,18 @@ def keep_history(user_pk: Any, using: str) -> None:
     StaleMark.objects.using(using).bulk_create(
         (StaleMark(bucket=bucket, member=ordinal) for bucket in sorted(buckets)), batch_size=5_000
     )
+
+
+def _lock(keys: Sequence[int], using: str) -> None:
+    """Locks these souvenirs, and no others.
+
+    InnoDB would do so from the index on users, when they are deleted. Who prunes locks that after
+    the row: then one of the two would fail for a deadlock. So here too it is the row first.
+    """
+    with connections[using].cursor() as cursor:
+        select = f"SELECT s.id FROM {ONE_BY_ONE} FOR UPDATE"  # noqa: S608
+        cursor.execute(select, [json.dumps(keys)])
+        cursor.fetchall()
 
 
 def keep_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> None:

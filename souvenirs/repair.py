@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from django.db import router
+from django.db import IntegrityError, router
 from django.db.models import Max
 from pyroaring import BitMap
 
-from souvenirs import clock, rollups
+from souvenirs import bitmaps, clock, rollups
 from souvenirs.conf import conf
 from souvenirs.counting import first_recorded
 from souvenirs.models import LastSeen, Rollup, Souvenir
@@ -43,9 +44,16 @@ def catch_up_last_seen(using: str) -> None:
     newest = rows.order_by("user_id").values("user_id").annotate(newest=Max("when"))
     batch = list(newest[:BATCH])
     while batch:
-        last_seen = LastSeen.objects.using(using)
-        last_seen.catch_up(Souvenir(user_id=r["user_id"], when=r["newest"]) for r in batch)
+        try:
+            _catch_up(batch, using)
+        except IntegrityError:  # somebody was deleted meanwhile, whose rows are gone now
+            _catch_up(newest.filter(user_id__in=[row["user_id"] for row in batch]), using)
         batch = list(newest.filter(user_id__gt=batch[-1]["user_id"])[:BATCH])
+
+
+def _catch_up(newest: Iterable[Mapping[str, Any]], using: str) -> None:
+    rows = (Souvenir(user_id=row["user_id"], when=row["newest"]) for row in newest)
+    LastSeen.objects.using(using).catch_up(rows)
 
 
 def _repair_day(day: Interval, using: str) -> None:
@@ -55,7 +63,7 @@ def _repair_day(day: Interval, using: str) -> None:
         _, told = rollups.take_marks(Interval(start, end), using)
         facts = rollups.read(range(start, end, BUCKET), told, using)
         for rollup in rows.filter(kind=Rollup.BUCKET, start__gte=start, start__lt=end):
-            kept = BitMap.deserialize(bytes(rollup.members))
+            kept = bitmaps.from_bytes(bytes(rollup.members))
             if rollup.start >= mark.pruned:
                 kept -= _existing(kept - facts.get(rollup.start, BitMap()), using)
             rollups.set_members(rollup, kept)

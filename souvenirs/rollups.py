@@ -23,7 +23,7 @@ from django.db.models import F, Min, Q
 from django.db.models.expressions import RawSQL
 from pyroaring import BitMap
 
-from souvenirs import accounts, clock
+from souvenirs import accounts, bitmaps, clock
 from souvenirs.conf import conf
 from souvenirs.models import GRACE_SECONDS, LastSeen, Rollup, Souvenir, StaleMark, Watermark
 from souvenirs.periods import (
@@ -35,8 +35,10 @@ from souvenirs.periods import (
     gaps,
     merged,
 )
+from souvenirs.snapshot import set_up
 
 EARLIEST, LATEST = -62_135_596_800, 253_402_300_799  # unix seconds: the years 1 and 9999
+FEW = 4  # intervals that PostgreSQL had better plan one by one
 UNION_LIMIT = 400  # SQLite takes 500 SELECTs in a UNION, but as many UNIONs inside of one
 MARKS = 50_000  # that one transaction honours
 KINDS = (Rollup.MONTH, Rollup.DAY, Rollup.BUCKET)  # the longest first
@@ -77,8 +79,8 @@ def users_in(intervals: Sequence[Interval], using: str) -> Iterator[Active]:
     for number, (start, end) in enumerate(intervals):
         params += [number, adapt(clock.to_datetime(start)), adapt(clock.to_datetime(end))]
     ordinals = "LEFT JOIN souvenirs_lastseen l ON l.user_id = s.user_id"
-    if connection.vendor == "postgresql":
-        # PostgreSQL would compile each SELECT of a UNION (jit), for a second each
+    if connection.vendor == "postgresql" and len(intervals) > FEW:
+        # It reads the table of last-seen times once for all, and not for each
         values = ["(%s, CAST(%s AS timestamptz), CAST(%s AS timestamptz))"] * len(intervals)
         query = (
             f"SELECT i.number, l.id, s.user_id FROM (VALUES {', '.join(values)})"  # noqa: S608
@@ -140,8 +142,8 @@ def _choices(kind: int, wanted: Sequence[Interval], using: str) -> Iterator[Choi
     if len(wanted) > UNION_LIMIT:  # then better some more than are wanted
         wanted = [Interval(wanted[0].start, wanted[-1].end)]
     for start, end in wanted:
-        fits |= Q(start__gte=start, start__lt=end, end__lte=end)
-    rows = Rollup.objects.using(using).filter(fits, kind=kind).order_by("start")
+        fits |= Q(kind=kind, start__gte=start, start__lt=end, end__lte=end)
+    rows = Rollup.objects.using(using).filter(fits).order_by("start")
     for row in rows.values_list("start", "end", "pk", "active_users").iterator():
         yield Choice(*row)
 
@@ -156,7 +158,7 @@ def members_of(pks: Iterable[int], using: str) -> Iterator[tuple[int, BitMap]]:
     stream."""
     rows = Rollup.objects.using(using).filter(pk__in=listed(pks, using)).order_by("start")
     for pk, members in rows.values_list("pk", "members").iterator(chunk_size=100):
-        yield pk, BitMap.deserialize(bytes(members))
+        yield pk, bitmaps.from_bytes(bytes(members))
 
 
 def listed(numbers: Iterable[int], using: str) -> Any:
@@ -214,7 +216,12 @@ def roll_up(buckets: int | None = None, on_step: Callable[[Interval], None] | No
 @contextmanager
 def locked(using: str) -> Iterator[Watermark]:
     """A transaction of the only one who changes Rollups meanwhile."""
+    connection = connections[using]
+    is_ours = not connection.in_atomic_block and connection.get_autocommit()
     with transaction.atomic(using=using):
+        if is_ours:
+            # Rows that are locked, or in sight of a DELETE, must be in sight of each SELECT too
+            set_up(using, "READ COMMITTED")
         rows = Watermark.objects.using(using)
         # A write comes first, so that SQLite waits for its turn before it reads anything
         if not rows.update(rolled_up=F("rolled_up")):
@@ -285,9 +292,12 @@ def _next_stop(start: int, due: int, using: str) -> int | None:
     rows = Souvenir.objects.using(using).filter(when__gte=clock.to_datetime(start))
     when = rows.order_by("when").values_list("when", flat=True).first()
     after = due if when is None else min(clock.to_seconds(when), due)
-    day = calendar_period("day", after, conf.zone)
-    stop = int(min(bucket_containing(day.start), calendar_period("month", start, conf.zone).end))
-    return min(stop, due) if start < stop else None
+    day, month = (
+        calendar_period("day", after, conf.zone),
+        calendar_period("month", start, conf.zone),
+    )
+    stop = bucket_containing(min(day.start, month.end, due))
+    return stop if start < stop else None
 
 
 def take_marks(
@@ -373,15 +383,14 @@ def add(facts: Mapping[int, BitMap], using: str) -> None:
 
 
 def _unite(rollup: Rollup, members: BitMap, using: str) -> None:
-    united = BitMap.deserialize(bytes(rollup.members)) | members
+    united = bitmaps.from_bytes(bytes(rollup.members)) | members
     if len(united) > rollup.active_users:
         set_members(rollup, united)
         rollup.save(using=using)
 
 
 def set_members(rollup: Rollup, members: BitMap) -> None:
-    members.run_optimize()
-    rollup.members, rollup.active_users = members.serialize(), len(members)
+    rollup.members, rollup.active_users = bitmaps.to_bytes(members), len(members)
 
 
 def new_rollup(kind: int, interval: Interval, members: BitMap) -> Rollup:

@@ -12,7 +12,7 @@ ROOT = Path(souvenirs.__file__).parent.parent
 # The modules in the order of the data flow: each may import those before it, none after it.
 SOUVENIRS = [
     "__init__", "conf", "signals", "breaker", "clock", "periods",
-    "fields", "models", "deletion", "accounts", "rollups",
+    "fields", "models", "deletion", "snapshot", "accounts", "bitmaps", "rollups",
     "lastseen", "lastseen.base", "lastseen.database", "throttle",
     "counting", "pruning", "repair", "control", "reports",
     "sources", "backfill",

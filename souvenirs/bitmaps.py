@@ -1,0 +1,48 @@
+"""Sets of LastSeen ids <-> bytes, as small as they get.
+
+It is the portable format of roaring bitmaps; or, for small bitmaps where that is smaller, a packed
+form of it, which the first byte tells apart. In a small bitmap the format's 16-bit words are mostly
+a sorted array: one differs little from the next, so the differences deflate well.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from pyroaring import BitMap
+
+SMALL = 2_048  # bytes; for larger ones, unpacking would cost more time than the space is worth
+WORD = 16  # bits
+ZLIB = 0x78  # the first byte of packed ones; those of the portable format are 0x3A and 0x3B
+
+
+def to_bytes(members: BitMap) -> bytes:
+    """Changes the bitmap's form inside, not what it holds."""
+    members.run_optimize()
+    plain = members.serialize()
+    small = pack(plain) if len(plain) <= SMALL else plain
+    return small if len(small) < 0.85 * len(plain) else plain
+
+
+def from_bytes(data: bytes) -> BitMap:
+    return BitMap.deserialize(unpack(data) if data[0] == ZLIB else data)
+
+
+def pack(plain: bytes) -> bytes:
+    # As one number, whose words are subtracted all at once, each from the next
+    size = len(plain) + len(plain) % 2
+    number = int.from_bytes(plain, "little")
+    differences = (number - (number << WORD)) % (1 << 8 * size)
+    deflate = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
+    return deflate.compress(differences.to_bytes(size, "little")) + deflate.flush()
+
+
+def unpack(packed: bytes) -> bytes:
+    """What `pack` was given, and maybe a zero."""
+    differences = zlib.decompress(packed)
+    bits = 8 * len(differences)
+    number, shift = int.from_bytes(differences, "little"), WORD
+    while shift < bits:  # each word becomes the sum of twice as many as before
+        number = (number + (number << shift)) % (1 << bits)
+        shift *= 2
+    return number.to_bytes(len(differences), "little")
