@@ -11,7 +11,7 @@ import zlib
 
 from pyroaring import BitMap
 
-SMALL = 2_048  # bytes; for larger ones, unpacking would cost more time than the space is worth
+SMALL = 4_096  # bytes; for larger ones, unpacking would cost more time than the space is worth
 WORD = 16  # bits
 ZLIB = 0x78  # the first byte of packed ones; those of the portable format are 0x3A and 0x3B
 
@@ -32,7 +32,7 @@ def pack(plain: bytes) -> bytes:
     # As one number, whose words are subtracted all at once, each from the next
     size = len(plain) + len(plain) % 2
     number = int.from_bytes(plain, "little")
-    differences = (number - (number << WORD)) % (1 << 8 * size)
+    differences = (number - (number << WORD)) & mask(8 * size)
     deflate = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
     return deflate.compress(differences.to_bytes(size, "little")) + deflate.flush()
 
@@ -41,8 +41,13 @@ def unpack(packed: bytes) -> bytes:
     """What `pack` was given, and maybe a zero."""
     differences = zlib.decompress(packed)
     bits = 8 * len(differences)
-    number, shift = int.from_bytes(differences, "little"), WORD
+    number, shift, every = int.from_bytes(differences, "little"), WORD, mask(bits)
     while shift < bits:  # each word becomes the sum of twice as many as before
-        number = (number + (number << shift)) % (1 << bits)
+        number = (number + (number << shift)) & every
         shift *= 2
     return number.to_bytes(len(differences), "little")
+
+
+def mask(bits: int) -> int:
+    """To cut numbers to so many bits; a remainder takes ten times as long."""
+    return (1 << bits) - 1

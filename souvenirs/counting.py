@@ -1,8 +1,9 @@
 """Between? Exact numbers of distinct users in ranges of the past.
 
 A range is made up of the Rollups that fit inside of it, and of rows: of the buckets at its ends
-that it cuts, of those that are stale, and of those that are not rolled up yet. What is known to the
-bucket only, since souvenirs are pruned or a user is deleted, counts as activity at its start.
+that it cuts, of those that are stale, and of those that are not rolled up yet. Bounds within pruned
+souvenirs are set back to the bucket's start. A deleted user counts in ranges that hold the whole
+bucket of their activity.
 """
 
 from __future__ import annotations
@@ -194,30 +195,40 @@ class History:
             members = self.marks.exclude(member=None).order_by("bucket")
             told = list(members.values_list("bucket", "member"))
             for number in numbers if told else ():
-                first, last = (bisect_left(told, (bound, 0)) for bound in self.ranges[number])
+                first, last = (bisect_left(told, (b, 0)) for b in parts[number].buckets)
                 if first < last:
                     ordinals[number].extend(member for _, member in told[first:last])
         for number, each in ordinals.items():
             found[number].members = BitMap(each)
         # Also where nothing was rolled up before: without a snapshot, it may be now
-        chosen = rollups.choose([parts[number].buckets for number in numbers], self.using)
-        wanted: dict[int, list[int]] = defaultdict(list)  # key of a Rollup -> who needs it
-        missing: dict[int, int] = {}
-        for number, choices in zip(numbers, chosen):
-            if len(choices) == 1 and not len(found[number]) and not with_members:
-                found[number].active_users = choices[0].active_users
-                choices = []
-            for choice in choices:
-                wanted[choice.pk].append(number)
-            missing[number] = len(choices)
-            if not choices:
-                yield number, found.pop(number)
-        for pk, members in rollups.members_of(wanted, self.using) if wanted else ():
-            for number in wanted[pk]:
-                found[number].members |= members
-                missing[number] -= 1
-                if not missing[number]:
+        yield from self._add_rollups(
+            found, {number: parts[number].buckets for number in numbers}, with_members
+        )
+
+    def _add_rollups(
+        self, found: dict[int, Users], spans: Mapping[int, Interval], with_members: bool
+    ) -> Iterator[tuple[int, Users]]:
+        """Adds the users of Rollups, and takes out who is complete."""
+        while found:  # again if a Rollup that was chosen is no more: without a snapshot, repaired
+            numbers = list(found)
+            wanted: dict[int, list[int]] = defaultdict(list)  # key of a Rollup -> who needs it
+            missing: dict[int, int] = {}
+            chosen = rollups.choose([spans[number] for number in numbers], self.using)
+            for number, choices in zip(numbers, chosen):
+                if len(choices) == 1 and not len(found[number]) and not with_members:
+                    found[number].active_users = choices[0].active_users
+                    choices = []
+                for choice in choices:
+                    wanted[choice.pk].append(number)
+                missing[number] = len(choices)
+                if not choices:
                     yield number, found.pop(number)
+            for pk, members in rollups.members_of(wanted, self.using) if wanted else ():
+                for number in wanted[pk]:
+                    found[number].members |= members
+                    missing[number] -= 1
+                    if not missing[number]:
+                        yield number, found.pop(number)
 
 
 def first_recorded(using: str | None = None) -> float | None:

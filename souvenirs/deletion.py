@@ -22,6 +22,12 @@ ONE_BY_ONE = (
 )
 
 
+def has_json_table(using: str) -> bool:
+    """Whether ONE_BY_ONE works: not with MariaDB before 10.6, where a deadlock is left possible."""
+    connection: Any = connections[using]
+    return not connection.mysql_is_mariadb or connection.mysql_version >= (10, 6)
+
+
 def keep_history(user_pk: Any, using: str) -> None:
     """Keeps the buckets that a user was active in, where they are not rolled up yet, as marks.
 
@@ -32,7 +38,7 @@ def keep_history(user_pk: Any, using: str) -> None:
     if connections[using].vendor == "sqlite":
         # Who reads first is refused to write when somebody else has written since: not even waits
         Watermark.objects.using(using).update(rolled_up=F("rolled_up"))
-    if connections[using].vendor == "mysql":
+    if connections[using].vendor == "mysql" and has_json_table(using):
         _lock(list(rows.order_by("pk").values_list("pk", flat=True)), using)
     watermark = Watermark.objects.using(using).first()
     if watermark is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from django.db import connections, router
 
 from souvenirs import clock, rollups
-from souvenirs.deletion import ONE_BY_ONE
+from souvenirs.deletion import ONE_BY_ONE, has_json_table
 from souvenirs.models import Souvenir, SouvenirQuerySet
 from souvenirs.periods import BUCKET, bucket_containing
 
@@ -57,7 +57,7 @@ def prune(older_than: float, on_batch: Callable[[int], object] | None = None) ->
 def _delete(keys: Sequence[int], using: str) -> None:
     """Deletes these souvenirs, and waits for no others."""
     connection = connections[using]
-    if connection.vendor != "mysql":
+    if connection.vendor != "mysql" or not has_json_table(using):
         Souvenir.objects.using(using).filter(pk__in=rollups.listed(keys, using)).delete()
         return
     with connection.cursor() as cursor:

@@ -56,4 +56,4 @@ class Command(BaseCommand):
 
 
 def advance(bar: tqdm[Any], step: Interval) -> None:
-    bar.update((step.end - step.start) / DAY)
+    bar.update(min((step.end - step.start) / DAY, (bar.total or 0) - bar.n))
