@@ -1,0 +1,311 @@
+"""Deleted users: their rows go, closed periods keep their numbers, and nothing tells who it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.db import connections, models, transaction
+from django.test.utils import CaptureQueriesContext, isolate_apps
+
+from souvenirs import counting, deletion, pruning, repair, rollups
+from souvenirs.control import active_users_between, last_seen, souvenez
+from souvenirs.models import LastSeen, Rollup, Souvenir, StaleMark
+from souvenirs.periods import BUCKET, Interval
+from souvenirs_metrics.collector import SouvenirsCollector
+from tests import settings as site_settings
+from tests.history import DAY, HOUR, assert_counts, at, people, record, roll_up, unix
+from tests.people import User, ours, with_databases
+
+pytestmark = with_databases
+
+T = unix(2024, 5, 14, 22)  # Paris: midnight of the 15th
+TIMES = [T + 5, T + BUCKET + 5, T + DAY + 5]
+NOW = T + 2 * DAY + HOUR
+FACTS = [(who, t + who) for who in range(3) for t in TIMES]
+DAYS = [Interval(T, T + DAY), Interval(T + DAY, T + 2 * DAY), Interval(T, T + 2 * DAY)]
+
+
+@pytest.fixture
+def users() -> list[Any]:
+    users = people(3)
+    for who, t in FACTS:
+        with at(t):
+            souvenez(users[who], ratelimit=False)
+    return users
+
+
+@pytest.fixture(params=["none", "half", "all"])
+def is_rolled_up(request: pytest.FixtureRequest, users: list[Any]) -> None:
+    """How much of the history is, before somebody is deleted."""
+    if request.param != "none":
+        roll_up(NOW if request.param == "all" else T + DAY)
+
+
+def delete_one(users: list[Any]) -> None:
+    users[0].delete()
+
+
+def delete_by_queryset(users: list[Any]) -> None:
+    User.objects.filter(pk__in=[user.pk for user in users[:2]]).delete()
+
+
+def delete_in_a_transaction(users: list[Any]) -> None:
+    with transaction.atomic():
+        users[0].delete()
+        users[1].delete()
+
+
+def delete_everybody(users: list[Any]) -> None:
+    User.objects.all().delete()
+
+
+@pytest.mark.usefixtures("is_rolled_up")
+@pytest.mark.parametrize(
+    "delete", [delete_one, delete_by_queryset, delete_in_a_transaction, delete_everybody]
+)
+def test_delete__closed_periods_keep_their_numbers(
+    users: list[Any], delete: Callable[[list[Any]], None]
+) -> None:
+    with at(NOW):
+        delete(users)
+        left = set(User.objects.values_list("pk", flat=True))
+        assert set(Souvenir.objects.values_list("user_id", flat=True)) == left
+        assert set(LastSeen.objects.values_list("user_id", flat=True)) == left
+        assert_counts(FACTS, DAYS)
+        rollups.roll_up()
+        assert_counts(FACTS, DAYS)
+        repair.repair()
+        assert_counts(FACTS, DAYS)
+        pruning.prune(0)
+        assert_counts(FACTS, DAYS)
+        assert set(active_users_between()) == set(User.objects.all())
+
+
+@pytest.mark.usefixtures("is_rolled_up")
+def test_delete__that_is_rolled_back_changes_nothing(users: list[Any]) -> None:
+    class RollBackError(Exception):
+        pass
+
+    marks = StaleMark.objects.count()
+    with at(NOW), suppress(RollBackError), transaction.atomic():
+        users[0].delete()
+        raise RollBackError
+    with at(NOW):
+        assert_counts(FACTS, DAYS)
+        assert StaleMark.objects.count() == marks
+        assert Souvenir.objects.count() == len(FACTS)
+        assert LastSeen.objects.count() == 3
+        rollups.roll_up()
+        assert_counts(FACTS, DAYS)
+
+
+def test_delete__of_a_proxy_model_keeps_the_numbers(
+    users: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with isolate_apps("tests.users") as registry:
+
+        class Person(User):  # type: ignore[misc]
+            class Meta:
+                proxy = True
+                app_label = "users"
+
+        monkeypatch.setattr(deletion, "apps", registry)
+        deletion.connect()
+        try:
+            with at(NOW):
+                Person.objects.get(pk=users[0].pk).delete()
+                assert_counts(FACTS, DAYS)
+                assert not LastSeen.objects.filter(user_id=users[0].pk).exists()
+        finally:
+            for signal in (models.signals.pre_delete, models.signals.post_delete):
+                signal.disconnect(sender=Person, dispatch_uid="souvenirs.deletion")
+
+
+def test_connect__listens_to_the_user_model_and_its_proxies_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Registry:
+        @staticmethod
+        def get_models() -> list[Any]:
+            return [User, Souvenir, LastSeen]
+
+    listened: list[Any] = []
+    for signal in (models.signals.pre_delete, models.signals.post_delete):
+        monkeypatch.setattr(
+            signal, "connect", lambda receiver, sender, dispatch_uid: listened.append(sender)
+        )
+    monkeypatch.setattr(deletion, "apps", Registry)
+    deletion.connect()
+    assert listened == [User]
+
+
+def test_delete__of_who_has_no_last_seen_row_keeps_the_numbers(users: list[Any]) -> None:
+    LastSeen.objects.all().delete()
+    with at(NOW):
+        users[0].delete()
+        assert not LastSeen.objects.filter(user_id=users[0].pk).exists()
+        assert_counts(FACTS, DAYS)
+        rollups.roll_up()
+        assert_counts(FACTS, DAYS)
+
+
+def gauges(t: float) -> dict[tuple[str, str], float]:
+    with at(t):
+        return {
+            (sample.name, "".join(sample.labels.values())): sample.value
+            for family in SouvenirsCollector().collect()
+            for sample in family.samples
+        }
+
+
+def test_delete__windows_and_periods_to_date_drop_them_and_previous_periods_do_not(
+    users: list[Any],
+) -> None:
+    now = T + DAY + HOUR
+    record(users[2], T - 40 * DAY)  # so that there was a history before the week
+    roll_up(now)
+    before = gauges(now)
+    assert before["souvenirs_active_users", "7d"] == 3
+    assert before["souvenirs_calendar_active_users", "week"] == 3
+    assert before["souvenirs_previous_calendar_active_users", "day"] == 3
+    with at(now):
+        users[0].delete()
+    after = gauges(now)
+    assert after["souvenirs_active_users", "7d"] == 2
+    assert after["souvenirs_calendar_active_users", "week"] == 2
+    assert after["souvenirs_previous_calendar_active_users", "day"] == 3
+
+
+def counts_around(t: float) -> list[int]:
+    bucket = t // BUCKET * BUCKET
+    ranges = [
+        Interval(bucket, bucket + BUCKET),
+        Interval(bucket - 60, bucket + BUCKET + 60),
+        Interval(bucket, t + 60),  # without the end of the bucket
+        Interval(bucket + 1, bucket + BUCKET),  # without its beginning
+    ]
+    return counting.count_users_of_ranges(ranges)
+
+
+def test_count__of_a_deleted_user_is_of_ranges_that_hold_the_whole_bucket() -> None:
+    [user] = people(1)
+    with at(T + 5):
+        souvenez(user)
+    with at(NOW):
+        assert counts_around(T + 5) == [1, 1, 1, 1]
+        user.delete()
+        assert counts_around(T + 5) == [1, 1, 0, 0]
+        record(*people(1), T - DAY)  # so that there is something to roll up
+        rollups.roll_up()
+        assert not StaleMark.objects.exists()
+        assert counts_around(T + 5) == [1, 1, 0, 0]
+
+
+def test_delete__takes_a_number_of_queries_that_does_not_depend_on_the_rows() -> None:
+    users = people(2)
+    record(users[0], *(T + n * BUCKET for n in range(3)))
+    record(users[1], *(T + n * BUCKET for n in range(400)))
+    taken = []
+    for user in users:
+        with at(NOW), CaptureQueriesContext(ours()) as captured:
+            user.delete()
+        taken.append(len(captured))
+    assert taken[0] == taken[1] <= 18
+
+
+# Erasure
+
+
+def values() -> Iterator[tuple[str, str]]:
+    """Every value of every table, as text, and where it is."""
+    for connection in connections.all():
+        with connection.cursor() as cursor:
+            for table in connection.introspection.table_names(cursor):
+                if table == "django_migrations":
+                    continue
+                cursor.execute(f"SELECT * FROM {connection.ops.quote_name(table)}")
+                columns = [column[0] for column in cursor.description]
+                for row in cursor.fetchall():
+                    for column, value in zip(columns, row, strict=True):
+                        if isinstance(value, (bytes, memoryview)):
+                            yield f"{table}.{column}", bytes(value).decode("latin-1")
+                        yield f"{table}.{column}", str(value)
+
+
+KEYS: dict[str, Any] = {
+    "uuid": UUID("5ca1ab1e-0ddb-a11a-0ddb-a11ac0ffee00"),
+    "string": "zoe-of-the-tests",
+    "": 1_987_001_234,
+}
+KEY = KEYS[next(iter(site_settings.SHAPE & {"uuid", "string"}), "")]
+NAME = "zoe-of-the-tests"
+EMAIL = "zoe@souvenirs.example"
+
+
+def make_zoe() -> Any:
+    given = {"username": NAME, "pk": KEY}
+    if any(field.name == "email" for field in User._meta.fields):
+        given["email"] = EMAIL
+    return User.objects.create(**given)
+
+
+def traces() -> set[str]:
+    told = {str(KEY), getattr(KEY, "hex", str(KEY)), NAME, EMAIL}
+    return {where for where, value in values() if any(each in value for each in told)}
+
+
+@pytest.mark.usefixtures("is_rolled_up")
+@pytest.mark.parametrize("has_last_seen", [True, False])
+def test_delete__leaves_no_trace_of_the_person(users: list[Any], has_last_seen: bool) -> None:
+    zoe = make_zoe()
+    for t in (T + 30, NOW - 1):
+        with at(t):
+            souvenez(zoe)
+            record(zoe, t)
+    ordinal = LastSeen.objects.get(user_id=KEY).pk
+    if not has_last_seen:
+        LastSeen.objects.filter(user_id=KEY).delete()
+    assert {"souvenirs_souvenir.user_id"} <= traces()
+    with at(NOW):
+        zoe.delete()
+        assert traces() == set()
+        rollups.roll_up()
+        repair.repair()
+        pruning.prune(0)
+    assert traces() == set()
+    if has_last_seen:
+        known = {mark.member for mark in StaleMark.objects.all()}
+        rollups_by_key = Rollup.objects.values_list("pk", flat=True)
+        for _, members in rollups.members_of(rollups_by_key, ours().alias):
+            known |= set(members)
+        assert ordinal in known  # as a number that is nobody's
+    assert not LastSeen.objects.filter(pk=ordinal).exists()
+    [newcomer] = people_named("newcomer")
+    with at(NOW):
+        souvenez(newcomer)
+    assert LastSeen.objects.get(user_id=newcomer.pk).pk > ordinal
+
+
+def people_named(*names: str) -> list[Any]:
+    return [User.objects.create(username=name) for name in names]
+
+
+@pytest.mark.usefixtures("is_rolled_up")
+def test_recreated_key__is_another_person(users: list[Any]) -> None:
+    zoe = make_zoe()
+    with at(NOW):
+        record(zoe, T + 30)
+        zoe.delete()
+        zoe = make_zoe()
+        assert last_seen(zoe) is None
+        assert zoe not in active_users_between()
+        record(zoe, T + 40)
+        facts = [*FACTS, ("zoe", T + 30), ("another zoe", T + 40)]
+        assert_counts(facts)
+        rollups.roll_up()
+        assert_counts(facts)
+        assert zoe in active_users_between()

@@ -1,0 +1,200 @@
+"""Whatever happens to a site, in whatever order, its counts are those of what happened."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.db import transaction
+from django.test import override_settings
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from souvenirs import backfill, clock, counting, pruning, repair, rollups
+from souvenirs.control import active_users_between, souvenez
+from souvenirs.models import Souvenir
+from souvenirs.periods import BUCKET, Interval, bucket_containing
+from tests.history import DAY, HOUR, MINUTE, at, brute, clear, people, to_when, unix
+from tests.people import User, ours, with_databases
+
+pytestmark = with_databases
+
+# Clocks are set forward at the end of the second day; where USE_TZ is False, later is easier
+START = unix(2024, 3, 29, 22) if django_settings.USE_TZ else unix(2024, 5, 29, 22)
+ZONES = ["Europe/Paris", "UTC", "America/St_Johns", "Pacific/Chatham", "Pacific/Apia"]
+PEOPLE = 4
+
+who = st.integers(0, PEOPLE - 1)
+ago = st.sampled_from([0, 1, BUCKET, HOUR, DAY]) | st.integers(0, 40 * DAY)
+elapsed = st.sampled_from([1, MINUTE, 17 * MINUTE, HOUR, DAY]) | st.integers(1, 3 * DAY)
+
+
+class RollBackError(Exception):
+    pass
+
+
+class Machine(RuleBasedStateMachine):
+    """`facts` is what happened; who is deleted stays there, and who comes in their place has their
+    number and a name of their own."""
+
+    @initialize()
+    def begin(self) -> None:
+        clear()
+        User.objects.all().delete()
+        clear()
+        self.now = float(START)
+        self.users = people(PEOPLE)
+        self.names = list(range(PEOPLE))
+        self.facts: list[tuple[int, float]] = []
+        self.is_exact = True  # else to the bucket: something is pruned, or somebody deleted
+        self.zone = override_settings(TIME_ZONE="Europe/Paris")
+        self.zone.enable()
+
+    def teardown(self) -> None:
+        if hasattr(self, "zone"):
+            self.zone.disable()
+
+    def happened(self, number: int, t: float) -> None:
+        self.facts.append((self.names[number], t))
+
+    @rule(seconds=elapsed)
+    def time_passes(self, seconds: int) -> None:
+        self.now += seconds
+
+    @rule(number=who)
+    def visit(self, number: int) -> None:
+        with at(self.now):
+            if souvenez(self.users[number]) == "added":
+                self.happened(number, self.now)
+
+    @rule(number=who, seconds=ago)
+    def record_late(self, number: int, seconds: int) -> None:
+        t = self.now - seconds
+        with at(self.now):
+            souvenez(self.users[number], when=to_when(t), ratelimit=False)
+        self.happened(number, t)
+
+    @rule(number=who, seconds=ago, is_kept=st.booleans())
+    def record_in_a_transaction(self, number: int, seconds: int, is_kept: bool) -> None:
+        t = self.now - seconds
+        with at(self.now), suppress(RollBackError), transaction.atomic(using=ours().alias):
+            souvenez(self.users[number], when=to_when(t), ratelimit=False)
+            if not is_kept:
+                raise RollBackError
+        if is_kept:
+            self.happened(number, t)
+
+    @rule(visits=st.lists(st.tuples(who, ago), max_size=5))
+    def create_in_bulk(self, visits: list[tuple[int, int]]) -> None:
+        times = [(number, self.now - seconds) for number, seconds in visits]
+        with at(self.now):
+            Souvenir.objects.bulk_create(
+                Souvenir(user_id=self.users[number].pk, when=to_when(t)) for number, t in times
+            )
+        for number, t in times:
+            self.happened(number, t)
+
+    @rule(visits=st.lists(st.tuples(who, ago), max_size=5))
+    def load_a_backfill(self, visits: list[tuple[int, int]]) -> None:
+        numbers = {user.pk: number for number, user in enumerate(self.users)}
+        before = set(Souvenir.objects.values_list("pk", flat=True))
+        entries = [
+            backfill.Entry(line, str(self.users[number].pk), self.now - seconds)
+            for line, (number, seconds) in enumerate(visits)
+        ]
+        with at(self.now):
+            backfill.load(entries)
+        for row in Souvenir.objects.exclude(pk__in=before):
+            self.happened(numbers[row.user_id], clock.to_seconds(row.when))
+
+    @rule(buckets=st.none() | st.integers(1, 5))
+    def roll_up(self, buckets: int | None) -> None:
+        with at(self.now):
+            rollups.roll_up(buckets)
+
+    @rule(seconds=st.sampled_from([0, HOUR, DAY, 10 * DAY]))
+    def prune(self, seconds: int) -> None:
+        with at(self.now):
+            if pruning.prune(seconds):
+                self.is_exact = False
+
+    @rule(number=who)
+    def delete(self, number: int) -> None:
+        with at(self.now):
+            self.users[number].delete()
+        name = max(self.names) + 1
+        self.users[number] = User.objects.create(username=f"user{name}")
+        self.names[number] = name
+        self.is_exact = False
+
+    @rule()
+    def repair(self) -> None:
+        with at(self.now):
+            repair.repair()
+
+    @precondition(lambda self: django_settings.USE_TZ)  # else times would become other ones
+    @rule(name=st.sampled_from(ZONES))
+    def move(self, name: str) -> None:
+        self.zone.disable()
+        self.zone = override_settings(TIME_ZONE=name)
+        self.zone.enable()
+
+    def to_bounds(self, bounds: tuple[int, int]) -> Interval:
+        start, end = (self.now - seconds for seconds in bounds)
+        if not self.is_exact:
+            start, end = bucket_containing(start), bucket_containing(end)
+        return Interval(start, end)
+
+    @rule(asked=st.lists(st.tuples(ago, ago), min_size=1, max_size=10))
+    def count(self, asked: list[tuple[int, int]]) -> None:
+        ranges = [self.to_bounds(bounds) for bounds in asked]
+        with at(self.now):
+            counted = counting.count_users_of_ranges(ranges)
+        assert counted == [brute(self.facts, *each) for each in ranges]
+
+    @rule(bounds=st.tuples(ago, ago))
+    def list_users(self, bounds: tuple[int, int]) -> None:
+        start, end = self.to_bounds(bounds)
+        found = {user.pk for user in active_users_between(to_when(start), to_when(end))}
+        active = {name for name, t in self.facts if start <= t < end}
+        assert found == {
+            user.pk for name, user in zip(self.names, self.users, strict=True) if name in active
+        }
+
+    @invariant()
+    def all_are_counted(self) -> None:
+        if hasattr(self, "facts"):
+            everything = Interval(START - 100 * DAY, bucket_containing(self.now) + BUCKET)
+            assert counting.count_users_of_ranges([everything]) == [brute(self.facts, *everything)]
+
+
+def run(examples: int, steps: int) -> None:
+    machine: Any = Machine
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            deadline=None,
+            max_examples=examples,
+            stateful_step_count=steps,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_history__counts_what_happened() -> None:
+    run(examples=12, steps=30)
+
+
+@pytest.mark.slow
+def test_history__counts_what_happened_in_longer_stories() -> None:
+    run(examples=15, steps=60)

@@ -1,0 +1,476 @@
+"""Others work on the history between any two statements of ours: nothing is lost or made up.
+
+Statements of one database connection are stopped one after the other, and another connection does
+its work there. Who has to wait is refused and comes second, as somebody who waits does: on SQLite
+whoever writes second.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connections, transaction
+
+from souvenirs import clock, counting, pruning, repair, rollups
+from souvenirs.control import souvenez
+from souvenirs.models import GRACE_SECONDS, Rollup, Souvenir, StaleMark
+from souvenirs.periods import BUCKET, Interval
+from tests.history import (
+    DAY,
+    HOUR,
+    Before,
+    Rival,
+    assert_counts,
+    at,
+    brute,
+    clear,
+    people,
+    record,
+    rivalry,
+    roll_up,
+    unix,
+)
+from tests.people import User, ours, with_databases
+
+pytestmark = with_databases
+
+T = unix(2024, 5, 14, 22)  # Paris: midnight of the 15th
+NOW = T + HOUR
+EARLIER = T - DAY  # in a day that is over
+FIRST, SECOND, THIRD = T, T + BUCKET, T + 2 * BUCKET  # rolled up and stale; rolled up; due
+RANGES = [Interval(EARLIER, NOW), Interval(SECOND, THIRD + BUCKET), Interval(THIRD, NOW)]
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["usual", "strict"])
+def rival(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rival]:
+    with rivalry(tmp_path, strict=request.param) as rival:
+        yield rival
+
+
+class Story:
+    """A history of which a part is rolled up, a part is stale, and a part is due."""
+
+    def __init__(self, rival: Rival) -> None:
+        self.rival = rival
+        clear()
+        User.objects.all().delete()
+        clear()
+        self.users = people(6)
+        self.facts: list[tuple[int, float]] = []
+        for who, t in [(0, EARLIER), (0, FIRST + 5), (1, FIRST + 6), (1, SECOND + 7)]:
+            self.visit(who, t)
+        self.visit(2, SECOND + 8)
+        roll_up(THIRD + GRACE_SECONDS)
+        for who, t in [(1, THIRD + 5), (3, THIRD + 6)]:
+            self.visit(who, t)
+        for t in (FIRST + 9, THIRD + 9):
+            self.record(3, t)
+
+    def visit(self, who: int, t: float) -> None:
+        with at(t):
+            souvenez(self.users[who], ratelimit=False)
+        self.facts.append((who, t))
+
+    def record(self, who: int, t: float) -> None:
+        record(self.users[who], t)
+        self.facts.append((who, t))
+
+    # What others do
+
+    def record_late(self) -> None:
+        with transaction.atomic(using=self.rival.alias):
+            self.record(4, FIRST + 20)
+            self.record(0, SECOND + 20)
+            self.record(0, THIRD + 20)
+
+    def delete_user(self) -> None:
+        User.objects.get(pk=self.users[1].pk).delete()
+
+    def roll_up(self) -> None:
+        rollups.roll_up()
+
+    def prune(self) -> None:
+        pruning.prune(60)
+
+    def roll_up_and_prune(self) -> None:
+        rollups.roll_up()
+        pruning.prune(60)
+
+    def repair(self) -> None:
+        repair.repair()
+
+    def begin(self) -> None:
+        """A transaction that records, and may last."""
+        self.rival.begin()
+        with self.rival.turn():
+            for t in (FIRST + 30, SECOND + 30, THIRD + 30):
+                souvenez(self.users[5], when=clock.to_datetime(t), ratelimit=False)
+
+    def commit(self) -> None:
+        self.rival.commit()
+        self.facts += [(5, t) for t in (FIRST + 30, SECOND + 30, THIRD + 30)]
+
+    def check(self) -> None:
+        """Nothing is lost: now, and when all is rolled up and pruned."""
+        assert_counts(self.facts)
+        self.roll_up_and_prune()
+        assert_counts(self.facts)
+        assert not StaleMark.objects.filter(bucket__lt=THIRD + BUCKET).exists()
+
+
+def at_each_statement(
+    rival: Rival, name: str, meanwhile: str, begins: bool = False
+) -> Iterator[Story]:
+    """A story for each statement of its method `name`, in which `meanwhile` came before that."""
+    number = 0
+    while True:
+        story = Story(rival)
+        with at(NOW):
+            if begins:
+                story.begin()
+            try:
+                rival.interrupt(getattr(story, name), number, getattr(story, meanwhile))
+            except StopIteration:
+                break
+            finally:
+                rival.commit()
+            yield story
+        number += 1
+    assert number
+
+
+WORK = ["roll_up", "prune", "repair", "delete_user"]
+MEANWHILE = ["record_late", "delete_user", "roll_up", "roll_up_and_prune", "repair"]
+SOON = [("roll_up", "record_late"), ("prune", "record_late"), ("delete_user", "roll_up")]
+
+
+@pytest.mark.parametrize(
+    ("name", "meanwhile"),
+    [
+        pytest.param(name, meanwhile, marks=[] if (name, meanwhile) in SOON else pytest.mark.slow)
+        for name in WORK
+        for meanwhile in MEANWHILE
+        if (name, meanwhile) != ("delete_user", "delete_user")
+    ],
+)
+def test_work__loses_nothing_whatever_comes_between_its_statements(
+    rival: Rival, name: str, meanwhile: str
+) -> None:
+    for story in at_each_statement(rival, name, meanwhile):
+        story.check()
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_work__loses_nothing_of_a_transaction_that_commits_between_its_statements(
+    rival: Rival, name: str
+) -> None:
+    for story in at_each_statement(rival, name, "commit", begins=True):
+        story.check()
+
+
+# Who counts meanwhile
+
+
+@pytest.mark.parametrize("is_nested", [False, True], ids=["autocommit", "nested"])
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+def test_count__is_right_whatever_comes_between_its_statements(
+    rival: Rival, meanwhile: str, is_nested: bool
+) -> None:
+    def count() -> list[int]:
+        counts = []
+        for each in RANGES:  # one by one, so that each has statements of its own
+            with transaction.atomic(using=rival.alias) if is_nested else nullcontext():
+                counts += counting.count_users_of_ranges([each])
+        return counts
+
+    number = 0
+    while True:
+        story = Story(rival)
+        least = [brute(story.facts, *each) for each in RANGES]
+        with at(NOW):
+            try:
+                counted = rival.interrupt(count, number, getattr(story, meanwhile))
+            except StopIteration:
+                break
+        most = [brute(story.facts, *each) for each in RANGES]
+        compared = list(zip(least, counted, most))
+        assert all(low <= each <= high for low, each, high in compared), (number, compared)
+        number += 1
+    assert number
+
+
+# Who waits, goes on afterwards
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[Rival]:
+    """A rival that waits for locks."""
+    with rivalry(tmp_path, seconds=60) as rival:
+        yield rival
+
+
+TABLES = {
+    "roll_up": r"(INSERT INTO|UPDATE) .souvenirs_rollup.",
+    "prune": r"DELETE",
+    "repair": r"(DELETE FROM|UPDATE) .souvenirs_rollup.",
+}
+
+
+@pytest.mark.parametrize("theirs", ["roll_up", "prune", "repair"])
+@pytest.mark.parametrize("name", ["roll_up", "prune", "repair"])
+def test_work__waits_for_that_of_others(patient: Rival, name: str, theirs: str) -> None:
+    story = Story(patient)
+    jobs = []
+
+    def start() -> None:
+        jobs.append(patient.start(getattr(story, theirs)))
+        jobs[0].wait_until_blocked()
+
+    with at(NOW):
+        with patient.ours.execute_wrapper(Before(TABLES[name], start)):
+            getattr(story, name)()
+        jobs[0].finish()
+        story.check()
+
+
+def test_prune__and_a_deletion_that_waits_for_it_both_succeed(patient: Rival) -> None:
+    clear()
+    users = people(50)  # so many that databases use their indexes
+    facts = [(who, T + who + n * BUCKET) for who in range(len(users)) for n in range(30)]
+    for who, user in enumerate(users):
+        record(user, *(t for other, t in facts if other == who))
+    jobs = []
+
+    def delete() -> None:
+        jobs.append(patient.start(User.objects.get(pk=users[7].pk).delete))
+        jobs[0].wait_until_blocked()
+
+    with at(T + DAY):
+        rollups.roll_up()
+        with patient.ours.execute_wrapper(Before(TABLES["prune"], delete)):
+            pruning.prune(60)
+        jobs[0].finish()
+        assert not Souvenir.objects.exists()
+        assert User.objects.count() == len(users) - 1
+        assert_counts(facts)
+
+
+def test_prune__leaves_rows_alone_that_somebody_is_deleting(patient: Rival) -> None:
+    story = Story(patient)
+    if patient.is_sqlite:
+        return  # there nobody prunes meanwhile: see above
+    with at(NOW):
+        story.roll_up()
+        patient.begin()
+        with patient.turn():
+            story.delete_user()
+        story.prune()
+        left = set(Souvenir.objects.values_list("user_id", flat=True))
+        assert left == {story.users[1].pk}
+        patient.commit()
+        story.check()
+
+
+def test_roll_up__by_several_who_are_the_first(patient: Rival) -> None:
+    clear()
+    [user] = people(1)
+    with at(T):
+        souvenez(user)
+    jobs = []
+
+    def start() -> None:
+        jobs.append(patient.start(rollups.roll_up))
+        jobs[0].wait_until_blocked()
+
+    with at(NOW):
+        first = Before("INSERT .*INTO .souvenirs_rollup.", start)
+        with patient.ours.execute_wrapper(first):
+            rollups.roll_up()
+        jobs[0].finish()
+        assert_counts([(0, T)])
+    assert Rollup.objects.filter(kind=Rollup.BUCKET).count() == 1
+
+
+# Slow writers
+
+
+def late(
+    monkeypatch: pytest.MonkeyPatch, traveller: Any, t: float, do: Callable[[], object]
+) -> None:
+    """The next commit takes until `t`."""
+    connection = ours()
+    commit = connection.commit
+
+    def slow_commit() -> None:
+        monkeypatch.undo()
+        traveller.move_to(t)
+        do()
+        commit()
+
+    monkeypatch.setattr(connection, "commit", slow_commit)
+
+
+def test_souvenez__that_returns_when_the_bucket_may_be_rolled_up_leaves_a_mark(
+    rival: Rival, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clear()
+    [user] = people(1)
+    with at(T + BUCKET - 1) as traveller:
+        roll_up_meanwhile = partial(rival.do, rollups.roll_up)
+        late(monkeypatch, traveller, T + BUCKET + GRACE_SECONDS, roll_up_meanwhile)
+        souvenez(user)
+        assert list(StaleMark.objects.values_list("bucket", "member")) == [(T, None)]
+        rival.settle()
+        assert_counts([(0, T + BUCKET - 1)])
+        rollups.roll_up()
+        assert_counts([(0, T + BUCKET - 1)])
+        assert not StaleMark.objects.exists()
+
+
+@pytest.mark.parametrize(("seconds", "marks"), [(-1, 0), (59, 0), (61, 1), (500, 1)])
+def test_souvenez__leaves_a_mark_if_it_returns_half_the_grace_period_late(
+    monkeypatch: pytest.MonkeyPatch, seconds: int, marks: int
+) -> None:
+    [user] = people(1)
+    with at(T + BUCKET - 1) as traveller:
+        late(monkeypatch, traveller, T + BUCKET + seconds, lambda: None)
+        souvenez(user)
+    assert StaleMark.objects.count() == marks
+
+
+def test_souvenez__of_a_bucket_that_is_over_leaves_a_mark() -> None:
+    [user] = people(1)
+    with at(T + BUCKET):
+        souvenez(user, when=clock.to_datetime(T + BUCKET - 1))
+    assert [mark.bucket for mark in StaleMark.objects.all()] == [T]
+
+
+def test_souvenez__in_a_transaction_always_leaves_a_mark() -> None:
+    [user] = people(1)
+    with at(T), transaction.atomic(using=ours().alias):
+        souvenez(user)
+    assert [mark.bucket for mark in StaleMark.objects.all()] == [T]
+
+
+def test_souvenez__usually_leaves_no_mark() -> None:
+    [user] = people(1)
+    with at(T):
+        souvenez(user)
+    assert Souvenir.objects.exists()
+    assert not StaleMark.objects.exists()
+
+
+# All at once
+
+SECONDS = 4
+WRITERS = 4
+STAYERS = 6
+
+
+class Crowd:
+    """Threads that record, roll up, prune, delete and count, until the time is over. `facts` is
+    what they were told to be done."""
+
+    def __init__(self) -> None:
+        self.start = int(time.time()) // BUCKET * BUCKET - 30 * BUCKET
+        self.users = people(STAYERS)
+        self.facts: list[tuple[Any, float]] = []
+        self.errors: list[str] = []
+        self.is_over = threading.Event()
+        self.done: Counter[str] = Counter()
+
+    def any_time(self, chance: random.Random) -> float:
+        return self.start + chance.randrange(30 * BUCKET)
+
+    def write(self, chance: random.Random) -> None:
+        who, t = chance.randrange(STAYERS), self.any_time(chance)
+        user, way = self.users[who], chance.randrange(3)
+        if way == 0:
+            souvenez(user, when=clock.to_datetime(t), ratelimit=False)
+        elif way == 1:
+            with transaction.atomic(using=ours().alias):
+                souvenez(user, when=clock.to_datetime(t), ratelimit=False)
+                time.sleep(chance.random() / 50)
+        else:
+            record(user, t)
+        self.facts.append((who, t))
+
+    def roll_up(self, chance: random.Random) -> None:
+        rollups.roll_up(chance.choice([None, 1, 5]))
+        time.sleep(0.01)
+
+    def prune(self, chance: random.Random) -> None:
+        pruning.prune(1)
+        time.sleep(0.02)
+
+    def repair(self, chance: random.Random) -> None:
+        repair.repair()
+        time.sleep(0.3)
+
+    def delete(self, chance: random.Random) -> None:
+        name = f"leaver{chance.getrandbits(60)}"
+        user = User.objects.create(username=name)
+        times = [self.any_time(chance) for _ in range(5)]
+        record(user, *times)
+        self.facts += [(name, t) for t in times]
+        if chance.random() < 0.5:
+            time.sleep(0.05)
+        user.delete()
+
+    def count(self, chance: random.Random) -> None:
+        """Who was counted once is counted ever after."""
+        first, last = sorted(chance.sample(range(31), 2))
+        span = Interval(self.start + first * BUCKET, self.start + last * BUCKET)
+        least = brute(list(self.facts), *span)
+        with transaction.atomic(using=ours().alias) if chance.random() < 0.5 else nullcontext():
+            [counted] = counting.count_users_of_ranges([span])
+        assert counted >= least
+
+    def run(self) -> None:
+        work = [self.write] * WRITERS + [self.roll_up] * 2
+        work += [self.prune, self.repair, self.delete, self.count]
+
+        def loop(number: int) -> None:
+            chance = random.Random(number)
+            try:
+                while not self.is_over.is_set():
+                    work[number](chance)
+                    self.done[work[number].__name__] += 1
+            except BaseException as error:
+                self.errors.append(f"{work[number].__name__}: {error!r}")
+            finally:
+                connections.close_all()
+
+        threads = [threading.Thread(target=loop, args=[n]) for n in range(len(work))]
+        for thread in threads:
+            thread.start()
+        self.is_over.wait(SECONDS)
+        self.is_over.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.where("sqlite" not in ours().settings_dict["ENGINE"])  # there they only wait
+def test_all_at_once__nothing_is_lost_and_nobody_fails() -> None:
+    crowd = Crowd()
+    crowd.run()
+    assert crowd.errors == []
+    assert set(crowd.done) == {"write", "roll_up", "prune", "repair", "delete", "count"}
+    buckets = [
+        Interval(crowd.start + n * BUCKET, crowd.start + (n + 1) * BUCKET) for n in range(30)
+    ]
+    for follow_up in (lambda: None, rollups.roll_up, lambda: pruning.prune(1), repair.repair):
+        follow_up()
+        expected = [brute(crowd.facts, *each) for each in buckets]
+        assert counting.count_users_of_ranges(buckets) == expected
+        assert_counts(crowd.facts)

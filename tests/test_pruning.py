@@ -1,0 +1,191 @@
+"""Old souvenirs go, and the numbers of the past stay."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.db import connections
+
+from souvenirs import clock, counting, pruning, rollups
+from souvenirs.control import active_users_between, count_active_users, souvenez
+from souvenirs.models import Souvenir, StaleMark
+from souvenirs.periods import BUCKET, Interval
+from tests.history import (
+    DAY,
+    HOUR,
+    assert_counts,
+    at,
+    clear,
+    people,
+    record,
+    roll_up,
+    to_when,
+    unix,
+)
+from tests.people import ours, with_databases
+
+pytestmark = with_databases
+
+T = unix(2024, 5, 14, 22)  # Paris: midnight of the 15th
+NOW = T + 3 * DAY
+FACTS = [(who, T + who * 100 + n * 5 * HOUR) for who in range(4) for n in range(12)]
+
+
+@pytest.fixture
+def users() -> list[Any]:
+    users = people(4)
+    for who, user in enumerate(users):
+        record(user, *(t for other, t in FACTS if other == who))
+    return users
+
+
+def times() -> list[float]:
+    rows = Souvenir.objects.order_by("when").values_list("when", flat=True)
+    return [clock.to_seconds(when) for when in rows]
+
+
+def test_prune__keeps_what_is_younger(users: list[Any]) -> None:
+    roll_up(NOW)
+    with at(NOW):
+        deleted = pruning.prune(DAY)
+        until = (NOW - DAY) // BUCKET * BUCKET
+        assert times() == sorted(t for _, t in FACTS if t >= until)
+        assert deleted == sum(t < until for _, t in FACTS) > 0
+        assert_counts(FACTS)
+
+
+def test_prune__deletes_nothing_that_is_not_rolled_up(users: list[Any]) -> None:
+    with at(NOW):
+        assert pruning.prune(0) == 0
+    roll_up(T + DAY)
+    with at(NOW):
+        assert pruning.prune(0) > 0
+        assert times() == sorted(t for _, t in FACTS if t >= rollups.due_until(T + DAY))
+        assert_counts(FACTS)
+
+
+def test_prune__goes_by_batches(users: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruning, "BATCH", 7)
+    roll_up(NOW)
+    told: list[int] = []
+
+    def look(deleted: int) -> None:
+        told.append(deleted)
+        assert not ours().in_atomic_block
+        assert_counts(FACTS)
+
+    with at(NOW):
+        assert pruning.prune(0, on_batch=look) == len(FACTS) == sum(told)
+    assert set(told[:-1]) == {7}
+
+
+def test_prune__that_is_interrupted_goes_on_the_next_time(
+    users: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "BATCH", 7)
+    roll_up(NOW)
+
+    def interrupt(deleted: int) -> None:
+        raise KeyboardInterrupt
+
+    with at(NOW):
+        with pytest.raises(KeyboardInterrupt):
+            pruning.prune(0, on_batch=interrupt)
+        assert Souvenir.objects.count() == len(FACTS) - 7
+        assert_counts(FACTS)
+        assert pruning.prune(0) == len(FACTS) - 7
+        assert_counts(FACTS)
+        assert pruning.prune(0) == 0
+
+
+def test_prune__sets_bounds_of_pruned_history_back_to_the_quarter(users: list[Any]) -> None:
+    roll_up(NOW)
+    t = FACTS[0][1]  # the only ones of their quarter: user 0 to 3, 100 seconds apart
+    bounds = [Interval(t + 150, t + HOUR), Interval(t - HOUR, t + 150), Interval(t + 150, t + 250)]
+    assert counting.count_users_of_ranges(bounds) == [2, 2, 1]
+    with at(NOW):
+        pruning.prune(DAY)
+        assert counting.count_users_of_ranges(bounds) == [4, 0, 0]
+        assert set(active_users_between(to_when(t + 150), to_when(t + HOUR))) == set(users)
+        young = Interval(NOW - DAY + 1, NOW - 1)
+        assert count_active_users(to_when(young.start), to_when(young.end)) == len(
+            {who for who, t in FACTS if young.start <= t < young.end}
+        )
+
+
+def test_prune__souvenirs_that_come_afterwards_are_added(users: list[Any]) -> None:
+    roll_up(NOW)
+    with at(NOW):
+        pruning.prune(0)
+        [late] = [type(users[0]).objects.create(username="late")]
+        record(late, FACTS[0][1] + 7, T - DAY)
+        facts = [*FACTS, ("late", FACTS[0][1] + 7), ("late", T - DAY)]
+        assert_counts(facts)
+        rollups.roll_up()
+        assert_counts(facts)
+        assert pruning.prune(0) == 2
+        assert_counts(facts)
+
+
+def test_prune__rows_that_the_rollups_do_not_know_are_not_lost(users: list[Any]) -> None:
+    roll_up(NOW)
+    record(users[0], T + 9 * HOUR)
+    facts = [*FACTS, (0, T + 9 * HOUR)]
+    StaleMark.objects.all().delete()  # as if somebody had written past us
+    with at(NOW):
+        pruning.prune(0)
+        assert_counts(facts)
+
+
+def at_once(*work: Callable[[], object]) -> None:
+    """Does all of it at once, in threads, and raises what one of them raises."""
+    errors: list[BaseException] = []
+    barrier = threading.Barrier(len(work))
+
+    def do(each: Callable[[], object]) -> None:
+        try:
+            barrier.wait()
+            each()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=do, args=[each]) for each in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+@pytest.mark.where(ours().vendor != "sqlite")  # in memory, SQLite lets nobody wait
+def test_prune__several_at_once_while_people_are_recorded(
+    users: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "BATCH", 16)
+    clear()
+    facts = [(who, T + who * 100 + n * HOUR) for who in range(4) for n in range(40)]
+    for who, user in enumerate(users):
+        record(user, *(t for other, t in facts if other == who))
+    roll_up(NOW)
+    recorded: list[tuple[int, float]] = []
+
+    def write() -> None:
+        for n in range(40):
+            t = T + 50 + n * HOUR
+            souvenez(users[n % 4], when=to_when(t), ratelimit=False)
+            recorded.append((n % 4, t))
+
+    with at(NOW):
+        at_once(lambda: pruning.prune(0), write, lambda: pruning.prune(0))
+        assert_counts(facts + recorded)
+        rollups.roll_up()
+        pruning.prune(0)
+        assert_counts(facts + recorded)
+    assert len(recorded) == 40
+    assert not Souvenir.objects.exists()
