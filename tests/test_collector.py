@@ -142,8 +142,8 @@ def test_collect__takes_a_fixed_number_of_queries(users: int, windows: list[str]
     assert samples["souvenirs_registered_users", ""] == users
     assert samples["souvenirs_up", ""] == 1
     assert len(of(samples, "souvenirs_previous_calendar_active_users")) == 5
-    # last-seen; the lag (2); the first record (2); the state (2, and 1 in a transaction), the Rollups
-    # of months and of days, and some bitmaps; accounts
+    # last-seen; the lag (2); the first record (2); the state (2, and 1 in a transaction); which
+    # Rollups of months and of days (2), their bitmaps; accounts
     assert len(queries()) == 13
     assert sum("souvenirs_lastseen" in sql for sql in queries()) == 1
 
