@@ -144,7 +144,7 @@ class Rival:
 
     def do(self, action: Callable[[], object]) -> None:
         try:
-            with self.turn():
+            with self.turn(), hurried(self.theirs):
                 action()
         except OperationalError as error:
             if not is_refusal(error):
@@ -161,7 +161,7 @@ class Rival:
         the other. Raises StopIteration if ours has no so many statements."""
         statements = Statements(number, lambda: self.do(theirs))
         try:
-            with self.ours.execute_wrapper(statements):
+            with hurried(self.ours), self.ours.execute_wrapper(statements):
                 result = ours()
         except OperationalError as error:
             if not is_refusal(error):
@@ -242,6 +242,21 @@ class Job(threading.Thread):
             raise self.error
 
 
+@contextmanager
+def hurried(connection: Any) -> Iterator[None]:
+    """PostgreSQL does not wait for locks in the block. Only there: its vacuum takes some too."""
+    if connection.vendor != "postgresql":
+        yield
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SET lock_timeout = 1")  # millisecond
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = 0")
+
+
 def skip_locked(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
     """An execute_wrapper: MariaDB cannot skip locked rows where it never waits for any."""
     if sql.endswith("SKIP LOCKED") and context["connection"].vendor == "mysql":
@@ -271,7 +286,6 @@ def rivalry(directory: Path, *, strict: bool = False, seconds: float = 0.001) ->
         if strict:
             options["transaction_mode"] = "IMMEDIATE"
     elif usual.vendor == "postgresql":
-        options["options"] = f"-c lock_timeout={round(seconds * 1000)}"
         if strict:
             from django.db.backends.postgresql.psycopg_any import IsolationLevel
 

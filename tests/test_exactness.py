@@ -20,11 +20,12 @@ from django.test import override_settings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from souvenirs import periods
+from souvenirs import periods, rollups
 from souvenirs.control import count_active_users, last_seen, souvenez
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.throttle import throttle
 from souvenirs_metrics.collector import SouvenirsCollector
+from tests.history import clear
 from tests.people import User, ours, with_databases
 
 pytestmark = with_databases
@@ -94,6 +95,7 @@ class Site:
     def gauges(self, at: float) -> dict[tuple[str, str], float]:
         """What is scraped, by metric name (less souvenirs_) and label value."""
         self.clock.move_to(at)
+        rollups.roll_up()  # all: a scrape does a little of it only
         samples = {
             (sample.name.removeprefix("souvenirs_"), "".join(sample.labels.values())): sample.value
             for family in SouvenirsCollector().collect()
@@ -153,9 +155,7 @@ def users() -> list[Any]:
 @contextmanager
 def site_in(zone: str, users: list[Any], **overrides: Any) -> Iterator[Site]:
     """A site without a history, whose clock stands still unless it is moved."""
-    Souvenir.objects.all().delete()
-    LastSeen.objects.all().delete()
-    throttle.clear()
+    clear()
     with (
         override_settings(**{"TIME_ZONE": zone, "USE_TZ": True, **overrides}),
         time_machine.travel(0, tick=False) as clock,
