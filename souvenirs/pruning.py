@@ -38,6 +38,8 @@ def prune(older_than: float, on_batch: Callable[[int], object] | None = None) ->
     # while holding others, which a transaction that deletes a user might want.
     skip = connections[using].features.has_select_for_update_skip_locked
     deleted = 0
+    if rollups.watermark(using).rolled_up == rollups.EARLIEST:
+        return deleted
     while True:
         with rollups.locked(using) as mark:
             oldest = prunable(older_than).order_by("when").select_for_update(skip_locked=skip)

@@ -225,10 +225,15 @@ def locked(using: str) -> Iterator[Watermark]:
         rows = Watermark.objects.using(using)
         # A write comes first, so that SQLite waits for its turn before it reads anything
         if not rows.update(rolled_up=F("rolled_up")):
-            first = Watermark(pk=1, rolled_up=EARLIEST, pruned=EARLIEST)
-            rows.bulk_create([first], ignore_conflicts=True)
+            _begin(using)
             rows.update(rolled_up=F("rolled_up"))
         yield rows.get()
+
+
+def _begin(using: str) -> None:
+    """Makes the watermark, if there is none."""
+    first = Watermark(pk=1, rolled_up=EARLIEST, pruned=EARLIEST)
+    Watermark.objects.using(using).bulk_create([first], ignore_conflicts=True)
 
 
 def _roll_up_new(limit: int, using: str) -> Interval | None:
@@ -237,6 +242,8 @@ def _roll_up_new(limit: int, using: str) -> Interval | None:
     rolled_up = watermark(using).rolled_up
     if rolled_up == due or (rolled_up == EARLIEST and _first_day(due, using) is None):
         return None
+    if rolled_up == EARLIEST:  # before the transaction: in it, several who begin could deadlock
+        _begin(using)
     with locked(using) as mark:
         start: int | None = mark.rolled_up
         if mark.rolled_up > due:  # the clock was set back: live souvenirs come there again
