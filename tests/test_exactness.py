@@ -36,6 +36,7 @@ WINDOWS = {"1h": HOUR, "1d": DAY, "7d": 7 * DAY, "30d": 30 * DAY}
 examples = settings(
     deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+fewer = settings(examples, max_examples=40)  # which roll up a year each
 
 
 def unix(*args: int) -> int:
@@ -295,7 +296,7 @@ def test_windows_and_periods_to_date__are_what_happened(
 @pytest.mark.slow
 @ways
 @given(data=st.data())
-@examples
+@fewer
 def test_previous_periods__are_what_happened(
     users: list[Any], play: Any, data: st.DataObject
 ) -> None:
@@ -338,7 +339,7 @@ def test_count_active_users__at_midnights_and_slot_boundaries_is_what_happened(
     limit=st.sampled_from([0, 0.5, 7, 60, 90, 600, 900, 3599, 3600, 7200, 86_400]),
     resolution=st.sampled_from([1, 7, 60, 300, 3600]),
 )
-@examples
+@fewer
 def test_windows__are_what_happened_whatever_the_limit_and_the_resolution(
     users: list[Any], play: Any, data: st.DataObject, limit: float, resolution: int
 ) -> None:
