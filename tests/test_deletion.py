@@ -237,7 +237,7 @@ def values() -> Iterator[tuple[str, str]]:
 
 
 KEYS: dict[str, Any] = {
-    "uuid": UUID("5ca1ab1e-0ddb-a11a-0ddb-a11ac0ffee00"),
+    "uuid": UUID("5ca1ab1e-0ddb-4a11-8ddb-a11ac0ffee00"),
     "string": "zoe-of-the-tests",
     "": 1_987_001_234,
 }
