@@ -34,11 +34,10 @@ def as_of(when: datetime) -> Totals | None:
     """
     if not _tells_joined():
         return None
-    is_active = Q(is_active=True) if _column("is_active") else Q()
     counts = (
         get_user_model()
         ._base_manager.filter(date_joined__lt=clock.to_site(when))
-        .aggregate(registered=Count("pk"), activated=Count("pk", filter=is_active))
+        .aggregate(registered=Count("pk"), activated=Count("pk", filter=is_activated()))
     )
     return Totals(counts["registered"], counts["activated"])
 
@@ -112,14 +111,13 @@ def _joined_before(cuts: Collection[float]) -> dict[float, Totals]:
     if not cuts:
         return {}
     times = sorted({clock.to_datetime(cut) for cut in cuts})
-    is_active = Q(is_active=True) if _column("is_active") else Q()
     rows = (
         get_user_model()
         ._base_manager.filter(date_joined__lt=times[-1])
         .annotate(first=_first_after(times, 0, len(times) - 1))
         .order_by()
         .values("first")
-        .annotate(registered=Count("pk"), activated=Count("pk", filter=is_active))
+        .annotate(registered=Count("pk"), activated=Count("pk", filter=is_activated()))
         .values_list("first", "registered", "activated")
     )
     registered, activated = [0] * len(times), [0] * len(times)
@@ -138,6 +136,11 @@ def _first_after(times: Sequence[datetime], low: int, high: int) -> Any:
     middle = (low + high) // 2
     before = When(date_joined__lt=times[middle], then=_first_after(times, low, middle))
     return Case(before, default=_first_after(times, middle + 1, high))
+
+
+def is_activated() -> Q:
+    """The condition of an account with is_active; all, where the user model has no such column."""
+    return Q(is_active=True) if _column("is_active") else Q()
 
 
 def _tells_joined() -> bool:

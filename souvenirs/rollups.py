@@ -42,8 +42,6 @@ FEW = 4  # intervals that PostgreSQL had better plan one by one
 UNION_LIMIT = 400  # SQLite takes 500 SELECTs in a UNION, but as many UNIONs inside of one
 MARKS = 50_000  # that one transaction honours
 KINDS = (Rollup.MONTH, Rollup.DAY, Rollup.BUCKET)  # the longest first
-
-
 PERIODS = {Rollup.DAY: "day", Rollup.MONTH: "month"}
 
 
@@ -386,7 +384,8 @@ def add(facts: Mapping[int, BitMap], using: str) -> None:
     )
     for rollup in containing:
         inside = [facts[start] for start in starts if rollup.start <= start < rollup.end]
-        _unite(rollup, BitMap.union(*inside) if inside else BitMap(), using)
+        if inside:
+            _unite(rollup, BitMap.union(*inside), using)
 
 
 def _unite(rollup: Rollup, members: BitMap, using: str) -> None:

@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 import django
 from django.contrib.auth import get_user_model
-from django.core.exceptions import FieldDoesNotExist
 from django.db import connections, router
-from django.db.models import Count, Q
+from django.db.models import Count
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 import souvenirs
-from souvenirs import counting, periods, rollups
+from souvenirs import accounts, counting, periods, rollups
 from souvenirs.conf import conf as souvenirs_conf
 from souvenirs.models import LastSeen, Rollup, Souvenir
 from souvenirs_metrics import families
@@ -167,13 +166,8 @@ class SouvenirsCollector(Collector):
 
     def _count_accounts(self) -> Families:
         model = get_user_model()
-        try:
-            model._meta.get_field("is_active")
-            activated = Count("pk", filter=Q(is_active=True))
-        except FieldDoesNotExist:  # then everybody is
-            activated = Count("pk")
         totals = model._base_manager.using(conf.database(model)).aggregate(
-            registered=Count("pk"), activated=activated
+            registered=Count("pk"), activated=Count("pk", filter=accounts.is_activated())
         )
         return [
             families.REGISTERED_USERS.family(totals["registered"]),

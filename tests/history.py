@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import re
 import sqlite3
 import threading
@@ -25,6 +26,12 @@ from tests.people import User
 T = TypeVar("T")
 
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
 
 Facts = Iterable[tuple[Any, float]]  # (who, when) of all that happened
 

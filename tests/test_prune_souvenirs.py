@@ -9,7 +9,7 @@ import pytest
 from django.core.management import CommandError, ManagementUtility, call_command
 
 from souvenirs.models import Souvenir
-from tests.history import DAY, HOUR, assert_counts, at, people, record, unix
+from tests.history import DAY, HOUR, Terminal, assert_counts, at, people, record, unix
 from tests.people import with_databases
 
 pytestmark = with_databases
@@ -17,11 +17,6 @@ pytestmark = with_databases
 T = unix(2024, 5, 14, 22)  # Paris: midnight of the 15th
 NOW = T + 3 * DAY + HOUR
 FACTS = [(who, T + who * 7 * HOUR + n * 11 * HOUR) for who in range(3) for n in range(4)]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def run(*args: str) -> str:

@@ -11,7 +11,18 @@ from django.test.utils import CaptureQueriesContext
 from souvenirs import rollups
 from souvenirs.models import Rollup, Souvenir, StaleMark, Watermark
 from souvenirs.periods import Interval
-from tests.history import DAY, HOUR, assert_counts, at, clear, people, record, to_when, unix
+from tests.history import (
+    DAY,
+    HOUR,
+    Terminal,
+    assert_counts,
+    at,
+    clear,
+    people,
+    record,
+    to_when,
+    unix,
+)
 from tests.people import User, ours, with_databases
 
 pytestmark = with_databases
@@ -19,11 +30,6 @@ pytestmark = with_databases
 T = unix(2024, 5, 14, 22)  # Paris: midnight of the 15th
 NOW = T + 3 * DAY + HOUR
 FACTS = [(who, T + who * 7 * HOUR + n * 11 * HOUR) for who in range(3) for n in range(4)]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def run(*args: str, stderr: io.StringIO | None = None) -> str:
