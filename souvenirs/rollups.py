@@ -3,8 +3,9 @@
 A bitmap holds LastSeen ids: they are dense whatever the users' keys are, and after a user is
 deleted they point at nobody. Facts ("this user was active in this bucket") are only ever added, and
 each is at any time in a row, in a mark, or in the Rollups; whoever moves one adds it to the new
-place in the transaction that takes it from the old one. So a reader who looks at marks, then rows,
-then Rollups misses nothing, with or without a snapshot.
+place in the transaction that takes it from the old one. So a reader who looks which buckets are
+marked, then at rows, then at the members that marks tell of, then at Rollups misses nothing, with
+or without a snapshot.
 """
 
 from __future__ import annotations
