@@ -55,6 +55,10 @@ class Active(NamedTuple):
     user: Any
 
 
+class Busy(Exception):
+    """Somebody else changes Rollups."""
+
+
 class Choice(NamedTuple):
     """A Rollup, without its members."""
 
@@ -199,22 +203,26 @@ def roll_up(buckets: int | None = None, on_step: Callable[[Interval], None] | No
 
     Each day is a transaction, so after an interruption the next call goes on where this one
     stopped; memory is bounded by a day's souvenirs. Others may roll up or prune at the same time.
-    `buckets`: no more than so many new ones, and so many stale ones' day. `on_step` is told the
-    interval of each transaction.
+    `buckets`: no more than so many new ones, and so many stale ones' day; and nothing if somebody
+    else is at it. `on_step` is told the interval of each transaction.
     """
     using = router.db_for_write(Rollup)
-    for step in (_roll_up_new, _roll_up_stale):
-        while interval := step(buckets or 24 * 60 * 60 // BUCKET * 2, using):
-            if on_step:
-                on_step(interval)
-            if buckets:
-                break
+    try:
+        for step in (_roll_up_new, _roll_up_stale):
+            while interval := step(buckets, using):
+                if on_step:
+                    on_step(interval)
+                if buckets:
+                    break
+    except Busy:
+        return
     accounts.close_days(due_until(time.time()))
 
 
 @contextmanager
-def locked(using: str) -> Iterator[Watermark]:
-    """A transaction of the only one who changes Rollups meanwhile."""
+def locked(using: str, wait: bool = True) -> Iterator[Watermark]:
+    """A transaction of the only one who changes Rollups meanwhile. Not to `wait` raises Busy if
+    somebody else does now, where the database can tell."""
     connection = connections[using]
     is_ours = not connection.in_atomic_block and connection.get_autocommit()
     with transaction.atomic(using=using):
@@ -222,6 +230,9 @@ def locked(using: str) -> Iterator[Watermark]:
             # Rows that are locked, or in sight of a DELETE, must be in sight of each SELECT too
             set_up(using, "READ COMMITTED")
         rows = Watermark.objects.using(using)
+        can_skip = connection.features.has_select_for_update_skip_locked
+        if not wait and can_skip and not rows.select_for_update(skip_locked=True):
+            raise Busy
         # A write comes first, so that SQLite waits for its turn before it reads anything
         if not rows.update(rolled_up=F("rolled_up")):
             _begin(using)
@@ -235,7 +246,7 @@ def _begin(using: str) -> None:
     Watermark.objects.using(using).bulk_create([first], ignore_conflicts=True)
 
 
-def _roll_up_new(limit: int, using: str) -> Interval | None:
+def _roll_up_new(limit: int | None, using: str) -> Interval | None:
     """Rolls up the next buckets that are due, up to `limit` and a day's end. None: nothing is."""
     due = due_until(time.time())
     rolled_up = watermark(using).rolled_up
@@ -243,7 +254,7 @@ def _roll_up_new(limit: int, using: str) -> Interval | None:
         return None
     if rolled_up == EARLIEST:  # before the transaction: in it, several who begin could deadlock
         _begin(using)
-    with locked(using) as mark:
+    with locked(using, wait=limit is None) as mark:
         start: int | None = mark.rolled_up
         if mark.rolled_up > due:  # the clock was set back: live souvenirs come there again
             mark.rolled_up = due
@@ -255,7 +266,9 @@ def _roll_up_new(limit: int, using: str) -> Interval | None:
         end = _next_stop(start, due, using)
         if end is None:
             day = calendar_period("day", start, conf.zone)
-            end = min(bucket_after(day.end), due, start + limit * BUCKET)
+            end = min(bucket_after(day.end), due)
+            if limit is not None:
+                end = min(end, start + limit * BUCKET)
             _, told = take_marks(Interval(start, end), using)
             add(read(range(start, end, BUCKET), told, using), using)
         mark.rolled_up = end
@@ -265,12 +278,12 @@ def _roll_up_new(limit: int, using: str) -> Interval | None:
     return Interval(start, end)
 
 
-def _roll_up_stale(limit: int, using: str) -> Interval | None:
+def _roll_up_stale(limit: int | None, using: str) -> Interval | None:
     """Rolls up the stale buckets of the day that has the oldest ones. None: there are none."""
     stale = StaleMark.objects.using(using)
     if not stale.filter(bucket__lt=watermark(using).rolled_up).exists():
         return None
-    with locked(using) as mark:
+    with locked(using, wait=limit is None) as mark:
         oldest = stale.filter(bucket__lt=mark.rolled_up).aggregate(start=Min("bucket"))["start"]
         if oldest is None:
             return None

@@ -2,14 +2,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from django.db import connections, transaction
+
+_inside: ContextVar[frozenset[str]] = ContextVar("souvenirs_snapshots", default=frozenset())
 
 
 @contextmanager
 def snapshot(using: str) -> Iterator[bool]:
     """Whether all queries inside see the same state of the database: not if somebody has begun a
-    transaction before, nor if SQLite is told to lock what it reads (transaction_mode)."""
+    transaction before, nor if SQLite is told to lock what it reads (transaction_mode). Inside of a
+    snapshot, it is that one."""
+    if using in _inside.get():
+        yield True
+        return
     connection = connections[using]
     is_locking = getattr(connection, "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE")
     if connection.in_atomic_block or not connection.get_autocommit() or is_locking:
@@ -17,7 +24,11 @@ def snapshot(using: str) -> Iterator[bool]:
         return
     with transaction.atomic(using=using):
         set_up(using, "REPEATABLE READ")
-        yield True
+        token = _inside.set(_inside.get() | {using})
+        try:
+            yield True
+        finally:
+            _inside.reset(token)
 
 
 def set_up(using: str, isolation: str) -> None:

@@ -14,7 +14,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
-from souvenirs_metrics import instruments
+from souvenirs_metrics import deadline, instruments
 from souvenirs_metrics.collector import SouvenirsCollector
 
 logger = logging.getLogger("souvenirs_metrics")
@@ -150,15 +150,21 @@ def accepts_gzip(accept_encoding: str) -> bool:
     return qualities.get("gzip", 0) > 0
 
 
-def render(accept: str, names: Collection[str] = ()) -> tuple[bytes, str]:
+def render(
+    accept: str, names: Collection[str] = (), seconds: float = deadline.DEFAULT_SECONDS
+) -> tuple[bytes, str]:
     """The page in the format that an Accept header asks for, and its Content-Type.
 
     It is OpenMetrics or the Prometheus text format. `names`: only the metrics of these names.
+    `seconds`: how long the collection of our gauges may take.
     """
     instruments.flush()
     encode, content_type = negotiate(accept)
+    token = deadline.seconds.set(seconds)
     try:
         return encode(build_registry(names)), content_type
     except Exception as error:  # others' samples are encoded here too, whatever is in them
         logger.exception("Left process metrics out of the page: %r", error)
         return encode(Selected(collector, names) if names else collector), content_type
+    finally:
+        deadline.seconds.reset(token)

@@ -7,7 +7,7 @@ from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
-from souvenirs_metrics import access, exposition
+from souvenirs_metrics import access, deadline, exposition
 
 
 @login_not_required
@@ -18,7 +18,9 @@ def metrics(request: HttpRequest) -> HttpResponse:
     if refusal is not None:
         return refusal
     body, content_type = exposition.render(
-        request.headers.get("Accept", ""), request.GET.getlist("name[]")
+        request.headers.get("Accept", ""),
+        request.GET.getlist("name[]"),
+        deadline.seconds_for(request.headers.get(deadline.HEADER, "")),
     )
     headers = {"Cache-Control": "no-store", "Vary": "Accept, Accept-Encoding"}
     if exposition.accepts_gzip(request.headers.get("Accept-Encoding", "")):

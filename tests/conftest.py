@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from django.core.cache import caches
 from django.db import connections, models, router
-from django.db.utils import load_backend
 
 from souvenirs import middleware
 from souvenirs.throttle import throttle
@@ -61,19 +60,35 @@ def missing_table(
 
 
 @pytest.fixture
-def add_database(transactional_db: None) -> Iterator[Callable[[str, dict[str, Any]], None]]:
-    """`add_database(alias, entry)` connects to another database until the test ends."""
+def add_database(
+    transactional_db: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+    """`add_database(alias, entry)` adds another database, for all threads, until the test ends."""
     added = []
+    create = connections.create_connection
+
+    def create_connection(alias: str) -> Any:
+        wrapper = create(alias)
+
+        def ensure_connection() -> None:
+            if wrapper.connection is None:
+                with wrapper.wrap_database_errors:
+                    wrapper.connect()
+
+        if alias in added:  # Django's tests refuse those that were not there when they began
+            wrapper.ensure_connection = ensure_connection  # type: ignore[method-assign]
+        return wrapper
 
     def add(alias: str, entry: dict[str, Any]) -> None:
-        complete = connections.configure_settings({"default": {}, alias: entry})[alias]
-        connections[alias] = load_backend(complete["ENGINE"]).DatabaseWrapper(complete, alias)
+        entries = connections.configure_settings({"default": {}, alias: {**entry}})
+        connections.settings[alias] = entries[alias]
         added.append(alias)
 
+    monkeypatch.setattr(connections, "create_connection", create_connection)
     yield add
     for alias in added:
         connections[alias].close()
-        del connections[alias]
+        del connections[alias], connections.settings[alias]
 
 
 ROOT = Path(__file__).parent.parent

@@ -8,28 +8,18 @@ works again. Souvenirs are in a database of their own here, so that what fails i
 from __future__ import annotations
 
 import logging
-import os
-import shlex
-import signal
-import socket
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import MySQLdb
-import psycopg
 import pytest
 import time_machine
 from django.contrib.auth.models import User
 from django.core.cache import caches
 from django.core.cache.backends.redis import RedisCache, RedisCacheClient
-from django.core.management import call_command
 from django.db import DatabaseError, close_old_connections, connection, connections, transaction
-from django.db.utils import load_backend
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
@@ -39,12 +29,25 @@ from souvenirs.breaker import PROBE_SECONDS
 from souvenirs.control import souvenez
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.signals import souvenir_recorded
-from tests import servers
+from tests import failing, servers
+from tests.failing import (
+    AWAY,
+    CONNECT_SECONDS,
+    LOCK_SECONDS,
+    REFUSING,
+    Asked,
+    Case,
+    Entry,
+    cases,
+    frozen,
+    locked,
+    new_database,
+    postgresql_pid,
+    sqlite_locked,
+)
 from tests.site import serving
 
-LOCK_SECONDS = 0.6  # how long a site here waits for a lock
-CACHE_SECONDS = 0.6  # and for its cache
-CONNECT_SECONDS = 2  # and for a connection
+CACHE_SECONDS = 0.6  # how long a site here waits for its cache
 HANGS = 15  # seconds; a request that takes so long waits for more than what the site is set to
 
 pytestmark = [
@@ -53,7 +56,8 @@ pytestmark = [
     pytest.mark.urls(__name__),
 ]
 
-Entry = dict[str, Any]
+postgresql, mariadb = failing.postgresql, failing.mariadb
+asked, keep_history_in, case = failing.asked, failing.keep_history_in, failing.case
 
 
 # A site, and its users
@@ -105,9 +109,9 @@ class Crowd:
     asked: how often the server that fails has been asked for something.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Asked) -> None:
         self.results: list[str] = []
-        self.asked = 0
+        self.asked = asked
         self.clients = {name: Client() for name in NAMES}
         for name, client in self.clients.items():
             client.force_login(User.objects.create(username=name))
@@ -115,17 +119,14 @@ class Crowd:
     def note(self, result: str, count: int, **kwargs: Any) -> None:
         self.results.extend([result] * count)
 
-    def ask(self) -> None:
-        self.asked += 1
-
     def visit(self, *names: str, page: str = "who") -> list[str]:
         """They (or all) visit a page, one after the other. Returns whose visit asked the server."""
         self.results.clear()
         asking = []
         for name in names or NAMES:
-            start, asked = time.monotonic(), self.asked
+            start, asked = time.monotonic(), self.asked.times
             response = self.clients[name].get(f"/{page}/")
-            if self.asked > asked:
+            if self.asked.times > asked:
                 asking.append(name)
             assert time.monotonic() - start < HANGS
             assert response.status_code == 200
@@ -135,8 +136,8 @@ class Crowd:
 
 
 @pytest.fixture
-def crowd(transactional_db: None) -> Iterator[Crowd]:
-    crowd = Crowd()
+def crowd(transactional_db: None, asked: Asked) -> Iterator[Crowd]:
+    crowd = Crowd(asked)
     souvenir_recorded.connect(crowd.note)
     yield crowd
     souvenir_recorded.disconnect(crowd.note)
@@ -174,323 +175,6 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
         for record in caplog.records
         if record.name == "souvenirs" and record.levelno == logging.ERROR
     ]
-
-
-# Databases that fail
-
-
-class Case(NamedTuple):
-    """A way to fail, and what an error says of it."""
-
-    broken: Callable[[], AbstractContextManager[None]]
-    cause: str
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[Entry]:
-    with servers.postgresql() as entry:
-        yield entry
-
-
-@pytest.fixture(scope="module")
-def mariadb() -> Iterator[Entry]:
-    with servers.mariadb() as entry:
-        yield entry
-
-
-def ensure_connection(wrapper: Any, ask: Callable[[], None]) -> None:
-    """Django's method of this name, which is called for each statement; `ask` is told. In tests
-    another one takes its place, that refuses databases which the test's marker does not name; nor
-    could it name one that the test adds."""
-    ask()
-    if wrapper.connection is None:
-        with wrapper.wrap_database_errors:
-            wrapper.connect()
-
-
-@pytest.fixture
-def keep_history_in(crowd: Crowd) -> Iterator[Callable[..., None]]:
-    """`keep_history_in(entry)` has souvenirs in that database until the test ends."""
-
-    def keep(entry: Entry, *, migrate: bool = True) -> None:
-        databases = connections.configure_settings({"default": {}, "history": {**entry}})
-        complete = connections.settings["history"] = databases["history"]
-        wrapper = load_backend(complete["ENGINE"]).DatabaseWrapper(complete, "history")
-        wrapper.ensure_connection = partial(ensure_connection, wrapper, crowd.ask)
-        connections["history"] = wrapper
-        if migrate:
-            call_command("migrate", database="history", verbosity=0)
-
-    with override_settings(DATABASE_ROUTERS=["tests.users.routers.History"]):
-        yield keep
-    connections["history"].close()
-    del connections["history"], connections.settings["history"]
-
-
-def in_postgresql(entry: Entry, database: str = "") -> psycopg.Connection[Any]:
-    """A session of somebody else, in autocommit."""
-    return psycopg.connect(
-        host=entry["HOST"],
-        port=entry["PORT"],
-        user=entry["USER"],
-        dbname=database or entry["NAME"],
-        autocommit=True,
-        connect_timeout=5,
-    )
-
-
-def in_mariadb(entry: Entry) -> MySQLdb.Connection:
-    return MySQLdb.connect(host=entry["HOST"], port=int(entry["PORT"]), user=entry["USER"])
-
-
-def new_database(entry: Entry, **options: Any) -> Entry:
-    """A database on the server of `entry` that is empty."""
-    name = f"history_{time.monotonic_ns()}"
-    is_postgresql = "postgresql" in entry["ENGINE"]
-    session = in_postgresql(entry) if is_postgresql else in_mariadb(entry)
-    session.cursor().execute(f"CREATE DATABASE {name}")
-    session.close()
-    return {**entry, "NAME": name, "OPTIONS": options}
-
-
-@contextmanager
-def frozen(pid: int) -> Iterator[None]:
-    """A server takes no step, nor do its children. The system still takes connections for it."""
-    pids = [pid]
-    os.kill(pid, signal.SIGSTOP)  # so that it makes no more children, nor forgets any
-    try:
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            pids.append(int(child))
-            os.kill(int(child), signal.SIGSTOP)
-        yield
-    finally:
-        for each in reversed(pids):
-            os.kill(each, signal.SIGCONT)
-
-
-def data_directory(entry: Entry) -> Path:
-    with in_postgresql(entry) as session:
-        row = session.execute("SHOW data_directory").fetchone()
-    assert row
-    return Path(row[0])
-
-
-def postgresql_pid(entry: Entry) -> int:
-    return int((data_directory(entry) / "postmaster.pid").read_text().split()[0])
-
-
-def postgresql_stopped(request: Any, keep: Callable[..., None]) -> Case:
-    stack = ExitStack()
-    request.addfinalizer(stack.close)
-    entry = stack.enter_context(servers.postgresql())
-    port = int(entry["PORT"])
-    keep({**entry, "CONN_MAX_AGE": None})
-    data = data_directory(entry)
-
-    def takes_sessions() -> bool:
-        try:
-            in_postgresql(entry).close()
-        except psycopg.OperationalError:
-            return False
-        return True
-
-    @contextmanager
-    def broken() -> Iterator[None]:
-        command = shlex.split((data / "postmaster.opts").read_text())
-        os.kill(postgresql_pid(entry), signal.SIGINT)
-        while (data / "postmaster.pid").exists() or servers.accepts(port):
-            time.sleep(0.02)
-        try:
-            yield
-        finally:
-            options = servers.unprivileged("postgres", data.parent)
-            log = data.parent / "second.log"
-            stack.enter_context(servers.running(command, takes_sessions, log, **options))
-            # It ends when all have left
-            stack.callback(connections["history"].close)
-
-    return Case(broken, "connection")
-
-
-def postgresql_frozen(request: Any, keep: Callable[..., None]) -> Case:
-    entry = new_database(request.getfixturevalue("postgresql"), connect_timeout=CONNECT_SECONDS)
-    keep(entry)
-    connections["history"].close()
-    return Case(lambda: frozen(postgresql_pid(entry)), "timeout")
-
-
-def postgresql_silent(request: Any, keep: Callable[..., None]) -> Case:
-    """Something takes connections at the server's address, and never answers."""
-    entry = new_database(request.getfixturevalue("postgresql"), connect_timeout=CONNECT_SECONDS)
-    keep(entry)
-    connections["history"].close()
-
-    @contextmanager
-    def broken() -> Iterator[None]:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
-            options = connections["history"].settings_dict
-            options["PORT"] = str(listener.getsockname()[1])
-            try:
-                yield
-            finally:
-                options["PORT"] = entry["PORT"]
-
-    return Case(broken, "timeout")
-
-
-def mariadb_frozen(request: Any, keep: Callable[..., None]) -> Case:
-    """It freezes while a connection to it is open, and used."""
-    entry = new_database(request.getfixturevalue("mariadb"), connect_timeout=1, read_timeout=1)
-    keep({**entry, "CONN_MAX_AGE": None})
-    cursor = in_mariadb(entry).cursor()
-    cursor.execute("SELECT @@pid_file")
-    pid = int(Path(cursor.fetchone()[0]).read_text())
-    cursor.connection.close()
-    return Case(lambda: frozen(pid), "Lost connection")
-
-
-def postgresql_read_only(request: Any, keep: Callable[..., None]) -> Case:
-    entry = new_database(request.getfixturevalue("postgresql"))
-    keep(entry)
-
-    @contextmanager
-    def broken() -> Iterator[None]:
-        connections["history"].close()
-        setting = f"ALTER DATABASE {entry['NAME']} {{}} default_transaction_read_only"
-        with in_postgresql(entry, "postgres") as session:
-            session.execute(setting.format("SET") + " = on")  # type: ignore[arg-type]
-            yield
-            session.execute(setting.format("RESET"))  # type: ignore[arg-type]
-        connections["history"].close()
-
-    return Case(broken, "read-only transaction")
-
-
-def mariadb_without_rights(request: Any, keep: Callable[..., None]) -> Case:
-    entry = new_database(request.getfixturevalue("mariadb"))
-    keep(entry)
-
-    @contextmanager
-    def broken() -> Iterator[None]:
-        connections["history"].close()
-        session = in_mariadb(entry)
-        cursor = session.cursor()
-        cursor.execute("CREATE USER reader@'%'")
-        cursor.execute(f"GRANT SELECT ON {entry['NAME']}.* TO reader@'%'")
-        connections["history"].settings_dict["USER"] = "reader"
-        try:
-            yield
-        finally:
-            connections["history"].settings_dict["USER"] = entry["USER"]
-            connections["history"].close()
-            cursor.execute("DROP USER reader@'%'")
-            session.close()
-
-    return Case(broken, "command denied")
-
-
-def sqlite_read_only(request: Any, keep: Callable[..., None]) -> Case:
-    file = request.getfixturevalue("tmp_path") / "history.sqlite3"
-    entry = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": {"uri": True}}
-    keep({**entry, "NAME": f"file:{file}"})
-
-    @contextmanager
-    def broken() -> Iterator[None]:
-        connections["history"].close()
-        connections["history"].settings_dict["NAME"] = f"file:{file}?mode=ro"
-        try:
-            yield
-        finally:
-            connections["history"].close()
-            connections["history"].settings_dict["NAME"] = f"file:{file}"
-
-    return Case(broken, "readonly database")
-
-
-def sqlite_locked(request: Any, keep: Callable[..., None]) -> Case:
-    file = str(request.getfixturevalue("tmp_path") / "history.sqlite3")
-    entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": file}
-    keep({**entry, "OPTIONS": {"timeout": LOCK_SECONDS}})
-
-    @contextmanager
-    def broken() -> Iterator[None]:
-        session = sqlite3.connect(file)
-        session.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        finally:
-            session.rollback()
-            session.close()
-
-    return Case(broken, "database is locked")
-
-
-@contextmanager
-def locked(entry: Entry, table: str) -> Iterator[None]:
-    with in_postgresql(entry) as session, session.transaction():
-        session.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")  # type: ignore[arg-type]
-        yield
-
-
-def postgresql_locked(request: Any, keep: Callable[..., None]) -> Case:
-    options = f"-c lock_timeout={int(LOCK_SECONDS * 1000)}"
-    entry = new_database(request.getfixturevalue("postgresql"), options=options)
-    keep(entry)
-    cause = "lock timeout"
-    return Case(lambda: locked(entry, "souvenirs_souvenir"), cause)
-
-
-def before_migrate(entry: Entry, cause: str, keep: Callable[..., None]) -> Case:
-    keep(entry, migrate=False)
-
-    @contextmanager
-    def broken() -> Iterator[None]:
-        yield
-        call_command("migrate", database="history", verbosity=0)
-
-    return Case(broken, cause)
-
-
-def postgresql_before_migrate(request: Any, keep: Callable[..., None]) -> Case:
-    entry = new_database(request.getfixturevalue("postgresql"))
-    return before_migrate(entry, 'relation "souvenirs_', keep)
-
-
-def mariadb_before_migrate(request: Any, keep: Callable[..., None]) -> Case:
-    entry = new_database(request.getfixturevalue("mariadb"))
-    return before_migrate(entry, "doesn't exist", keep)
-
-
-def sqlite_before_migrate(request: Any, keep: Callable[..., None]) -> Case:
-    file = str(request.getfixturevalue("tmp_path") / "history.sqlite3")
-    entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": file}
-    return before_migrate(entry, "no such table: souvenirs_", keep)
-
-
-AWAY = [postgresql_stopped, postgresql_frozen, postgresql_silent, mariadb_frozen]
-REFUSING = [
-    postgresql_read_only,
-    postgresql_locked,
-    postgresql_before_migrate,
-    mariadb_without_rights,
-    mariadb_before_migrate,
-    sqlite_read_only,
-    sqlite_locked,
-    sqlite_before_migrate,
-]
-
-
-@pytest.fixture
-def case(request: Any, keep_history_in: Callable[..., None]) -> Case:
-    made: Case = request.param(request, keep_history_in)
-    return made
-
-
-def cases(*functions: Callable[..., Case]) -> pytest.MarkDecorator:
-    ids = [function.__name__ for function in functions]
-    return pytest.mark.parametrize("case", functions, indirect=True, ids=ids)
 
 
 # The database of souvenirs fails
@@ -763,7 +447,7 @@ def keys() -> int:
 def test_cache__that_fails_is_replaced_by_process_memory_until_it_works_again(
     redis_case: Case, crowd: Crowd, clock: BreakerClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caches["default"]._cache.ask = crowd.ask
+    caches["default"]._cache.ask = crowd.asked.ask
     hour = time.time() // 3600 * 3600
     with time_machine.travel(hour + 1, tick=False) as traveller:
         crowd.visit("ada")

@@ -1,0 +1,351 @@
+"""Real databases of souvenirs that fail in many ways, and work again. A module that uses them takes
+over the fixtures."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import MySQLdb
+import psycopg
+import pytest
+from django.core.management import call_command
+from django.db import connections
+from django.test import override_settings
+
+from tests import servers
+
+LOCK_SECONDS = 0.6  # how long a site here waits for a lock
+CONNECT_SECONDS = 2  # and for a connection
+
+Entry = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """A way to fail, and what an error says of it."""
+
+    broken: Callable[[], AbstractContextManager[None]]
+    cause: str
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[Entry]:
+    with servers.postgresql() as entry:
+        yield entry
+
+
+@pytest.fixture(scope="module")
+def mariadb() -> Iterator[Entry]:
+    with servers.mariadb() as entry:
+        yield entry
+
+
+class Asked:
+    """How often the database of souvenirs has been asked for something, by the test's thread."""
+
+    times = 0
+
+    def ask(self) -> None:
+        self.times += 1
+
+
+@pytest.fixture
+def asked() -> Asked:
+    return Asked()
+
+
+@pytest.fixture
+def keep_history_in(
+    add_database: Callable[[str, Entry], None], asked: Asked
+) -> Iterator[Callable[..., None]]:
+    """`keep_history_in(entry)` has souvenirs in that database until the test ends."""
+
+    def keep(entry: Entry, *, migrate: bool = True) -> None:
+        add_database("history", entry)
+        wrapper = connections["history"]
+        ensure_connection = wrapper.ensure_connection
+
+        def counted() -> None:  # it is called for each statement
+            asked.ask()
+            ensure_connection()
+
+        wrapper.ensure_connection = counted  # type: ignore[method-assign]
+        if migrate:
+            call_command("migrate", database="history", verbosity=0)
+
+    with override_settings(DATABASE_ROUTERS=["tests.users.routers.History"]):
+        yield keep
+
+
+def in_postgresql(entry: Entry, database: str = "") -> psycopg.Connection[Any]:
+    """A session of somebody else, in autocommit."""
+    return psycopg.connect(
+        host=entry["HOST"],
+        port=entry["PORT"],
+        user=entry["USER"],
+        dbname=database or entry["NAME"],
+        autocommit=True,
+        connect_timeout=5,
+    )
+
+
+def in_mariadb(entry: Entry) -> MySQLdb.Connection:
+    return MySQLdb.connect(host=entry["HOST"], port=int(entry["PORT"]), user=entry["USER"])
+
+
+def new_database(entry: Entry, **options: Any) -> Entry:
+    """A database on the server of `entry` that is empty."""
+    name = f"history_{time.monotonic_ns()}"
+    is_postgresql = "postgresql" in entry["ENGINE"]
+    session = in_postgresql(entry) if is_postgresql else in_mariadb(entry)
+    session.cursor().execute(f"CREATE DATABASE {name}")
+    session.close()
+    return {**entry, "NAME": name, "OPTIONS": options}
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """A server takes no step, nor do its children. The system still takes connections for it."""
+    pids = [pid]
+    os.kill(pid, signal.SIGSTOP)  # so that it makes no more children, nor forgets any
+    try:
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            pids.append(int(child))
+            os.kill(int(child), signal.SIGSTOP)
+        yield
+    finally:
+        for each in reversed(pids):
+            os.kill(each, signal.SIGCONT)
+
+
+def data_directory(entry: Entry) -> Path:
+    with in_postgresql(entry) as session:
+        row = session.execute("SHOW data_directory").fetchone()
+    assert row
+    return Path(row[0])
+
+
+def postgresql_pid(entry: Entry) -> int:
+    return int((data_directory(entry) / "postmaster.pid").read_text().split()[0])
+
+
+def postgresql_stopped(request: Any, keep: Callable[..., None]) -> Case:
+    stack = ExitStack()
+    request.addfinalizer(stack.close)
+    entry = stack.enter_context(servers.postgresql())
+    port = int(entry["PORT"])
+    keep({**entry, "CONN_MAX_AGE": None})
+    data = data_directory(entry)
+
+    def takes_sessions() -> bool:
+        try:
+            in_postgresql(entry).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        command = shlex.split((data / "postmaster.opts").read_text())
+        os.kill(postgresql_pid(entry), signal.SIGINT)
+        while (data / "postmaster.pid").exists() or servers.accepts(port):
+            time.sleep(0.02)
+        try:
+            yield
+        finally:
+            options = servers.unprivileged("postgres", data.parent)
+            log = data.parent / "second.log"
+            stack.enter_context(servers.running(command, takes_sessions, log, **options))
+            # It ends when all have left
+            stack.callback(connections["history"].close)
+
+    return Case(broken, "connection")
+
+
+def postgresql_frozen(request: Any, keep: Callable[..., None]) -> Case:
+    entry = new_database(request.getfixturevalue("postgresql"), connect_timeout=CONNECT_SECONDS)
+    keep(entry)
+    connections["history"].close()
+    return Case(lambda: frozen(postgresql_pid(entry)), "timeout")
+
+
+def postgresql_silent(request: Any, keep: Callable[..., None]) -> Case:
+    """Something takes connections at the server's address, and never answers."""
+    entry = new_database(request.getfixturevalue("postgresql"), connect_timeout=CONNECT_SECONDS)
+    keep(entry)
+    connections["history"].close()
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            options = connections["history"].settings_dict
+            options["PORT"] = str(listener.getsockname()[1])
+            try:
+                yield
+            finally:
+                options["PORT"] = entry["PORT"]
+
+    return Case(broken, "timeout")
+
+
+def mariadb_frozen(request: Any, keep: Callable[..., None]) -> Case:
+    """It freezes while a connection to it is open, and used."""
+    entry = new_database(request.getfixturevalue("mariadb"), connect_timeout=1, read_timeout=1)
+    keep({**entry, "CONN_MAX_AGE": None})
+    cursor = in_mariadb(entry).cursor()
+    cursor.execute("SELECT @@pid_file")
+    pid = int(Path(cursor.fetchone()[0]).read_text())
+    cursor.connection.close()
+    return Case(lambda: frozen(pid), "Lost connection")
+
+
+def postgresql_read_only(request: Any, keep: Callable[..., None]) -> Case:
+    entry = new_database(request.getfixturevalue("postgresql"))
+    keep(entry)
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        connections["history"].close()
+        setting = f"ALTER DATABASE {entry['NAME']} {{}} default_transaction_read_only"
+        with in_postgresql(entry, "postgres") as session:
+            session.execute(setting.format("SET") + " = on")  # type: ignore[arg-type]
+            yield
+            session.execute(setting.format("RESET"))  # type: ignore[arg-type]
+        connections["history"].close()
+
+    return Case(broken, "read-only transaction")
+
+
+def mariadb_without_rights(request: Any, keep: Callable[..., None]) -> Case:
+    entry = new_database(request.getfixturevalue("mariadb"))
+    keep(entry)
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        connections["history"].close()
+        session = in_mariadb(entry)
+        cursor = session.cursor()
+        cursor.execute("CREATE USER reader@'%'")
+        cursor.execute(f"GRANT SELECT ON {entry['NAME']}.* TO reader@'%'")
+        connections["history"].settings_dict["USER"] = "reader"
+        try:
+            yield
+        finally:
+            connections["history"].settings_dict["USER"] = entry["USER"]
+            connections["history"].close()
+            cursor.execute("DROP USER reader@'%'")
+            session.close()
+
+    return Case(broken, "command denied")
+
+
+def sqlite_read_only(request: Any, keep: Callable[..., None]) -> Case:
+    file = request.getfixturevalue("tmp_path") / "history.sqlite3"
+    entry = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": {"uri": True}}
+    keep({**entry, "NAME": f"file:{file}"})
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        connections["history"].close()
+        connections["history"].settings_dict["NAME"] = f"file:{file}?mode=ro"
+        try:
+            yield
+        finally:
+            connections["history"].close()
+            connections["history"].settings_dict["NAME"] = f"file:{file}"
+
+    return Case(broken, "readonly database")
+
+
+def sqlite_locked(request: Any, keep: Callable[..., None]) -> Case:
+    file = str(request.getfixturevalue("tmp_path") / "history.sqlite3")
+    entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": file}
+    keep({**entry, "OPTIONS": {"timeout": LOCK_SECONDS}})
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        session = sqlite3.connect(file)
+        session.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            session.rollback()
+            session.close()
+
+    return Case(broken, "database is locked")
+
+
+@contextmanager
+def locked(entry: Entry, table: str) -> Iterator[None]:
+    with in_postgresql(entry) as session, session.transaction():
+        session.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")  # type: ignore[arg-type]
+        yield
+
+
+def postgresql_locked(request: Any, keep: Callable[..., None]) -> Case:
+    options = f"-c lock_timeout={int(LOCK_SECONDS * 1000)}"
+    entry = new_database(request.getfixturevalue("postgresql"), options=options)
+    keep(entry)
+    cause = "lock timeout"
+    return Case(lambda: locked(entry, "souvenirs_souvenir"), cause)
+
+
+def before_migrate(entry: Entry, cause: str, keep: Callable[..., None]) -> Case:
+    keep(entry, migrate=False)
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        yield
+        call_command("migrate", database="history", verbosity=0)
+
+    return Case(broken, cause)
+
+
+def postgresql_before_migrate(request: Any, keep: Callable[..., None]) -> Case:
+    entry = new_database(request.getfixturevalue("postgresql"))
+    return before_migrate(entry, 'relation "souvenirs_', keep)
+
+
+def mariadb_before_migrate(request: Any, keep: Callable[..., None]) -> Case:
+    entry = new_database(request.getfixturevalue("mariadb"))
+    return before_migrate(entry, "doesn't exist", keep)
+
+
+def sqlite_before_migrate(request: Any, keep: Callable[..., None]) -> Case:
+    file = str(request.getfixturevalue("tmp_path") / "history.sqlite3")
+    entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": file}
+    return before_migrate(entry, "no such table: souvenirs_", keep)
+
+
+AWAY = [postgresql_stopped, postgresql_frozen, postgresql_silent, mariadb_frozen]
+REFUSING = [
+    postgresql_read_only,
+    postgresql_locked,
+    postgresql_before_migrate,
+    mariadb_without_rights,
+    mariadb_before_migrate,
+    sqlite_read_only,
+    sqlite_locked,
+    sqlite_before_migrate,
+]
+
+
+@pytest.fixture
+def case(request: Any, keep_history_in: Callable[..., None]) -> Case:
+    made: Case = request.param(request, keep_history_in)
+    return made
+
+
+def cases(*functions: Callable[..., Case]) -> pytest.MarkDecorator:
+    ids = [function.__name__ for function in functions]
+    return pytest.mark.parametrize("case", functions, indirect=True, ids=ids)

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connections
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from souvenirs_metrics.deadline import Deadline, seconds_for
+from tests.people import ours, with_databases
+
+# The header
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("10", 9.5),
+        ("60", 59.5),
+        ("1.5", 1.125),  # a quarter less, so that something is left of little
+        ("0.25", 0.1875),
+        ("3600", 3599.5),
+        ("", 9.5),  # of Prometheus's default
+        ("0", 9.5),
+        ("3601", 9.5),
+        ("-1", 9.5),
+        ("10s", 9.5),
+        (" 10", 9.5),
+        ("1e1", 9.5),
+        ("inf", 9.5),
+        ("nan", 9.5),
+        ("1_0", 9.5),
+        ("\uff11\uff10", 9.5),
+    ],
+)
+def test_seconds_for(header: str, seconds: float) -> None:
+    assert seconds_for(header) == seconds
+
+
+@given(st.text() | st.floats().map(str) | st.integers().map(str))
+@example("9" * 400)
+@example("10\n")
+def test_seconds_for__is_always_less_than_a_timeout_that_makes_sense(header: str) -> None:
+    assert 0 < seconds_for(header) < 3600
+    if seconds_for(header) != 9.5:
+        assert seconds_for(header) < float(header)
+
+
+# The database. What runs there runs in a thread of its own, as collections do
+
+
+def in_thread(read: Callable[[Deadline], Any], seconds: float = 1000) -> Any:
+    """What it returns, or raises, with so much time."""
+
+    def run() -> Any:
+        deadline = Deadline(seconds)
+        try:
+            return read(deadline)
+        finally:
+            deadline.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
+
+
+def ask(statement: str) -> Any:
+    with ours().cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchone()
+
+
+def sleep() -> Any:
+    """For longer than anybody would wait."""
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT MAX(i) FROM n"
+    return ask(
+        {
+            "postgresql": "SELECT pg_sleep(1000)",
+            "mysql": "SELECT SLEEP(1000)",
+            "sqlite": endless,
+        }[ours().vendor]
+    )
+
+
+def limit() -> float:
+    """How many seconds the session's statements may take; 0 for any."""
+    if ours().vendor == "postgresql":
+        milliseconds = ask("SELECT setting FROM pg_settings WHERE name = 'statement_timeout'")
+        return float(milliseconds[0]) / 1000
+    return float(ask("SELECT @@SESSION.max_statement_time")[0])
+
+
+is_server = pytest.mark.where(ours().vendor != "sqlite")
+
+
+@is_server
+@with_databases
+def test_reading__the_database_ends_statements_at_the_deadline() -> None:
+    def read(deadline: Deadline) -> None:
+        with deadline.reading(ours().alias):
+            ask("SELECT 1")
+            with pytest.raises(OperationalError, match=r"statement timeout|max_statement_time"):
+                sleep()
+
+    in_thread(read, 0.5)
+
+
+@is_server
+@with_databases
+def test_reading__a_later_statement_has_less_time() -> None:
+    def read(deadline: Deadline) -> tuple[float, float]:
+        with deadline.reading(ours().alias):
+            first = limit()
+            deadline._at -= 40
+            return first, limit()
+
+    first, second = in_thread(read, 100)
+    assert 99 < first <= 100
+    assert 59 < second <= 60
+
+
+@is_server
+@with_databases
+@pytest.mark.parametrize("fails", [False, True])
+def test_reading__leaves_the_session_as_it_was(fails: bool) -> None:
+    setting = {
+        "postgresql": "SET statement_timeout = '77s'",
+        "mysql": "SET SESSION max_statement_time = 77",
+    }[ours().vendor]
+
+    def read(deadline: Deadline) -> float:
+        with ours().cursor() as cursor:
+            cursor.execute(setting)
+        with deadline.reading(ours().alias):
+            assert limit() < 77
+            if fails:
+                with pytest.raises(OperationalError):
+                    sleep()
+                raise InterruptedError
+        return limit()
+
+    def after_failure(deadline: Deadline) -> float:
+        with pytest.raises(InterruptedError):
+            read(deadline)
+        return limit()
+
+    assert in_thread(after_failure if fails else read, 0.3 if fails else 10) == 77
+
+
+@with_databases
+def test_reading__is_a_snapshot() -> None:
+    def read(deadline: Deadline) -> bool:
+        with deadline.reading(ours().alias):
+            return bool(ours().in_atomic_block)
+
+    assert in_thread(read)
+
+
+@with_databases
+def test_asking__begins_nothing_after_the_deadline() -> None:
+    def read(deadline: Deadline) -> None:
+        with deadline.asking(ours().alias):
+            ask("SELECT 1")
+            deadline._at = time.monotonic()
+            with pytest.raises(TimeoutError):
+                ask("SELECT 1")
+        with pytest.raises(TimeoutError), deadline.asking(ours().alias):
+            pytest.fail("there was time")
+
+    in_thread(read)
+
+
+@with_databases
+def test_asking__a_database_that_is_lost_is_not_asked_again(
+    add_database: Callable[[str, dict[str, Any]], None],
+) -> None:
+    tries = []
+
+    def read(deadline: Deadline) -> None:
+        wrapper = connections["lost"]
+
+        def connect() -> None:
+            tries.append(1)
+            raise OperationalError("nobody is there")
+
+        wrapper.connect = connect  # type: ignore[method-assign]
+        for _ in range(3):
+            with pytest.raises(OperationalError, match="nobody is there"), deadline.asking("lost"):
+                pytest.fail("somebody is there")
+
+    add_database("lost", {**ours().settings_dict})
+    in_thread(read)
+    assert len(tries) == 1
+
+
+@with_databases
+def test_sever__ends_what_runs() -> None:
+    begun: list[Deadline] = []
+
+    def read(deadline: Deadline) -> None:
+        with deadline.asking(ours().alias):
+            begun.append(deadline)
+            sleep()
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(in_thread, read)
+        while not running.done():
+            for deadline in begun:
+                deadline.sever()  # again and again, for it may not have begun
+            time.sleep(0.05)
+        with pytest.raises(OperationalError):
+            running.result()
+    begun[0].sever()  # of what is closed harms nobody
+
+
+def test_extend__never_shortens() -> None:
+    deadline = Deadline(100)
+    deadline.extend(10)
+    assert 99 < deadline.remaining() <= 100
+    deadline.extend(200)
+    assert 199 < deadline.remaining() <= 200

@@ -1,0 +1,355 @@
+"""Real servers fail, and /metrics tells all that can be read: a 200 in the scraper's time, with
+souvenirs_up 0 and one line in the log; and it recovers by itself."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connections
+from django.test import Client, override_settings
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from souvenirs import rollups
+from souvenirs.control import souvenez
+from souvenirs_metrics import exposition
+from souvenirs_metrics.collection import Part, Reading
+from souvenirs_metrics.collector import SouvenirsCollector
+from tests import failing, servers
+from tests.failing import (
+    AWAY,
+    REFUSING,
+    Case,
+    Entry,
+    cases,
+    in_mariadb,
+    in_postgresql,
+    new_database,
+    postgresql_pid,
+)
+
+postgresql, mariadb = failing.postgresql, failing.mariadb
+asked, keep_history_in, case = failing.asked, failing.keep_history_in, failing.case
+
+Samples = dict[str, float]
+Keep = Callable[..., None]
+
+SCRAPE_SECONDS = 2
+WAIT_SECONDS = 60
+
+pytestmark = [
+    pytest.mark.own_site,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.urls("souvenirs_metrics.urls"),
+]
+
+ACTIVITY = {
+    "souvenirs_active_users",
+    "souvenirs_calendar_active_users",
+    "souvenirs_calendar_period_start_timestamp_seconds",
+    "souvenirs_last_seen_timestamp_seconds",
+}
+LAG = {"souvenirs_rollup_lag_seconds"}
+PREVIOUS = {"souvenirs_previous_calendar_active_users"}
+ACCOUNTS = {"souvenirs_registered_users", "souvenirs_activated_users"}
+ALWAYS = {
+    "souvenirs_build",
+    "souvenirs_collection_duration_seconds",
+    "souvenirs_collection_timestamp_seconds",
+    "souvenirs_up",
+}
+EVERYTHING = ACTIVITY | LAG | PREVIOUS | ACCOUNTS | ALWAYS
+
+
+def scrape(seconds: float = SCRAPE_SECONDS) -> dict[str, Metric]:
+    """Our families on the page, by name; but for those of process counters."""
+    headers = {"X-Prometheus-Scrape-Timeout-Seconds": str(seconds)}
+    response = Client().get("/metrics", headers=headers)
+    assert response.status_code == 200
+    assert "NaN" not in response.text
+    return {
+        family.name: family
+        for family in parse_text(response.text)
+        if family.name in EVERYTHING or family.name == "souvenirs_build_info"
+    }
+
+
+def names(families: dict[str, Metric]) -> set[str]:
+    return {name.removesuffix("_info") for name in families}
+
+
+def value(families: dict[str, Metric], name: str, label: str = "") -> float:
+    (sample,) = [s for s in families[name].samples if not label or label in s.labels.values()]
+    return sample.value
+
+
+def scrape_until(is_so: Callable[[dict[str, Metric]], bool]) -> dict[str, Metric]:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not is_so(families := scrape()):
+        assert time.monotonic() < deadline, families
+        time.sleep(0.1)
+    return families
+
+
+def is_up(families: dict[str, Metric]) -> bool:
+    return value(families, "souvenirs_up") == 1
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What has been logged as an error since it was asked last."""
+
+    def lines() -> list[str]:
+        found = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+        caplog.clear()
+        return found
+
+    return lines
+
+
+@pytest.fixture
+def ada() -> User:
+    return User.objects.create(username="ada")
+
+
+def be_active(user: User) -> None:
+    """Now, and in the years before, of which some is rolled up and some is due."""
+    now = datetime.now(timezone.utc)
+    souvenez(user, when=now - timedelta(days=800))
+    rollups.roll_up()
+    souvenez(user, when=now - timedelta(days=2))
+    souvenez(user)
+
+
+# The database of souvenirs. That of users is another one, and works
+
+LOST = {
+    "postgresql_stopped": ACTIVITY | LAG | PREVIOUS,
+    "postgresql_locked": PREVIOUS,
+    **dict.fromkeys(
+        ["postgresql_read_only", "mariadb_without_rights", "sqlite_read_only", "sqlite_locked"],
+        set[str](),
+    ),
+    **dict.fromkeys(
+        ["postgresql_before_migrate", "mariadb_before_migrate", "sqlite_before_migrate"],
+        ACTIVITY | LAG | PREVIOUS,
+    ),
+    # There is no time for what would come after
+    **dict.fromkeys(
+        ["postgresql_frozen", "postgresql_silent", "mariadb_frozen"],
+        ACTIVITY | LAG | PREVIOUS | ACCOUNTS,
+    ),
+}
+
+
+@cases(*AWAY, *REFUSING)
+def test_scrape__of_a_database_that_fails(
+    case: Case, ada: User, request: pytest.FixtureRequest, told: Callable[[], list[str]]
+) -> None:
+    lost = LOST[request.node.callspec.id]
+    if "before_migrate" not in request.node.callspec.id:
+        be_active(ada)
+        connections["history"].close()
+    told()
+    with case.broken():
+        found = scrape()
+        assert names(found) == EVERYTHING - lost
+        assert is_up(found) == (not lost)
+        assert lost >= ACCOUNTS or value(found, "souvenirs_registered_users") == 1
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not (lines := told()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (line,) = lines
+        if lost:
+            assert line.startswith("Left ")
+        else:
+            assert line.startswith("Rolled up nothing: ")
+        assert case.cause in line or "did not answer within 1.6 s" in line
+    scrape_until(is_up)
+
+
+# It fails while it is read
+
+
+class Interrupted(SouvenirsCollector):
+    """Something happens after the activity was read, once."""
+
+    def __init__(self, happening: Callable[[], None]) -> None:
+        super().__init__()
+        self.happenings = [happening]
+
+    def parts(self) -> list[Part]:
+        parts = super().parts()
+        return [*parts[:2], self.interrupt, *parts[2:]]
+
+    def interrupt(self, now: float, reading: Reading) -> list[Metric]:
+        if self.happenings:
+            self.happenings.pop()()
+        return []
+
+
+def collecting() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "souvenirs-collection"]
+
+
+def mariadb_pid(entry: Entry) -> int:
+    session = in_mariadb(entry)
+    cursor = session.cursor()
+    cursor.execute("SELECT @@pid_file")
+    pid = int(Path(cursor.fetchone()[0]).read_text())
+    session.close()
+    return pid
+
+
+@pytest.mark.parametrize("engine", ["postgresql", "mariadb"])
+def test_scrape__of_a_server_that_freezes_meanwhile(
+    engine: str,
+    request: pytest.FixtureRequest,
+    keep_history_in: Keep,
+    ada: User,
+    monkeypatch: pytest.MonkeyPatch,
+    told: Callable[[], list[str]],
+) -> None:
+    entry = new_database(request.getfixturevalue(engine))
+    keep_history_in(entry)
+    be_active(ada)
+    pid = (postgresql_pid if engine == "postgresql" else mariadb_pid)(entry)
+    with ExitStack() as stack:
+        collector = Interrupted(lambda: stack.enter_context(failing.frozen(pid)))
+        monkeypatch.setattr(exposition, "collector", collector)
+        found = scrape()
+        assert names(found) == ALWAYS | ACTIVITY
+        assert value(found, "souvenirs_active_users", "1h") == 1
+        assert not is_up(found)
+        assert told() == [
+            "Left rollup_lag, previous_periods, accounts out of the metrics:"
+            " the database did not answer within 1.6 s"
+        ]
+        # The thread does not wait for a server that may never answer
+        deadline = time.monotonic() + WAIT_SECONDS
+        while collecting():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for _ in range(3):
+            assert not is_up(scrape())
+            assert len(collecting()) <= 1
+    assert names(scrape_until(is_up)) == EVERYTHING
+
+
+@pytest.mark.parametrize("engine", ["postgresql", "mariadb"])
+def test_scrape__of_a_connection_that_is_ended_meanwhile(
+    engine: str,
+    request: pytest.FixtureRequest,
+    keep_history_in: Keep,
+    ada: User,
+    monkeypatch: pytest.MonkeyPatch,
+    told: Callable[[], list[str]],
+) -> None:
+    entry = new_database(request.getfixturevalue(engine))
+    keep_history_in(entry)
+    be_active(ada)
+
+    def end() -> None:  # and let no new ones in
+        if engine == "postgresql":
+            with in_postgresql(entry, "postgres") as session:
+                name = entry["NAME"]
+                session.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")  # type: ignore[arg-type]
+                session.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                    [name],
+                )
+        else:
+            session = in_mariadb(entry)
+            cursor = session.cursor()
+            cursor.execute(
+                "SELECT id FROM information_schema.processlist WHERE db = %s", [entry["NAME"]]
+            )
+            for (number,) in cursor.fetchall():
+                cursor.execute("KILL CONNECTION %s", [number])
+            session.close()
+
+    monkeypatch.setattr(exposition, "collector", Interrupted(end))
+    found = scrape()
+    assert not is_up(found)
+    assert names(found) >= ALWAYS | ACTIVITY | ACCOUNTS
+    assert names(found) < EVERYTHING
+    (line,) = told()
+    assert line.startswith("Left rollup_lag")
+    connections["history"].close()
+    if engine == "postgresql":
+        with in_postgresql(entry, "postgres") as session:
+            session.execute(
+                f"ALTER DATABASE {entry['NAME']} ALLOW_CONNECTIONS true"  # type: ignore[arg-type]
+            )
+    assert names(scrape_until(is_up)) == EVERYTHING
+
+
+# Statements that take too long
+
+
+@pytest.mark.parametrize("engine", ["postgresql", "mariadb", "sqlite"])
+def test_scrape__of_a_statement_that_takes_too_long(
+    engine: str,
+    request: pytest.FixtureRequest,
+    keep_history_in: Keep,
+    ada: User,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: Callable[[], list[str]],
+) -> None:
+    entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "history")}
+    if engine != "sqlite":
+        entry = new_database(request.getfixturevalue(engine))
+    keep_history_in(entry)
+    be_active(ada)
+    connections["history"].close()
+    statement = {
+        "postgresql": "SELECT pg_sleep(1000)",
+        "mariadb": "SELECT SLEEP(1000)",
+        "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+        " SELECT MAX(i) FROM n",
+    }[engine]
+
+    def dawdle(self: Any, now: float, reading: Reading) -> list[Metric]:
+        with reading("history"), connections["history"].cursor() as cursor:
+            cursor.execute(statement)
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SouvenirsCollector, "previous_periods", dawdle)
+        found = scrape()
+    assert names(found) == EVERYTHING - PREVIOUS - ACCOUNTS
+    assert not is_up(found)
+    (line,) = told()
+    assert line.startswith("Left ")
+    deadline = time.monotonic() + WAIT_SECONDS
+    while collecting():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if engine == "postgresql":  # nor does it run on in the server
+        with in_postgresql(entry) as session:
+            running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(1000)'"
+            assert session.execute(running).fetchone() == (0,)
+    assert names(scrape_until(is_up)) == EVERYTHING
+
+
+# The cache fails
+
+
+def test_scrape__while_redis_is_away() -> None:
+    redis = {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": f"redis://127.0.0.1:{servers.free_port()}/0",
+    }
+    with override_settings(CACHES={"default": redis}):
+        assert is_up(scrape())
