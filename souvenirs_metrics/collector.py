@@ -70,6 +70,7 @@ class SouvenirsCollector(Collector):
         else:
             seconds = deadline.seconds.get()
             collection = self._current(seconds)
+            give_back_connections()
         yield from collection.result(seconds)
 
     def _current(self, seconds: float) -> Collection:
@@ -181,3 +182,10 @@ class SouvenirsCollector(Collector):
                 }
             )
         ]
+
+
+def give_back_connections() -> None:
+    """Gives those that this thread has of a pool back: while it waits, the collection needs one."""
+    for connection in connections.all(initialized_only=True):
+        if connection.settings_dict["OPTIONS"].get("pool"):
+            connection.close()

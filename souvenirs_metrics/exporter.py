@@ -24,6 +24,8 @@ logger = logging.getLogger("souvenirs_metrics")
 
 ROLL_UP_SECONDS = 60  # how long between two looks at whether history is due
 CLIENT_SECONDS = 30  # how long a client may take to send its request, or to take the answer
+END_SECONDS = 5  # how long its end waits for a step of rolling up, which may be undone
+MOST_REQUESTS = 256  # at once; who comes then waits
 
 LANDING = b"""<!DOCTYPE html>
 <html lang="en"><head><title>Souvenirs exporter</title></head>
@@ -88,6 +90,7 @@ class Server(ThreadingMixIn, WSGIServer):
     def __init__(self, address: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.tls = tls
+        self.places = threading.BoundedSemaphore(MOST_REQUESTS)
         super().__init__((address, port), Handler)
         self.set_app(application)
 
@@ -103,20 +106,34 @@ class Server(ThreadingMixIn, WSGIServer):
             client = self.tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
         return client, address
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.places.acquire()
+        try:
+            super().process_request(request, client_address)
+        except Exception:  # no thread was started
+            self.places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.places.release()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         logger.debug("A client went away: %r", client_address, exc_info=True)
 
     def run(self) -> None:
         """Serves, and keeps the history rolled up, until `shutdown` is called by another thread."""
         stopped = threading.Event()
-        roller = threading.Thread(target=keep_up, args=[stopped])
+        roller = threading.Thread(target=keep_up, args=[stopped], daemon=True)
         roller.start()
         try:
             self.serve_forever(poll_interval=0.1)
         finally:
             stopped.set()
             self.server_close()
-            roller.join()
+            roller.join(END_SECONDS)
 
 
 class Stopped(Exception):

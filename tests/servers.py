@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sysconfig
@@ -28,6 +29,7 @@ PACKAGES = {
     "mariadb_config": "libmariadb-dev",
     "mariadbd": "mariadb-server",
     "pkg-config": "pkg-config",
+    "pg_basebackup": "postgresql",
     "pg_isready": "postgresql",
     "postgres": "postgresql",
     "prometheus": "prometheus",
@@ -127,28 +129,47 @@ def unprivileged(name: str, path: Path) -> dict[str, Any]:
 def postgresql() -> Iterator[dict[str, Any]]:
     """A PostgreSQL server; yields its entry for DATABASES."""
     with directory("postgresql") as path:
-        options = unprivileged("postgres", path)
-        data, port = path / "data", free_port()
         subprocess.run(
-            [program("initdb", "postgresql"), "--pgdata", data, "--auth=trust", "--no-sync",
-             "--username=souvenirs", "--encoding=UTF8", "--locale=C.UTF-8"],
-            check=True, capture_output=True, **options,
+            [program("initdb", "postgresql"), "--pgdata", path / "data", "--auth=trust",
+             "--no-sync", "--username=souvenirs", "--encoding=UTF8", "--locale=C.UTF-8"],
+            check=True, capture_output=True, **unprivileged("postgres", path),
         )  # fmt: skip
-        command = [
-            program("postgres", "postgresql"), "-D", str(data), "-p", str(port), "-k", str(path),
-            "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=200",
-        ]  # fmt: skip
-        # It listens before it takes sessions
-        pg_isready = [program("pg_isready", "postgresql"), "-q", "-h", "127.0.0.1", "-p", str(port)]
-        is_ready = partial(subprocess.call, pg_isready)
-        with running(command, lambda: is_ready() == 0, path / "log", **options):
-            yield {
-                "ENGINE": "django.db.backends.postgresql",
-                "NAME": "postgres",
-                "USER": "souvenirs",
-                "HOST": "127.0.0.1",
-                "PORT": str(port),
-            }
+        with postgresql_in(path, free_port()) as entry:
+            yield entry
+
+
+def copy_postgresql(primary: dict[str, Any], path: Path) -> None:
+    """Makes a streaming replica of a PostgreSQL server in a directory, for `postgresql_in`."""
+    subprocess.run(
+        [program("pg_basebackup", "postgresql"), "--pgdata", path / "data", "--host",
+         primary["HOST"], "--port", primary["PORT"], "--username", primary["USER"],
+         "--write-recovery-conf", "--checkpoint=fast", "--no-sync"],
+        check=True, capture_output=True, **unprivileged("postgres", path),
+    )  # fmt: skip
+
+
+@contextmanager
+def postgresql_in(path: Path, port: int) -> Iterator[dict[str, Any]]:
+    """A PostgreSQL server on the data of a directory; yields its entry for DATABASES. At the end
+    sessions are ended."""
+    command = [
+        program("postgres", "postgresql"), "-D", str(path / "data"), "-p", str(port),
+        "-k", str(path), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off",
+        "-c", "max_connections=200",
+    ]  # fmt: skip
+    # It listens before it takes sessions
+    pg_isready = [program("pg_isready", "postgresql"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+    is_ready = partial(subprocess.call, pg_isready)
+    options = unprivileged("postgres", path)
+    with running(command, lambda: is_ready() == 0, path / "log", **options) as process:
+        yield {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": "postgres",
+            "USER": "souvenirs",
+            "HOST": "127.0.0.1",
+            "PORT": str(port),
+        }
+        process.send_signal(signal.SIGINT)
 
 
 @contextmanager

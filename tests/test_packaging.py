@@ -39,8 +39,12 @@ EXPECTED = {
         "management/commands/show_usage.py",
     ],
     "souvenirs_metrics": ["py.typed", "collector.py"],
-    "souvenirs_metrics.grafana": ["provisioning/datasources/prometheus.yml"],
-    "souvenirs_metrics.prometheus": ["prometheus.yml"],
+    "souvenirs_metrics.grafana": [
+        "dashboards/souvenirs-active-users.json",
+        "provisioning/dashboards/souvenirs.yml",
+        "provisioning/datasources/prometheus.yml",
+    ],
+    "souvenirs_metrics.prometheus": ["prometheus.yml", "souvenirs.rules.yml"],
 }
 
 pytestmark = pytest.mark.own_site
