@@ -1,0 +1,112 @@
+"""Writes the files for Grafana and Prometheus that are in this package."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.core.management.base import BaseCommand, CommandError
+
+DATASOURCE_URL = "http://localhost:9090"
+NEXT = """
+Put the site's address into {config}, and start Prometheus with
+    --config.file={config} --storage.tsdb.retention.time=35d
+and Grafana with this in its environment:
+    GF_PATHS_PROVISIONING={provisioning}
+"""
+
+
+def parse_url(text: str) -> str:
+    """The URL of a server. ArgumentTypeError for anything else."""
+    try:
+        url = urlsplit(text)
+        is_url = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url or re.search(r"\s", text):
+        raise ArgumentTypeError(f"{text!r} is no URL of a server; write it like {DATASOURCE_URL}")
+    return text
+
+
+class Command(BaseCommand):
+    help = (
+        "Writes the dashboards for Grafana with the files that provision them, and the rules and an"
+        " example configuration for Prometheus."
+    )
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "directory", metavar="DIR", help="where to write grafana/ and prometheus/"
+        )
+        parser.add_argument(
+            "--datasource-url",
+            type=parse_url,
+            default=DATASOURCE_URL,
+            metavar="URL",
+            help=f"where Grafana reaches Prometheus (default: {DATASOURCE_URL})",
+        )
+        parser.add_argument("--force", action="store_true", help="overwrite files that are there")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        directory = Path(options["directory"]).absolute()
+        contents = dict(read_files(directory, options["datasource_url"]))
+        there = [path for path in contents if os.path.lexists(path)]
+        if there and not options["force"]:
+            raise CommandError(
+                f"{there[0]} is there already. Nothing was written: add --force to overwrite it, or"
+                " name another directory."
+            )
+        try:
+            for path in contents:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            for path, text in contents.items():
+                path.write_text(text, encoding="utf-8")
+                self.stdout.write(f"Wrote {path}")
+        except OSError as error:
+            raise CommandError(f"{error.filename} cannot be written: {error.strerror}") from None
+        paths = {
+            "config": directory / "prometheus" / "prometheus.yml",
+            "provisioning": directory / "grafana" / "provisioning",
+        }
+        self.stdout.write(
+            NEXT.format(**{name: shlex.quote(str(path)) for name, path in paths.items()}),
+            ending="",
+        )
+
+
+def read_files(directory: Path, datasource_url: str) -> Iterator[tuple[Path, str]]:
+    """The files to be in the directory, with their texts."""
+    values = {"path": str(directory / "grafana" / "dashboards"), "url": datasource_url}
+    for package, folders in {
+        "grafana": ("provisioning/datasources", "provisioning/dashboards", "dashboards"),
+        "prometheus": ("",),
+    }.items():
+        for folder in folders:
+            found = files(f"souvenirs_metrics.{package}").joinpath(folder).iterdir()
+            for file in sorted(found, key=lambda file: file.name):
+                if file.name.endswith((".json", ".yml")) and file.is_file():
+                    text = file.read_text(encoding="utf-8")
+                    if folder.startswith("provisioning"):
+                        text = with_values(text, values)
+                    yield directory / package / folder / file.name, text
+
+
+def with_values(text: str, values: dict[str, str]) -> str:
+    """YAML for Grafana, which takes $ for a variable and $$ for $, with these values of its keys.
+
+    JSON is YAML."""
+
+    def set_value(match: re.Match[str]) -> str:
+        value = values[match["key"]].replace("$", "$$")
+        return f"{match['indent']}{match['key']}: {json.dumps(value, ensure_ascii=False)}"
+
+    return re.sub(rf"(?m)^(?P<indent> +)(?P<key>{'|'.join(values)}):.*$", set_value, text)

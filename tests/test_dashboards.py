@@ -1,0 +1,463 @@
+"""The dashboards: their JSON, and each of their queries on a real Prometheus with five weeks of
+figures of two sites."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+from zoneinfo import ZoneInfo
+
+import pytest
+from souvenirs_metrics.grafana import build
+
+from souvenirs import periods
+from souvenirs_metrics import families
+from souvenirs_metrics.collector import SouvenirsCollector
+from souvenirs_metrics.instruments import RECORDS
+from tests import servers
+
+pytestmark = pytest.mark.own_site
+
+Json = dict[str, Any]
+
+DASHBOARDS = [json.loads(path.read_text()) for path in sorted(build.DASHBOARDS.glob("*.json"))]
+PANELS = [
+    panel for dashboard in DASHBOARDS for panel in dashboard["panels"] if panel["type"] != "row"
+]
+BY = r"(\w+) by \([^)]+\) \((?:\w+\()*(\w+)"  # an aggregation and its metric
+OF_PROMETHEUS = {"ALERTS", "up"}  # metrics that are not ours
+
+each_dashboard = pytest.mark.parametrize(
+    "dashboard", DASHBOARDS, ids=lambda dashboard: dashboard["uid"]
+)
+each_panel = pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+
+
+def expressions(dashboard: Json) -> list[str]:
+    """The queries of all panels and annotations."""
+    targets = [target for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    targets += [annotation["target"] for annotation in dashboard["annotations"]["list"]]
+    return [target["expr"] for target in targets]
+
+
+def selectors(expression: str) -> list[tuple[str, str]]:
+    """Each metric of a query, and its label matchers."""
+    return re.findall(r"([a-zA-Z_]\w*)\{([^}]*)\}", expression)
+
+
+# The JSON
+
+
+def test_files__are_what_build_writes(tmp_path: Path) -> None:
+    build.write(tmp_path)
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in build.DASHBOARDS.iterdir()}
+
+
+def test_dashboards__are_these() -> None:
+    assert {dashboard["uid"]: dashboard["title"] for dashboard in DASHBOARDS} == {
+        "souvenirs-active-users": "Active users",
+        "souvenirs-exporter": "Souvenirs exporter",
+    }
+
+
+@each_dashboard
+def test_dashboard__fits_any_grafana(dashboard: Json) -> None:
+    assert dashboard["schemaVersion"] == 39
+    assert dashboard["id"] is None  # Grafana gives it one
+    assert "__inputs" not in dashboard
+    assert dashboard["tags"] == ["souvenirs"]
+    assert [link["tags"] for link in dashboard["links"]] == [["souvenirs"]]
+    assert "zone" in dashboard["description"]
+    source, job = dashboard["templating"]["list"]
+    assert (source["name"], source["label"], source["type"]) == (
+        "datasource",
+        "Data source",
+        "datasource",
+    )
+    assert (job["name"], job["multi"], job["includeAll"]) == ("job", True, True)
+    sources = [each["datasource"] for each in dashboard["annotations"]["list"]]
+    assert [*sources, job["datasource"]] == [build.DATASOURCE] * 2
+
+
+@each_dashboard
+def test_panels__have_a_place_and_an_id_of_their_own(dashboard: Json) -> None:
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len({panel["title"] for panel in panels}) == len(panels)
+    taken = set()
+    for grid in (panel["gridPos"] for panel in panels):
+        assert grid["x"] + grid["w"] <= 24
+        columns = range(grid["x"], grid["x"] + grid["w"])
+        cells = set(itertools.product(columns, range(grid["y"], grid["y"] + grid["h"])))
+        assert not taken & cells
+        taken |= cells
+    bottom = max(y for _, y in taken) + 1
+    assert len(taken) == 24 * bottom  # no holes
+
+
+@each_panel
+def test_panel__says_what_it_shows(panel: Json) -> None:
+    assert panel["type"] in {"stat", "state-timeline", "table", "timeseries"}
+    assert panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert panel["fieldConfig"]["defaults"]["min"] == 0
+    assert panel["datasource"] == build.DATASOURCE
+    assert all(target["datasource"] == build.DATASOURCE for target in panel["targets"])
+
+
+@each_panel
+def test_panel__counts_no_site_twice(panel: Json) -> None:
+    """Gauges are the same on every replica, counters are of one process."""
+    for target in panel["targets"]:
+        for aggregation, name in re.findall(BY, target["expr"]):
+            counted = name in {"ALERTS", "souvenirs_records_total"}
+            assert aggregation == "max" or (aggregation == "sum" and counted)
+        aggregations = re.findall(r"\w+ by \(", target["expr"])
+        assert len(aggregations) == len(selectors(target["expr"]))
+
+
+@each_dashboard
+def test_queries__use_metrics_that_are_collected(dashboard: Json) -> None:
+    described = {
+        family.name + ("_info" if family.type == "info" else "")
+        for family in SouvenirsCollector().describe()
+    } | {f"{family.name}_total" for family in RECORDS.describe()}
+    for expression in expressions(dashboard):
+        used = {name for name, _ in selectors(expression)}
+        assert used <= described | OF_PROMETHEUS
+        assert set(re.findall(r"souvenirs_\w+", expression)) <= used  # none without matchers
+
+
+@each_dashboard
+def test_queries__are_of_the_chosen_jobs(dashboard: Json) -> None:
+    for expression in expressions(dashboard):
+        assert all('job=~"$job' in matchers for _, matchers in selectors(expression))
+
+
+@pytest.mark.where(sys.version_info >= (3, 11))
+@pytest.mark.filterwarnings("ignore:Prefer using dashboardv2:DeprecationWarning")
+@each_dashboard
+def test_dashboard__has_only_keys_that_grafana_knows(dashboard: Json) -> None:
+    """Read and written by Grafana's own types, it is the same but for defaults that they add."""
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    register_default_plugins()
+    decoded = Dashboard.from_json(json.loads(json.dumps(dashboard)))
+    assert list(lost(dashboard, json.loads(JSONEncoder().encode(decoded)))) == []
+
+
+def lost(before: Any, after: Any, path: str = "") -> Iterator[str]:
+    """Where `after` lacks something that `before` has, or has something else."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key, value in before.items():
+            if key in after or value is not None:
+                yield from lost(value, after.get(key), f"{path}.{key}")
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for index, (old, new) in enumerate(zip(before, after)):
+            yield from lost(old, new, f"{path}[{index}]")
+    elif before != after:
+        yield f"{path}: {before!r} became {after!r}"
+
+
+# Five weeks of two sites: one of two replicas, and a small one
+
+DAY = 86_400
+STEP = 900
+WEEKS = 5
+SITES = {"shop": (52_000, 2), "learn": (9_000, 1)}  # registered users, replicas
+PARIS = ZoneInfo("Europe/Paris")
+WINDOWS = {"1h": 3_600, "1d": DAY, "7d": 7 * DAY, "30d": 30 * DAY}
+# Of users, so many come so many times a day
+HABITS = ((0.2, 1.0), (0.3, 0.1), (0.5, 0.01))
+BUILD = (
+    'version="2.0.0"',
+    'python="3.13.1"',
+    'django="5.2.8"',
+    'database="postgresql"',
+    'last_seen_store="database"',
+)
+# Name, labels, and from when to when it fires: days before now
+ALERTS = (
+    ("SouvenirsActiveUsersDrop", 'job="shop",window="1d"', 9.0, 8.6),
+    ("SouvenirsAbsent", "", 20.1, 20.0),
+    ("SouvenirsRollupLag", 'job="learn"', 0.1, 0.0),
+)
+Figures = Iterator[tuple[str, str, float]]
+
+
+def site_figures(name: str, now: int) -> Iterator[tuple[int, Figures]]:
+    """At each instant of the five weeks, the gauges of a site: pairs of (name, labels, value)."""
+    registered, _ = SITES[name]
+    chance = random.Random(name)
+    origin = now - 800 * DAY  # before the beginning of last year
+    visits = [0.0]  # since then, of somebody who comes once a day
+    for t in range(origin, now, STEP):
+        hour, weekday = t / 3_600 % 24, t // DAY % 7  # 0 is a Thursday
+        rhythm = 1 + 0.9 * math.sin((hour - 8) / 12 * math.pi)
+        rhythm *= (0.6 if weekday in (2, 3) else 1.15) * chance.uniform(0.85, 1.15)
+        if name == "shop" and 8.6 < (now - t) / DAY < 9.1:
+            rhythm *= 0.3
+        visits.append(visits[-1] + rhythm * STEP / DAY)
+
+    def users(t: float) -> float:
+        return registered * (1 + 0.4 * (t - now) / (365 * DAY))
+
+    def seen(start: float, end: float) -> int:
+        times = visits[int(end - origin) // STEP] - visits[max(int(start - origin) // STEP, 0)]
+        share = sum(part * (1 - math.exp(-often * times)) for part, often in HABITS)
+        return round(users(end) * share)
+
+    for t in range(now - WEEKS * 7 * DAY, now + 1, STEP):
+        yield t, iter([
+            *(("souvenirs_active_users", f'window="{window}"', seen(t - seconds, t))
+              for window, seconds in WINDOWS.items()),
+            *calendar_figures(t, seen),
+            ("souvenirs_registered_users", "", round(users(t))),
+            ("souvenirs_activated_users", "", round(users(t) * 0.93)),
+            ("souvenirs_last_seen_timestamp_seconds", "", t - chance.randrange(60)),
+            ("souvenirs_rollup_lag_seconds", "", max(0, 9_000 - abs(now - t - 17 * DAY))),
+            ("souvenirs_collection_duration_seconds", "", chance.lognormvariate(-3, 0.4)),
+            ("souvenirs_collection_timestamp_seconds", "", t - 1),
+            ("souvenirs_up", "", float(not 12 < (now - t) / DAY < 12.2)),
+        ])  # fmt: skip
+
+
+def calendar_figures(t: int, seen: Callable[[float, float], int]) -> Figures:
+    for name in periods.NAMES:
+        label, start = f'period="{name}"', periods.calendar_period(name, t, PARIS).start
+        yield "souvenirs_calendar_active_users", label, seen(start, t)
+        yield "souvenirs_calendar_period_start_timestamp_seconds", label, start
+        if name != "year":  # of which not all was recorded
+            previous = periods.previous_calendar_period(name, t, PARIS)
+            yield "souvenirs_previous_calendar_active_users", label, seen(*previous)
+
+
+def write_openmetrics(path: Path, now: int) -> None:
+    """All metrics of SITES over the five weeks before `now`, with timestamps."""
+    lines: dict[str, list[str]] = {}
+
+    def add(t: int, name: str, value: float, *labels: str) -> None:
+        matchers = ",".join(filter(None, labels))
+        lines.setdefault(name, []).append(f"{name}{{{matchers}}} {value} {t}\n")
+
+    for job, (_, replicas) in SITES.items():
+        instances = [f'job="{job}",instance="{job}-{n}:8000"' for n in range(replicas)]
+        chance = random.Random(job)
+        counts = dict.fromkeys(families.RECORDS_RESULTS, 0)
+        for t, figures in site_figures(job, now):
+            values = list(figures)
+            hour_users = values[0][2]
+            failed = 40 if 12 < (now - t) / DAY < 12.2 else 0
+            for result, visits in (
+                ("rate_limited", hour_users * 30),
+                ("added", hour_users / 4),
+                ("duplicated", hour_users / 50),
+                ("skipped", hour_users / 10),
+                ("failed", failed),
+            ):
+                counts[result] += round(visits * chance.uniform(0.9, 1.1))
+            for instance in instances:
+                add(t, "up", 1, instance)
+                add(t, "souvenirs_build_info", 1, instance, *BUILD)
+                for name, label, value in values:
+                    add(t, name, value, instance, label)
+                for result, count in counts.items():
+                    add(t, "souvenirs_records_total", count, instance, f'result="{result}"')
+    for alert, labels, first, last in ALERTS:
+        for t in range(now - WEEKS * 7 * DAY, now + 1, STEP):
+            if now - first * DAY <= t <= now - last * DAY:
+                firing = f'alertname="{alert}"', 'alertstate="firing"', labels
+                add(t, "ALERTS", 1, *firing)
+    with path.open("w") as file:
+        for name, family in lines.items():
+            kind = "counter" if name.endswith("_total") else "gauge"
+            file.write(f"# TYPE {name.removesuffix('_total')} {kind}\n")
+            file.writelines(family)
+        file.write("# EOF\n")
+
+
+@contextmanager
+def prometheus_with_history(now: int, port: int | None = None) -> Iterator[str]:
+    """A Prometheus server that has these metrics, and scrapes nothing; yields its URL."""
+    with servers.directory("history") as path:
+        write_openmetrics(path / "openmetrics", now)
+        subprocess.run(
+            [servers.program("promtool", "prometheus"), "tsdb", "create-blocks-from",
+             "--max-block-duration=2400h", "openmetrics", path / "openmetrics", path / "data"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        (path / "prometheus.yml").write_text("global: {}\n")
+        url = f"http://127.0.0.1:{port or servers.free_port()}"
+        command = [
+            servers.program("prometheus", "prometheus"),
+            f"--config.file={path / 'prometheus.yml'}",
+            f"--storage.tsdb.path={path / 'data'}",
+            "--storage.tsdb.retention.time=100d",
+            f"--query.lookback-delta={STEP}s",
+            f"--web.listen-address={url.removeprefix('http://')}",
+        ]
+        with servers.running(command, lambda: servers.answers(f"{url}/-/ready"), path / "log"):
+            yield url
+
+
+# The queries
+
+
+class Asker:
+    """Asks Prometheus as Grafana does, with a step of two hours."""
+
+    def __init__(self, url: str, now: int) -> None:
+        self.url, self.now = url, now
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        try:
+            with urlopen(f"{self.url}/api/v1/{path}?{urlencode(parameters)}") as response:
+                return json.load(response)["data"]
+        except HTTPError as error:
+            raise AssertionError(f"{parameters}: {error.read().decode()}") from None
+
+    def ask(self, target: Json, job: str = ".+", days: float = 30) -> list[Json]:
+        """The series that a target has; an instant query's have one value."""
+        query = target["expr"].replace("$job", job).replace("$__rate_interval", "2h")
+        if target.get("instant"):
+            series = self.get("query", query=query, time=self.now)["result"]
+            return [{**each, "values": [each["value"]]} for each in series]
+        span = {"start": self.now - days * DAY, "end": self.now, "step": 7_200}
+        result: list[Json] = self.get("query_range", query=query, **span)["result"]
+        return result
+
+    def ask_panel(self, panel: Json, job: str = ".+") -> Iterator[tuple[Json, Json]]:
+        """Each target of a panel with each of the series that it has."""
+        days = 7 if panel.get("timeFrom") == "7d" else 30
+        for target in panel["targets"]:
+            for series in self.ask(target, job, days):
+                yield target, series
+
+
+@pytest.fixture(scope="module")
+def asker() -> Iterator[Asker]:
+    now = int(time.time())
+    with prometheus_with_history(now) as url:
+        yield Asker(url, now)
+
+
+def legend(target: Json, series: Json) -> str:
+    labels = series["metric"]
+    if target.get("format") == "table":
+        return f"{target['refId']} {labels}"
+    return re.sub(r"{{(\w+)}}", lambda match: labels.get(match[1], ""), target["legendFormat"])
+
+
+def test_figures__have_the_names_and_labels_of_a_collection(asker: Asker, db: None) -> None:
+    collected = {
+        (sample.name, frozenset(sample.labels))
+        for family in SouvenirsCollector().collect()
+        for sample in family.samples
+    }
+    written = {
+        (labels["__name__"], frozenset(labels) - {"__name__", "job", "instance"})
+        for labels in asker.get("series", **{"match[]": '{__name__=~".+"}'})
+    }
+    assert len(collected) > 9
+    assert collected <= written
+
+
+def test_panels__all_queries_have_data(asker: Asker) -> None:
+    silent = [
+        f"{panel['title']}: {target['expr']}"
+        for panel in PANELS
+        for target in panel["targets"]
+        if not asker.ask(target, days=7 if "timeFrom" in panel else 30)
+    ]
+    assert silent == []
+
+
+@each_dashboard
+def test_variables_and_annotations__have_data(dashboard: Json, asker: Asker) -> None:
+    variable = dashboard["templating"]["list"][1]
+    query = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["definition"])
+    assert query
+    values = asker.get(f"label/{query[2]}/values", **{"match[]": query[1]})
+    assert values == sorted(SITES)
+    [annotation] = dashboard["annotations"]["list"]
+    fired = asker.ask(annotation["target"], days=WEEKS * 7)
+    assert {series["metric"]["alertname"] for series in fired} == {name for name, *_ in ALERTS}
+
+
+def test_panels__tell_their_series_apart(asker: Asker) -> None:
+    """Two sites, one with two replicas, make no two series of a panel with the same name."""
+    for panel in PANELS:
+        legends = [legend(target, series) for target, series in asker.ask_panel(panel)]
+        assert len(set(legends)) == len(legends), panel["title"]
+
+
+def test_panels__show_the_chosen_site_only(asker: Asker) -> None:
+    for panel in PANELS:
+        jobs = {series["metric"].get("job") for _, series in asker.ask_panel(panel, "shop")}
+        # An alert that names no job concerns every site
+        assert jobs <= {"shop", None} if "ALERTS" in str(panel) else jobs == {"shop"}
+
+
+def test_panels__show_the_figures(asker: Asker) -> None:
+    """Of the small site, as they were written."""
+    *_, (_, last) = site_figures("learn", asker.now)
+    written = {(name, label): value for name, label, value in last}
+
+    def shown(title: str, ref: str = "A", **labels: str) -> float:
+        panel, *_ = [each for each in PANELS if each["title"] == title]
+        [series] = [
+            series
+            for target, series in asker.ask_panel(panel, "learn")
+            if target["refId"] == ref and labels.items() <= series["metric"].items()
+        ]
+        return float(series["values"][-1][1])
+
+    def windows(window: str) -> float:
+        return written["souvenirs_active_users", f'window="{window}"']
+
+    assert shown("Active in the last hour") == windows("1h")
+    assert shown("Active in the last 30 days") == windows("30d")
+    assert shown("Active users by window", window="7d") == windows("7d")
+    assert shown("Stickiness") == pytest.approx(windows("1d") / windows("30d"))
+    to_date = written["souvenirs_calendar_active_users", 'period="month"']
+    last_complete = written["souvenirs_previous_calendar_active_users", 'period="month"']
+    table = "To date, and the last complete period"
+    assert shown(table, "B", period="month") == to_date
+    assert shown(table, "C", period="month") == last_complete
+    assert shown(table, "D", period="month") == pytest.approx(to_date / last_complete)
+    assert shown("Age of the figures") == 1
+    assert shown("Collection") == 1
+    assert 0.9 < shown("Rate-limited share") < 1
+    assert shown("Alerts firing") == 1
+
+
+def test_week_over_week__is_moved_by_whole_weeks(asker: Asker) -> None:
+    [panel] = [each for each in PANELS if each["title"].startswith("Last hour,")]
+    weeks_before = {
+        target["refId"]: dict(series["values"])
+        for target, series in asker.ask_panel(panel, "learn")
+    }
+    history = {
+        t: next(value for name, label, value in figures if label == 'window="1h"')
+        for t, figures in site_figures("learn", asker.now)
+    }
+    for ref, weeks in zip("ABCD", range(4)):
+        values = weeks_before[ref]
+        assert len(values) == 7 * 12 + 1
+        assert all(float(v) == history[int(t) - weeks * 7 * DAY] for t, v in values.items())
