@@ -1,0 +1,136 @@
+"""Writes the active users of the past for Prometheus."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+import time
+from argparse import ArgumentParser, ArgumentTypeError
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from tqdm import tqdm
+
+from souvenirs import clock
+from souvenirs.counting import first_recorded
+from souvenirs.management.commands.backfill_souvenirs import show
+from souvenirs.management.commands.prune_souvenirs import duration
+from souvenirs.management.commands.show_usage import to_moment
+from souvenirs.models import Souvenir
+from souvenirs_metrics.backfill import openmetrics
+from souvenirs_metrics.conf import conf
+from souvenirs_metrics.families import ACTIVE_USERS
+
+STEP = "5m"
+LOOKBACK = 300  # seconds: Prometheus shows a sample for so long
+
+
+def label(text: str) -> tuple[str, str]:
+    """name=value. ArgumentTypeError for anything else, and for names that are not to be had."""
+    match = re.fullmatch(r"([a-zA-Z_][a-zA-Z0-9_]*)=([^\ud800-\udfff]+)", text)
+    if match is None:
+        raise ArgumentTypeError(f"{text!r} is no name=value; write it like job=souvenirs")
+    name, value = match.groups()
+    if name.startswith("__") or name == ACTIVE_USERS.label:
+        raise ArgumentTypeError(
+            f"{text!r}: {name} is not to be set; choose another name, such as job or instance"
+        )
+    return name, value
+
+
+class Command(BaseCommand):
+    help = (
+        f"Writes {ACTIVE_USERS.name} at past instants, from the history, as OpenMetrics with"
+        " timestamps: for promtool tsdb create-blocks-from openmetrics. Windows that begin before"
+        " the first record are left out. Dates such as 2010-01-24 or 2010-01-24T22:00+01:00, by"
+        " default in the site's time zone."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--start", metavar="DATE", help="begin there (inclusive; default: the first record)"
+        )
+        parser.add_argument(
+            "--end",
+            metavar="DATE",
+            help="end there, where scraping began (exclusive; default, and latest: now)",
+        )
+        parser.add_argument(
+            "--step",
+            type=duration,
+            default=STEP,
+            metavar="DURATION",
+            help="instants are the multiples of it in unix time (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--label",
+            type=label,
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="add it to each series, such as the job and instance of the scrape; repeatable",
+        )
+        parser.add_argument("--output", metavar="FILE", help="write there (default: to stdout)")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        first = first_recorded(conf.database(Souvenir))
+        if first is None:
+            raise CommandError("There are no souvenirs, so there is no history to write.")
+        labels = dict(options["label"])
+        if len(labels) < len(options["label"]):
+            raise CommandError("--label gives two values to the same name: leave one of them out")
+        instants = to_instants(options, first)
+        if instants.step > LOOKBACK:
+            self.stderr.write(
+                f"--step is over {STEP}, for which Prometheus shows a sample: graphs will have gaps"
+            )
+        track = partial(tqdm, desc="reading", unit=" days", disable=None, file=self.stderr)
+        samples = 0
+        try:
+            with self.opened(options["output"]) as output:
+                for line in openmetrics(instants, labels, track):
+                    output.write(line)
+                    samples += line[0] != "#"
+                output.flush()
+        except BrokenPipeError:  # who reads has enough, as `head`; Python is not to try once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        except OSError as error:
+            name = options["output"] or "The output"
+            raise CommandError(f"{name} cannot be written: {error.strerror}") from None
+        if not samples:
+            raise CommandError(
+                f"There are no values: all windows of these instants begin before {show(first)},"
+                " the first record."
+            )
+        if options["output"] and options["verbosity"]:
+            self.stdout.write(f"{options['output']} has {samples} samples.")
+
+    def opened(self, name: str | None) -> AbstractContextManager[Any]:
+        if name is None:
+            return nullcontext(self.stdout)
+        return open(name, "w", encoding="utf-8", newline="\n")
+
+
+def to_instants(options: dict[str, Any], first: float) -> range:
+    """The multiples of the step with start <= t < end. Raises CommandError if there are none."""
+    start, end = (to_moment(name, options[name]) for name in ("start", "end"))
+    now = time.time()
+    bounds = (
+        first if start is None else max(clock.to_seconds(start), first),
+        now if end is None else min(clock.to_seconds(end), now),
+    )
+    step: int = options["step"]
+    first_instant, after = (math.ceil(bound / step) * step for bound in bounds)
+    instants = range(first_instant, after, step)
+    if not instants:
+        raise CommandError(
+            f"There is no instant to write: none is both a multiple of --step ({step} seconds) and"
+            f" from {show(bounds[0])} on, before {show(bounds[1])}. The first record is of"
+            f" {show(first)}; give an earlier --start or a later --end (up to now)."
+        )
+    return instants

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from django.core.management import CommandError, ManagementUtility, call_command
+from django.test import override_settings
+from django.utils.connection import ConnectionDoesNotExist
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from souvenirs.control import souvenez
+from tests import servers
+from tests.conftest import site_environ
+from tests.history import DAY, HOUR, MINUTE, Terminal, at, people, roll_up, to_when, unix
+from tests.people import with_databases
+
+pytestmark = with_databases
+
+T = unix(2024, 5, 14, 22)  # Paris: midnight of the 15th
+NOW = T + 3 * DAY + 25 * MINUTE
+FACTS = [(who, T + 600 + who * 7 * HOUR + n * 11 * HOUR) for who in range(3) for n in range(6)]
+
+
+@pytest.fixture
+def users() -> list[Any]:
+    users = people(3)
+    for who, t in FACTS:
+        souvenez(users[who], when=to_when(t))
+    return users
+
+
+def run(*args: str) -> tuple[str, str]:
+    """What it writes to stdout and to stderr."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with at(NOW):
+        call_command("souvenirs_history", *args, stdout=stdout, stderr=stderr)
+    return stdout.getvalue(), stderr.getvalue()
+
+
+def refused(*args: str) -> str:
+    with pytest.raises(CommandError) as caught:
+        run(*args)
+    return str(caught.value)
+
+
+def samples(text: str) -> list[Any]:
+    [family] = text_string_to_metric_families(text)
+    return list(family.samples)
+
+
+def instants(*args: str) -> list[int]:
+    """Those of the 1h window."""
+    lines, _ = run(*args)
+    found = [s.timestamp for s in samples(lines) if s.labels["window"] == "1h"]
+    return [int(float(timestamp)) for timestamp in found]
+
+
+def expected(seconds: int, instant: int) -> int:
+    """Users of the window that ends at the last full hour."""
+    end = instant // HOUR * HOUR
+    return len({who for who, t in FACTS if end - seconds <= t < end})
+
+
+def test_souvenirs_history__is_from_the_first_record_until_now(users: list[Any]) -> None:
+    lines, errors = run()
+    assert errors == ""
+    windows = {"1h": HOUR, "1d": DAY, "7d": 7 * DAY, "30d": 30 * DAY}
+    values = {(s.labels["window"], int(float(s.timestamp))): s.value for s in samples(lines)}
+    assert values == {
+        (name, t): expected(seconds, t)
+        for name, seconds in windows.items()
+        for t in range(T, NOW, 300)
+        if FACTS[0][1] <= t // HOUR * HOUR - seconds
+    }
+    assert {name for name, _ in values} == {"1h", "1d"}
+
+
+def test_souvenirs_history__takes_dates_of_the_sites_zone(users: list[Any]) -> None:
+    found = instants("--start", "2024-05-16", "--end", "2024-05-16T01:00")
+    assert found == list(range(T + DAY, T + DAY + HOUR, 300))
+    found = instants("--start", "2024-05-15T23:00+01:00", "--end", "2024-05-15T23:00Z")
+    assert found == list(range(T + DAY, T + DAY + HOUR, 300))
+
+
+def test_souvenirs_history__aligns_instants_to_the_step(users: list[Any]) -> None:
+    found = instants("--start", "2024-05-16 00:01", "--end", "2024-05-16 00:46", "--step", "15m")
+    assert found == [T + DAY + n * 15 * MINUTE for n in (1, 2, 3)]
+
+
+def test_souvenirs_history__does_not_tell_the_future(users: list[Any]) -> None:
+    assert instants("--start", "2024-05-18", "--end", "2030-01-01") == list(
+        range(T + 3 * DAY, NOW, 300)
+    )
+
+
+def test_souvenirs_history__adds_labels(users: list[Any]) -> None:
+    lines, _ = run("--label", "job=souvenirs", "--label", 'instance="a\\b",\nü=1')
+    for sample in samples(lines):
+        window = sample.labels["window"]
+        assert sample.labels == {
+            "job": "souvenirs",
+            "instance": '"a\\b",\nü=1',
+            "window": window,
+        }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("job", "'job' is no name=value"),
+        ("job=", "'job=' is no name=value"),
+        ("=a", "'=a' is no name=value"),
+        ("a-b=c", "'a-b=c' is no name=value"),
+        ("1a=c", "'1a=c' is no name=value"),
+        ("a=\udce4", "'a=\\udce4' is no name=value"),
+        ("window=1h", "window is not to be set"),
+        ("__name__=up", "__name__ is not to be set"),
+    ],
+)
+def test_souvenirs_history__refuses_other_labels(users: list[Any], text: str, message: str) -> None:
+    assert message in refused(f"--label={text}")
+
+
+def test_souvenirs_history__refuses_two_values_of_a_label(users: list[Any]) -> None:
+    assert "two values" in refused("--label", "job=a", "--label", "job=b")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--step", "soon"), ("--step", "0s"), ("--start", "soon"), ("--end", "2024-13-01")],
+)
+def test_souvenirs_history__names_a_value_that_cannot_be_read(
+    users: list[Any], option: str, value: str
+) -> None:
+    assert repr(value) in refused(option, value)
+
+
+def test_souvenirs_history__exits_with_2_for_bad_options(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        ManagementUtility(["manage.py", "souvenirs_history", "--label", "job"]).execute()
+    assert caught.value.code == 2
+    assert "--label: 'job' is no name=value" in capsys.readouterr().err
+
+
+def test_souvenirs_history__fails_where_there_is_nothing_to_write(users: list[Any]) -> None:
+    message = refused("--start", "2024-05-16", "--end", "2024-05-15")
+    assert "from 2024-05-16 00:00:00+02:00 on, before 2024-05-15 00:00:00+02:00" in message
+    assert "no instant" in refused("--start", "2024-05-16 00:01", "--end", "2024-05-16 00:04")
+    assert "no instant" in refused("--end", "2024-05-01")
+    message = refused("--end", "2024-05-15 01:30")
+    assert "begin before 2024-05-15 00:10:00+02:00, the first record" in message
+
+
+def test_souvenirs_history__fails_without_souvenirs() -> None:
+    assert "There are no souvenirs" in refused()
+
+
+def test_souvenirs_history__warns_of_gaps(users: list[Any]) -> None:
+    assert run("--step", "5m")[1] == ""
+    assert "--step is over 5m" in run("--step", "5m1s")[1]
+
+
+def test_souvenirs_history__writes_to_a_file(users: list[Any], tmp_path: Path) -> None:
+    lines, _ = run("--label", "job=ü")
+    path = tmp_path / "history.txt"
+    assert run("--label", "job=ü", "--output", str(path)) == (
+        f"{path} has {lines.count('{')} samples.\n",
+        "",
+    )
+    assert path.read_text(encoding="utf-8") == lines
+
+
+def test_souvenirs_history__says_what_file_cannot_be_written(
+    users: list[Any], tmp_path: Path
+) -> None:
+    message = refused("--output", str(tmp_path / "none" / "history.txt"))
+    assert message == f"{tmp_path}/none/history.txt cannot be written: No such file or directory"
+
+
+def test_souvenirs_history__shows_progress_on_a_terminal_only(users: list[Any]) -> None:
+    terminal = Terminal()
+    with at(NOW):
+        call_command("souvenirs_history", stdout=io.StringIO(), stderr=terminal)
+    assert "reading: 100%" in terminal.getvalue()
+    assert run()[1] == ""
+
+
+def test_souvenirs_history__reads_from_the_database_of_scrapes(users: list[Any]) -> None:
+    with (
+        override_settings(SOUVENIRS_METRICS_DATABASE="replica"),
+        pytest.raises(ConnectionDoesNotExist, match="replica"),
+    ):
+        run()
+
+
+PAST = """
+import time
+from django.contrib.auth.models import User
+from souvenirs import clock
+user = User.objects.create(username="ada")
+souvenez(user, when=clock.to_datetime(time.time() - 60 * 86400))
+"""
+
+
+@pytest.mark.own_site
+@pytest.mark.parametrize("hours", [1, 1_000])  # less and more than is written at a time
+def test_souvenirs_history__ends_quietly_when_nobody_reads(
+    run_site: Callable[..., str], tmp_path: Path, hours: int
+) -> None:
+    run_site(PAST)
+    start = datetime.now(timezone.utc) - timedelta(hours=hours)
+    command = ["django", "souvenirs_history", "--skip-checks", "--start", start.isoformat()]
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", *command],
+        cwd=tmp_path,
+        env=site_environ(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+
+
+@pytest.mark.own_site
+@pytest.mark.parametrize("flags", [[], ["--max-block-duration=744h"]])
+def test_souvenirs_history__is_what_prometheus_answers(
+    users: list[Any], tmp_path: Path, flags: list[str]
+) -> None:
+    roll_up(NOW)
+    labels = {"job": "souvenirs", "instance": 'www.example.org:443 "a\\b"'}
+    options = [f"--label={name}={value}" for name, value in labels.items()]
+    run("--output", str(tmp_path / "history.txt"), *options)
+    promtool = servers.program("promtool", "prometheus")
+    subprocess.run(
+        [promtool, "tsdb", "create-blocks-from", "openmetrics", *flags, "history.txt", "data"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert len(os.listdir(tmp_path / "data")) == (1 if flags else 36)
+    query = {"query": "souvenirs_active_users[10d]", "time": str(NOW)}
+    with servers.prometheus(data=tmp_path / "data") as url:
+        answer = requests.get(f"{url}/api/v1/query", params=query, timeout=30).json()
+    found = {}
+    for series in answer["data"]["result"]:
+        window = series["metric"]["window"]
+        assert series["metric"] == {
+            **labels,
+            "__name__": "souvenirs_active_users",
+            "window": window,
+        }
+        found[window] = {t: int(value) for t, value in series["values"]}
+    assert found == {
+        "1h": {t: expected(HOUR, t) for t in range(T + 2 * HOUR, NOW, 300)},
+        "1d": {t: expected(DAY, t) for t in range(T + 25 * HOUR, NOW, 300)},
+    }
