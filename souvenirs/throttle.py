@@ -25,7 +25,9 @@ from souvenirs.conf import conf
 from souvenirs.periods import Interval
 
 CLAIM_SECONDS = 60
-CONFIRMED = 0  # the cache holds this for a slot that is written, else the time its claim ends at
+# The cache holds this for a slot that is written, else the time its claim ends at. Not 0: caches of
+# django-prometheus take what is false for nothing
+CONFIRMED = -1
 MAX_USERS = 50_000
 
 K = TypeVar("K", bound=Hashable)

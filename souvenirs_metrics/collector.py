@@ -21,7 +21,7 @@ from souvenirs import accounts, counting, periods, rollups
 from souvenirs.conf import conf as souvenirs_conf
 from souvenirs.models import LastSeen, Rollup, Souvenir
 from souvenirs_metrics import deadline, families
-from souvenirs_metrics.collection import Collection, Families, Part, Reading
+from souvenirs_metrics.collection import Collection, Families, Part, Reading, cause_of
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.deadline import Deadline
 
@@ -57,6 +57,7 @@ class SouvenirsCollector(Collector):
         self._lock = threading.Lock()
         self._latest: Collection | None = None
         self._accounts: tuple[float, Families] | None = None
+        self._cause = ""  # why nothing could be rolled up
 
     def describe(self) -> Iterable[Metric]:
         """The families without samples: registering the collector queries nothing."""
@@ -97,9 +98,16 @@ class SouvenirsCollector(Collector):
         ]
 
     def keep_up(self, within: Deadline) -> None:
-        """Rolls up a little of what is due."""
-        with within.asking(router.db_for_write(Rollup)):
-            rollups.roll_up(buckets=BUCKETS)
+        """Rolls up a little of what is due. Raises if that fails, but not for the same cause again:
+        a site may have reasons for a role that only reads."""
+        try:
+            with within.asking(router.db_for_write(Rollup)):
+                rollups.roll_up(buckets=BUCKETS)
+            self._cause = ""
+        except Exception as error:
+            known, self._cause = self._cause, cause_of(error)
+            if self._cause != known:
+                raise
 
     def active_users(self, now: float, reading: Reading) -> Families:
         """Rolling windows and periods to date: all of them "since when?", so in one pass."""

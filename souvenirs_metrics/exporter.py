@@ -19,6 +19,7 @@ from django.views.decorators.http import require_safe
 from souvenirs import rollups
 from souvenirs.periods import Interval
 from souvenirs_metrics import views
+from souvenirs_metrics.collection import cause_of
 
 logger = logging.getLogger("souvenirs_metrics")
 
@@ -56,6 +57,7 @@ PAGES: dict[str, Callable[[HttpRequest], HttpResponse]] = {
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """The WSGI application: the pages, without the site's URLs and middleware."""
+    environ.pop("CONTENT_TYPE", None)  # nobody reads a body, and Django raises for some charsets
     try:
         request = WSGIRequest(environ)
         page = PAGES.get(request.path_info)
@@ -147,13 +149,17 @@ def keep_up(stopped: threading.Event) -> None:
         if stopped.is_set():
             raise Stopped
 
+    cause = ""
     while True:
         try:
             rollups.roll_up(on_step=on_step)
+            cause = ""
         except Stopped:
             pass
         except Exception as error:
-            logger.exception("Rolled up nothing: %r", error)
+            known, cause = cause, cause_of(error)
+            if cause != known:
+                logger.exception("Rolled up nothing: %s", cause)
         finally:
             connections.close_all()
         if stopped.wait(ROLL_UP_SECONDS):

@@ -14,7 +14,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
-from souvenirs_metrics import deadline, instruments
+from souvenirs_metrics import deadline, families, instruments
 from souvenirs_metrics.collector import SouvenirsCollector
 
 logger = logging.getLogger("souvenirs_metrics")
@@ -77,6 +77,11 @@ class Selected(Collector):
                 yield selected
 
 
+def is_collected(name: str) -> bool:
+    """Whether it may be of one of our gauges; a counter is the process's, and needs no database."""
+    return name.startswith(PREFIX) and not name.startswith(families.RECORDS_NAME)
+
+
 def build_registry(names: Collection[str] = ()) -> CollectorRegistry:
     """A registry with our gauges, once, and the process metrics (in multiprocess mode, those of
     all processes). `names`: only the metrics of these names."""
@@ -84,7 +89,7 @@ def build_registry(names: Collection[str] = ()) -> CollectorRegistry:
     if is_multiprocess() or not is_registered:  # else it is among the process metrics
         collectors.insert(0, collector)
     if names:
-        if not any(name.startswith(PREFIX) for name in names):
+        if not any(map(is_collected, names)):
             collectors = collectors[-1:]  # then nothing is asked of the database
         collectors = [Selected(each, names) for each in collectors]
     registry = CollectorRegistry()
@@ -102,7 +107,9 @@ FORMATS: dict[tuple[str, str | None], tuple[Encoder, str]] = {
     ("text/plain", "0.0.4"): (generate_latest, "0.0.4"),
     ("text/plain", "1.0.0"): (generate_latest, "1.0.0"),
 }
-ESCAPINGS = ("allow-utf-8", "underscores", "dots", "values")
+# Not "dots" and "values", with which prometheus_client renames our metrics too, so that dashboards
+# and alerts would find none
+ESCAPINGS = ("allow-utf-8", "underscores")
 
 
 def parse_media_range(text: str) -> tuple[str, dict[str, str], float]:

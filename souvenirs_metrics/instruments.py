@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -10,6 +11,8 @@ from prometheus_client import Counter
 from souvenirs.control import tell_hits
 from souvenirs.signals import souvenir_recorded
 from souvenirs_metrics import families
+
+logger = logging.getLogger("souvenirs_metrics")
 
 # In the default registry, as every process metric: in multiprocess mode prometheus_client keeps it
 # in the process's file, and adds the files of all processes up.
@@ -47,4 +50,7 @@ def flush() -> None:
     """
     tell_hits()
     if can_count():
-        show_results()
+        try:
+            show_results()
+        except OSError as error:  # it may not write there, or the disk is full
+            logger.exception("Counted nothing: %r", error)

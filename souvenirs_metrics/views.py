@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+from urllib.parse import parse_qs
 
 from django.contrib.auth.decorators import login_not_required
 from django.db import connections, transaction
@@ -19,7 +20,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
         return refusal
     body, content_type = exposition.render(
         request.headers.get("Accept", ""),
-        request.GET.getlist("name[]"),
+        names_in(request),
         deadline.seconds_for(request.headers.get(deadline.HEADER, "")),
     )
     headers = {"Cache-Control": "no-store", "Vary": "Accept, Accept-Encoding"}
@@ -27,6 +28,11 @@ def metrics(request: HttpRequest) -> HttpResponse:
         body = gzip.compress(body, compresslevel=6, mtime=0)
         headers["Content-Encoding"] = "gzip"
     return HttpResponse(body, content_type=content_type, headers=headers)
+
+
+def names_in(request: HttpRequest) -> list[str]:
+    """The query's `name[]`. request.GET raises for more than DATA_UPLOAD_MAX_NUMBER_FIELDS."""
+    return parse_qs(request.META.get("QUERY_STRING", ""), keep_blank_values=True).get("name[]", [])
 
 
 # Outside of a transaction, a query that fails does not take the others with it

@@ -616,7 +616,9 @@ def test_collect__max_age() -> None:
     assert collector.times == 2
 
 
-def test_collect__that_breaks_off_is_not_shared() -> None:
+def test_collect__that_breaks_off_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+
     class Breaking(Slow):
         def part(self, now: float, reading: Reading) -> list[Metric]:
             self.times += 1

@@ -174,7 +174,7 @@ def test_scrape__of_a_database_that_fails(
             assert line.startswith("Left ")
         else:
             assert line.startswith("Rolled up nothing: ")
-        assert case.cause in line or "did not answer within 3.6 s" in line
+        assert case.cause in line or "did not answer within" in line
     scrape_until(is_up)
 
 
@@ -258,10 +258,11 @@ def test_scrape__of_a_server_that_freezes_meanwhile(
         assert names(found) == ALWAYS | ACTIVITY
         assert value(found, "souvenirs_active_users", "1h") == 1
         assert not is_up(found)
-        assert told() == [
+        (line,) = told()
+        assert line.startswith(
             "Left rollup_lag, previous_periods, accounts out of the metrics:"
-            " the database did not answer within 3.6 s"
-        ]
+            " the database did not answer within "
+        )
         # The thread does not wait for a server that may never answer
         deadline = time.monotonic() + WAIT_SECONDS
         while collecting():
