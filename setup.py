@@ -75,6 +75,7 @@ setup(
             "hypothesis>=6.100",
             "mysqlclient>=2.2.1",
             "psycopg[binary,pool]>=3.2",
+            "PyYAML>=6",
             "pytest>=8.3",
             "pytest-django>=4.9",
             "pytest-randomly>=3.15",

@@ -18,6 +18,7 @@ from pathlib import Path
 import requests
 
 from demo import page
+from demo.monitoring import prometheus, write_dashboards
 from demo.options import may_sign_in, parse
 from demo.population import ADMIN, PASSWORD
 from demo.serving import Failure, Stopped, pause, populate, serve
@@ -36,12 +37,22 @@ def run(args: argparse.Namespace, stop: threading.Event) -> int:
                 leftover.unlink()
         password = secrets.token_urlsafe(9)
         populate(directory, users=args.users, weeks=args.weeks, admin_password=password, stop=stop)
-        with serve(directory, args.port, stop) as url, live(args, url, stop):
+        with (
+            serve(directory, args.port, stop) as url,
+            prometheus(directory, url, args.prometheus_port, stop) as server,
+            live(args, url, stop),
+        ):
             name = may_sign_in(args.users)[0]
             say(f"The site      {url}/          {name} and others, password {PASSWORD}")
             say(f"Its admin     {url}/admin/    {ADMIN}, password {password}")
             say(f"Its metrics   {url}/metrics")
             say(f"Its log       {directory / 'gunicorn.log'}")
+            if server:
+                provisioning = write_dashboards(directory, server)
+                say(f"Prometheus    {server}/    its past, live metrics, and {server}/alerts")
+                say(f"For Grafana   GF_PATHS_PROVISIONING={provisioning} grafana server")
+            else:
+                say("Prometheus    is not installed: apt-get install prometheus")
             say("Ctrl-C ends it.\n")
             show(url, stop)
     return 0

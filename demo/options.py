@@ -10,7 +10,8 @@ from demo.population import people
 DESCRIPTION = """\
 Serves a small Django site on 127.0.0.1 with gunicorn (two workers), lets made-up
 people sign in and read it, and shows the gauges that Prometheus would scrape.
-Ends with Ctrl-C."""
+Where Prometheus is installed it scrapes them, has the site's past, and evaluates
+the shipped rules. Ends with Ctrl-C."""
 
 EPILOG = """\
 The site is kept in demo/var, or in the directory that DEMO_DIR in the environment
@@ -35,6 +36,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--port", type=int, help="0 takes a free one (default: 8000; with --once, 0)"
     )
+    parser.add_argument(
+        "--prometheus-port", type=int, help="0 takes a free one (default: 9090; with --port=0, 0)"
+    )
     parser.add_argument("--users", type=positive, default=300, help="accounts (default: 300)")
     parser.add_argument(
         "--weeks", type=positive, default=10, help="of past, in a new database (default: 10)"
@@ -57,8 +61,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.port is None:
         args.port = 0 if args.once else 8000
-    if not 0 <= args.port <= 65535:
-        parser.error(f"--port is {args.port}: give a port from 1 to 65535, or 0 for a free one")
+    if args.prometheus_port is None:
+        args.prometheus_port = 9090 if args.port else 0
+    for name in ("port", "prometheus_port"):
+        port = getattr(args, name)
+        if not 0 <= port <= 65535:
+            option = name.replace("_", "-")
+            parser.error(f"--{option} is {port}: give a port from 1 to 65535, or 0 for a free one")
     if args.once and args.sign_in > len(may_sign_in(args.users)):
         parser.error(
             f"--sign-in is {args.sign_in}: of {args.users} users"

@@ -40,12 +40,24 @@ def populate(
     environment = environ(directory)
     if admin_password:
         environment["DEMO_ADMIN_PASSWORD"] = admin_password
-    command = ["demo.manage", "populate", f"--users={users}", f"--weeks={weeks}"]
-    with child(command, environment) as process:
+    command = ["populate", f"--users={users}", f"--weeks={weeks}"]
+    if manage(command, environment, stop):
+        raise Failure(f"the database in {directory} could not be made (see above)")
+
+
+def manage(
+    command: Sequence[str],
+    environment: dict[str, str],
+    stop: threading.Event | None = None,
+    output: int | None = None,
+) -> int:
+    """Runs a management command of the site, and returns its exit code."""
+    with child(
+        [sys.executable, "-m", "demo.manage", *command], environment, output=output
+    ) as process:
         while process.poll() is None:
             pause(stop, 0.05)
-    if process.returncode:
-        raise Failure(f"the database in {directory} could not be made (see above)")
+    return process.returncode
 
 
 @contextmanager
@@ -60,7 +72,8 @@ def serve(directory: Path, port: int = 0, stop: threading.Event | None = None) -
     with listening(port) as listener, log.open("ab") as output:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         handle = listener.fileno()
-        command = ["gunicorn", "-c", str(ROOT / "demo/gunicorn.conf.py"), f"--bind=fd://{handle}"]
+        configuration = str(ROOT / "demo/gunicorn.conf.py")
+        command = [sys.executable, "-m", "gunicorn", "-c", configuration, f"--bind=fd://{handle}"]
         with child(command, environment, handle=handle, output=output.fileno()) as process:
             listener.close()  # gunicorn holds it now, and takes it along when it ends
             deadline = time.monotonic() + START_SECONDS
@@ -94,18 +107,18 @@ def listening(port: int) -> socket.socket:
 
 @contextmanager
 def child(
-    module: Sequence[str],
+    command: Sequence[str],
     environment: dict[str, str],
     *,
     handle: int = -1,
     output: int | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `python -m` module with arguments until the block ends.
+    """Runs a program until the block ends.
 
     It has a session of its own: Ctrl-C in the terminal reaches us alone, who then end it.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", *module],
+        command,
         cwd=ROOT,
         env=environment,
         pass_fds=[handle] if handle >= 0 else [],

@@ -33,6 +33,7 @@ PACKAGES = {
     "pg_isready": "postgresql",
     "postgres": "postgresql",
     "prometheus": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
     "promtool": "prometheus",
     "redis-server": "redis-server",
 }
@@ -214,16 +215,24 @@ def redis(port: int | None = None) -> Iterator[tuple[str, subprocess.Popen[Any]]
 
 
 @contextmanager
-def prometheus(config: str) -> Iterator[str]:
-    """A Prometheus server with this configuration file; yields its URL."""
+def prometheus(
+    config: str = "",
+    *,
+    data: Path | None = None,
+    port: int | None = None,
+    flags: Sequence[str] = (),
+) -> Iterator[str]:
+    """A Prometheus server with this configuration file, on these blocks; yields its URL."""
     with directory("prometheus") as path:
         (path / "prometheus.yml").write_text(config)
-        url = f"http://127.0.0.1:{free_port()}"
+        url = f"http://127.0.0.1:{port or free_port()}"
         command = [
             program("prometheus", "prometheus"),
             f"--config.file={path / 'prometheus.yml'}",
-            f"--storage.tsdb.path={path / 'data'}",
+            f"--storage.tsdb.path={data or path / 'data'}",
+            "--storage.tsdb.retention.time=100y",
             f"--web.listen-address={url.removeprefix('http://')}",
+            *flags,
         ]
         with running(command, lambda: answers(f"{url}/-/ready"), path / "log"):
             yield url

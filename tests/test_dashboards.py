@@ -302,17 +302,8 @@ def prometheus_with_history(now: int, port: int | None = None) -> Iterator[str]:
              "--max-block-duration=2400h", "openmetrics", path / "openmetrics", path / "data"],
             check=True, capture_output=True,
         )  # fmt: skip
-        (path / "prometheus.yml").write_text("global: {}\n")
-        url = f"http://127.0.0.1:{port or servers.free_port()}"
-        command = [
-            servers.program("prometheus", "prometheus"),
-            f"--config.file={path / 'prometheus.yml'}",
-            f"--storage.tsdb.path={path / 'data'}",
-            "--storage.tsdb.retention.time=100d",
-            f"--query.lookback-delta={STEP}s",
-            f"--web.listen-address={url.removeprefix('http://')}",
-        ]
-        with servers.running(command, lambda: servers.answers(f"{url}/-/ready"), path / "log"):
+        flags = [f"--query.lookback-delta={STEP}s"]
+        with servers.prometheus(data=path / "data", port=port, flags=flags) as url:
             yield url
 
 
@@ -322,8 +313,8 @@ def prometheus_with_history(now: int, port: int | None = None) -> Iterator[str]:
 class Asker:
     """Asks Prometheus as Grafana does, with a step of two hours."""
 
-    def __init__(self, url: str, now: int) -> None:
-        self.url, self.now = url, now
+    def __init__(self, url: str, now: int, rate_interval: str = "2h") -> None:
+        self.url, self.now, self.rate_interval = url, now, rate_interval
 
     def get(self, path: str, **parameters: Any) -> Any:
         try:
@@ -334,7 +325,7 @@ class Asker:
 
     def ask(self, target: Json, job: str = ".+", days: float = 30) -> list[Json]:
         """The series that a target has; an instant query's have one value."""
-        query = target["expr"].replace("$job", job).replace("$__rate_interval", "2h")
+        query = target["expr"].replace("$job", job).replace("$__rate_interval", self.rate_interval)
         if target.get("instant"):
             series = self.get("query", query=query, time=self.now)["result"]
             return [{**each, "values": [each["value"]]} for each in series]

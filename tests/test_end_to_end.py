@@ -32,7 +32,7 @@ import requests
 from demo.population import PASSWORD, people
 from demo.serving import populate, serve
 from demo.traffic import Traffic
-from tests import servers
+from tests import servers, test_dashboards
 
 USERS = 60
 WEEKS = 10  # the previous month is in it at any date, the previous quarter never
@@ -374,14 +374,54 @@ def test_demo_ends_cleanly(number: signal.Signals) -> None:
             start_new_session=True,
         ) as demo:
             (port,) = re.findall(r"127\.0\.0\.1:(\d+)/metrics", log.read_text())
+            (watching,) = re.findall(r"127\.0\.0\.1:(\d+)/alerts", log.read_text())
             children = descendants(demo.pid)
-            assert len(children) == 3  # gunicorn and its workers
+            assert len(children) == 4  # gunicorn and its workers, Prometheus
             os.killpg(demo.pid, number)  # the whole group, as a terminal does
             assert demo.wait(10) == 0
             assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
         assert "Traceback" not in log.read_text()
-        with socket.socket() as client:
-            assert client.connect_ex(("127.0.0.1", int(port))) != 0
+        for each in (port, watching):
+            with socket.socket() as client:
+                assert client.connect_ex(("127.0.0.1", int(each))) != 0
+
+
+def test_demo_prometheus_has_data_for_every_panel() -> None:
+    """Its past from the history, its present from scrapes; but alerts have no reason to fire."""
+    with servers.directory("demo") as directory:
+        log = directory / "log"
+        with servers.running(
+            [sys.executable, "-m", "demo", "--port=0", "--users=60", "--rate=600"],
+            lambda: "souvenirs_up" in log.read_text(),
+            log,
+            cwd=ROOT,
+            env=os.environ | {"DEMO_DIR": str(directory)},
+            start_new_session=True,
+        ):
+            (url,) = re.findall(r"(http://127\.0\.0\.1:\d+)/alerts", log.read_text())
+
+            def silent() -> list[str]:
+                asker = test_dashboards.Asker(url, int(time.time()), rate_interval="30s")
+                return [
+                    f"{panel['title']}: {target['expr']}"
+                    for panel in test_dashboards.PANELS
+                    for target in panel["targets"]
+                    if "ALERTS" not in target["expr"] and not asker.ask(target)
+                ]
+
+            assert wait_until(lambda: not silent(), 60), silent()
+            answer = requests.get(f"{url}/api/v1/rules", timeout=10).json()
+            rules = [rule for group in answer["data"]["groups"] for rule in group["rules"]]
+            assert len(rules) > 10
+            assert [rule for rule in rules if rule["health"] == "err"] == []
+            assert [rule for rule in rules if rule.get("state") == "firing"] == []
+            days = requests.get(
+                f"{url}/api/v1/query",
+                params={"query": 'count_over_time(souvenirs_active_users{window="1h"}[60d:1d])'},
+                timeout=10,
+            ).json()
+            ((_, count),) = [each["value"] for each in days["data"]["result"]]
+            assert int(count) >= 60
 
 
 def descendants(pid: int) -> list[int]:

@@ -1,0 +1,91 @@
+"""A Prometheus server that watches the demo's site, where the program is installed."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from demo.serving import ROOT, START_SECONDS, Failure, answers, child, environ, manage, pause
+
+CONFIG = """\
+global: {{scrape_interval: 5s, evaluation_interval: 15s}}
+scrape_configs:
+  - job_name: souvenirs
+    static_configs: [{{targets: ["{target}"]}}]
+rule_files: ["{rules}"]
+"""
+
+
+@contextmanager
+def prometheus(
+    directory: Path, site: str, port: int, stop: threading.Event | None = None
+) -> Iterator[str | None]:
+    """Prometheus on loopback, with the past of the site in `directory`, which it scrapes, and with
+    the shipped rules. Yields its URL, or None if it is not installed.
+
+    Its data are made anew: what it scraped in an earlier demo is in the site's history too. Raises
+    Failure if it does not start.
+    """
+    if not shutil.which("prometheus") or not shutil.which("promtool"):
+        yield None
+        return
+    target = site.removeprefix("http://")
+    home, log = directory / "prometheus", directory / "prometheus.log"
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir()
+    rules = ROOT / "prometheus/souvenirs.rules.yml"
+    (home / "prometheus.yml").write_text(CONFIG.format(target=target, rules=rules))
+    environment = environ(directory)
+    labels = ["--label=job=souvenirs", f"--label=instance={target}"]
+    with log.open("ab") as output:
+        file = home / "history.txt"
+        # It ends with 1 for a site so new that there is no history to write
+        if not manage(
+            ["souvenirs_history", f"--output={file}", *labels], environment, stop, output.fileno()
+        ):
+            subprocess.run(
+                ["promtool", "tsdb", "create-blocks-from", "openmetrics",
+                 "--max-block-duration=744h", file, home / "data"],
+                stdout=output, stderr=output, check=True,
+            )  # fmt: skip
+        url = f"http://127.0.0.1:{port or free_port()}"
+        command = [
+            "prometheus",
+            f"--config.file={home / 'prometheus.yml'}",
+            f"--storage.tsdb.path={home / 'data'}",
+            "--storage.tsdb.retention.time=5y",
+            f"--web.listen-address={url.removeprefix('http://')}",
+        ]
+        with child(command, environment, output=output.fileno()) as process:
+            deadline = time.monotonic() + START_SECONDS
+            while not answers(f"{url}/-/ready"):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise Failure(
+                        f"Prometheus did not start at {url}; is the port free (--prometheus-port)?"
+                        f"\n{log.read_text()[-2000:]}"
+                    )
+                pause(stop, 0.05)
+            yield url
+
+
+def write_dashboards(directory: Path, prometheus: str) -> Path:
+    """Writes what a Grafana needs, and returns its directory of provisioning."""
+    out = directory / "operators"
+    command = ["souvenirs_dashboards", str(out), f"--datasource-url={prometheus}", "--force"]
+    with (directory / "prometheus.log").open("ab") as output:
+        if manage(command, environ(directory), output=output.fileno()):
+            raise Failure(f"{out} could not be written; see {directory / 'prometheus.log'}")
+    return out / "grafana/provisioning"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
