@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 
 from demo.serving import ROOT, START_SECONDS, Failure, answers, child, environ, manage, pause
@@ -45,10 +46,10 @@ def prometheus(
     labels = ["--label=job=souvenirs", f"--label=instance={target}"]
     with log.open("ab") as output:
         file = home / "history.txt"
+        now = f"--end={datetime.now(timezone.utc).isoformat()}"  # the server is new
+        command = ["souvenirs_history", f"--output={file}", now, *labels]
         # It ends with 1 for a site so new that there is no history to write
-        if not manage(
-            ["souvenirs_history", f"--output={file}", *labels], environment, stop, output.fileno()
-        ):
+        if not manage(command, environment, stop, output.fileno()):
             subprocess.run(
                 ["promtool", "tsdb", "create-blocks-from", "openmetrics",
                  "--max-block-duration=744h", file, home / "data"],

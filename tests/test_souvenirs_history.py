@@ -69,7 +69,7 @@ def expected(seconds: int, instant: int) -> int:
     return len({who for who, t in FACTS if end - seconds <= t < end})
 
 
-def test_souvenirs_history__is_from_the_first_record_until_now(users: list[Any]) -> None:
+def test_souvenirs_history__is_from_the_first_record_until_four_hours_ago(users: list[Any]) -> None:
     lines, errors = run()
     assert errors == ""
     windows = {"1h": HOUR, "1d": DAY, "7d": 7 * DAY, "30d": 30 * DAY}
@@ -77,7 +77,7 @@ def test_souvenirs_history__is_from_the_first_record_until_now(users: list[Any])
     assert values == {
         (name, t): expected(seconds, t)
         for name, seconds in windows.items()
-        for t in range(T, NOW, 300)
+        for t in range(T, NOW - 4 * HOUR, 300)
         if FACTS[0][1] <= t // HOUR * HOUR - seconds
     }
     assert {name for name, _ in values} == {"1h", "1d"}
@@ -213,7 +213,7 @@ souvenez(user, when=clock.to_datetime(time.time() - 60 * 86400))
 
 
 @pytest.mark.own_site
-@pytest.mark.parametrize("hours", [1, 1_000])  # less and more than is written at a time
+@pytest.mark.parametrize("hours", [5, 1_000])  # less and more than is written at a time
 def test_souvenirs_history__ends_quietly_when_nobody_reads(
     run_site: Callable[..., str], tmp_path: Path, hours: int
 ) -> None:
@@ -242,7 +242,7 @@ def test_souvenirs_history__is_what_prometheus_answers(
     roll_up(NOW)
     labels = {"job": "souvenirs", "instance": 'www.example.org:443 "a\\b"'}
     options = [f"--label={name}={value}" for name, value in labels.items()]
-    run("--output", str(tmp_path / "history.txt"), *options)
+    run("--end", "2030-01-01", "--output", str(tmp_path / "history.txt"), *options)
     promtool = servers.program("promtool", "prometheus")
     subprocess.run(
         [promtool, "tsdb", "create-blocks-from", "openmetrics", *flags, "history.txt", "data"],

@@ -27,6 +27,9 @@ from souvenirs_metrics.families import ACTIVE_USERS
 
 STEP = "5m"
 LOOKBACK = 300  # seconds: Prometheus shows a sample for so long
+# Prometheus has at least the last two hours, and up to some three, in no block yet; when it starts it
+# drops of these what is older than the newest block's end
+UNSAVED = 4 * 3600
 
 
 def label(text: str) -> tuple[str, str]:
@@ -57,7 +60,8 @@ class Command(BaseCommand):
         parser.add_argument(
             "--end",
             metavar="DATE",
-            help="end there, where scraping began (exclusive; default, and latest: now)",
+            help="end there (exclusive; default: four hours ago, so that a Prometheus that runs"
+            " loses nothing of what it has scraped since; latest: now)",
         )
         parser.add_argument(
             "--step",
@@ -122,7 +126,7 @@ def to_instants(options: dict[str, Any], first: float) -> range:
     now = time.time()
     bounds = (
         first if start is None else max(clock.to_seconds(start), first),
-        now if end is None else min(clock.to_seconds(end), now),
+        now - UNSAVED if end is None else min(clock.to_seconds(end), now),
     )
     step: int = options["step"]
     first_instant, after = (math.ceil(bound / step) * step for bound in bounds)
