@@ -115,15 +115,23 @@ def new_database(entry: Entry, **options: Any) -> Entry:
 def frozen(pid: int) -> Iterator[None]:
     """A server takes no step, nor do its children. The system still takes connections for it."""
     pids = [pid]
-    os.kill(pid, signal.SIGSTOP)  # so that it makes no more children, nor forgets any
+    stop(pid)  # so that it makes no more children, nor forgets any
     try:
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             pids.append(int(child))
-            os.kill(int(child), signal.SIGSTOP)
+            stop(int(child))
         yield
     finally:
         for each in reversed(pids):
             os.kill(each, signal.SIGCONT)
+
+
+def stop(pid: int) -> None:
+    """Returns when all threads of the process have stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        while (thread / "stat").read_text().rpartition(")")[2].split()[0] not in "TXZ":
+            time.sleep(0.01)
 
 
 def data_directory(entry: Entry) -> Path:

@@ -32,22 +32,29 @@ class DatabaseStore(LastSeenStore):
         return None if row is None else row.seen
 
     def activity(self, cuts: Sequence[float], until: float, using: str) -> Activity:
-        # One statement, so one snapshot. It counts the disjoint slices between the cut points, so
-        # that no index entry is read twice, however many windows and periods overlap.
         connection = connections[using]
         quote = connection.ops.quote_name
         table, seen = quote(LastSeen._meta.db_table), quote("seen")
         edges = [*sorted({math.ceil(cut) for cut in cuts}), math.floor(until) + 1]
-        bounds = list(pairwise(edges))
-        count = f"(SELECT COUNT(*) FROM {table} WHERE {seen} >= %s AND {seen} < %s)"  # noqa: S608
         newest = f"(SELECT MAX({seen}) FROM {table} WHERE {seen} < %s)"  # noqa: S608
+        params = edges[-1:]
+        # One statement, so one snapshot, which looks at nobody twice, however windows overlap
+        if connection.vendor == "postgresql":
+            # It visits the row of most entries of an index whose rows change all the time; so one
+            # pass, in whatever order is cheapest, is faster than a look for each slice
+            counts = [f"COUNT(*) FILTER (WHERE {seen} >= %s)"] * (len(edges) - 1)
+            rows = f"FROM {table} WHERE {seen} >= %s AND {seen} < %s"
+            params += [*edges[:-1], edges[0], edges[-1]]
+        else:  # the disjoint slices between the cut points, each from the index
+            count = f"(SELECT COUNT(*) FROM {table} WHERE {seen} >= %s AND {seen} < %s)"  # noqa: S608
+            counts, rows = [count] * (len(edges) - 1), ""
+            params += [edge for pair in pairwise(edges) for edge in pair]
         with connection.cursor() as cursor:
-            cursor.execute(
-                f"SELECT {', '.join([count] * len(bounds) + [newest])}",
-                [edge for pair in bounds for edge in pair] + edges[-1:],
-            )
+            cursor.execute(f"SELECT {', '.join([newest, *counts])} {rows}", params)
             row = cursor.fetchone()
         assert row is not None
-        *slices, last = row
-        since = dict(zip(reversed(edges[:-1]), accumulate(reversed(slices))))
+        last, *numbers = row
+        if connection.vendor != "postgresql":
+            numbers = list(accumulate(reversed(numbers)))[::-1]
+        since = dict(zip(edges, numbers))
         return Activity(since={cut: since[math.ceil(cut)] for cut in cuts}, newest=last)

@@ -94,7 +94,8 @@ def serve(environment: dict[str, str], directory: Path) -> Iterator[Site]:
     with listening(0) as listener, log.open("ab") as output:
         site = Site(f"http://127.0.0.1:{listener.getsockname()[1]}", log)
         handle = listener.fileno()
-        command = ["gunicorn", "-c", str(HERE / "gunicorn.conf.py"), f"--bind=fd://{handle}"]
+        configuration = str(HERE / "gunicorn.conf.py")
+        command = [sys.executable, "-m", "gunicorn", "-c", configuration, f"--bind=fd://{handle}"]
         with child(command, environment, handle=handle, output=output.fileno()) as process:
             listener.close()  # gunicorn holds it now
             deadline = time.monotonic() + START_SECONDS
