@@ -83,8 +83,9 @@ class Deadline:
         return self._at - time.monotonic()
 
     def extend(self, seconds: float) -> None:
-        """Somebody else waits, and has this much time."""
-        self._at = max(self._at, time.monotonic() + seconds)
+        """Somebody else waits, and has this much time. What has passed is not taken back."""
+        if self.remaining() > 0:
+            self._at = max(self._at, time.monotonic() + seconds)
 
     @contextmanager
     def asking(self, using: str) -> Iterator[BaseDatabaseWrapper]:

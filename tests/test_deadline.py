@@ -232,6 +232,12 @@ def test_extend__never_shortens() -> None:
     assert 199 < deadline.remaining() <= 200
 
 
+def test_extend__takes_nothing_back() -> None:
+    deadline = Deadline(0)
+    deadline.extend(100)
+    assert deadline.remaining() <= 0
+
+
 # Connections that others use after us
 
 
