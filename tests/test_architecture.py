@@ -17,7 +17,7 @@ SOUVENIRS = [
     "counting", "pruning", "repair", "control", "reports",
     "sources", "backfill",
     "middleware", "testing", "pytest_plugin", "checks", "apps",
-    "management", "management.commands", "management.commands.show_usage",
+    "management", "management.options", "management.commands", "management.commands.show_usage",
     "management.commands.backfill_souvenirs", "management.commands.prune_souvenirs",
     "management.commands.rollup_souvenirs",
 ]  # fmt: skip

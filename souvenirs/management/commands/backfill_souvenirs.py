@@ -15,8 +15,8 @@ from typing import IO, Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
-from souvenirs import backfill, clock, sources
-from souvenirs.conf import conf
+from souvenirs import backfill, sources
+from souvenirs.management.options import show
 
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".log": "access-log"}
 REPORTED = 20
@@ -162,7 +162,3 @@ def describe(summary: backfill.Summary, dry_run: bool) -> str:
             bad,
         ]
     )
-
-
-def show(t: float) -> str:
-    return clock.aware(clock.to_datetime(t)).astimezone(conf.zone).isoformat(" ", "seconds")

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand
 from tqdm import tqdm
 
 from souvenirs import pruning, rollups
-from souvenirs.periods import parse_duration
-
-
-def duration(text: str) -> int:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from None
+from souvenirs.management.options import duration
 
 
 class Command(BaseCommand):

@@ -6,17 +6,16 @@ import csv
 import io
 import json
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from dateutil import parser as dates
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tabulate import tabulate
 
 from souvenirs import clock, reports
 from souvenirs.conf import conf
+from souvenirs.management.options import to_moment
 
 
 class Report(NamedTuple):
@@ -123,25 +122,6 @@ class Command(BaseCommand):
         else:
             output = FORMATS["csv" if options["csv"] else options["format"]](table)
         self.stdout.write(output)
-
-
-def to_moment(option: str, value: Any) -> datetime | None:
-    """An option's date, in the site's zone. Raises CommandError for what is none."""
-    if value is None or isinstance(value, datetime):
-        return None if value is None else clock.aware(value).astimezone(conf.zone)
-    # What a date leaves out is the first: "January 2010" begins on the 1st, and not on today's day
-    first = datetime.now(conf.zone).replace(
-        month=1, day=1, hour=0, minute=0, second=0, microsecond=0, tzinfo=None
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", dates.UnknownTimezoneWarning)
-            return clock.aware(dates.parse(value, default=first)).astimezone(conf.zone)
-    except (ValueError, OverflowError, dates.UnknownTimezoneWarning):
-        raise CommandError(
-            f"--{option.replace('_', '-')} is {value!r}, which cannot be read as a date: write it"
-            " like 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00"
-        ) from None
 
 
 def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:

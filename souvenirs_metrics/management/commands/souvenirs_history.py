@@ -17,9 +17,7 @@ from tqdm import tqdm
 
 from souvenirs import clock
 from souvenirs.counting import first_recorded
-from souvenirs.management.commands.backfill_souvenirs import show
-from souvenirs.management.commands.prune_souvenirs import duration
-from souvenirs.management.commands.show_usage import to_moment
+from souvenirs.management.options import duration, show, to_moment
 from souvenirs.models import Souvenir
 from souvenirs_metrics.backfill import openmetrics
 from souvenirs_metrics.conf import conf
@@ -27,8 +25,8 @@ from souvenirs_metrics.families import ACTIVE_USERS
 
 STEP = "5m"
 LOOKBACK = 300  # seconds: Prometheus shows a sample for so long
-# Prometheus has at least the last two hours, and up to some three, in no block yet; when it starts it
-# drops of these what is older than the newest block's end
+# Prometheus has the last two to three hours in no block yet; when it starts it drops of these what is
+# older than the newest block's end
 UNSAVED = 4 * 3600
 
 
