@@ -25,8 +25,8 @@ from souvenirs_metrics.families import ACTIVE_USERS
 
 STEP = "5m"
 LOOKBACK = 300  # seconds: Prometheus shows a sample for so long
-# Prometheus has the last two to three hours in no block yet; when it starts it drops of these what is
-# older than the newest block's end
+# Prometheus has the last two to three hours in no block yet. When it starts it drops of these what
+# is older than the end of the newest block
 UNSAVED = 4 * 3600
 
 
