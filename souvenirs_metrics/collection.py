@@ -111,8 +111,8 @@ class Collection:
         """The families, after so many seconds at most: then those that are read by then."""
         if self.deadline:
             left = min(seconds, self.deadline.remaining()) + PATIENCE_SECONDS
-            if not self._ended.wait(max(0, left)) and self.deadline.remaining() <= 0:
-                self._give_up(self.deadline)
+            if not self._ended.wait(max(0, left)):
+                self._go_without(self.deadline, seconds)
         with self._lock:
             took = self._took if self._ended.is_set() else time.monotonic() - self.started
             return [
@@ -122,12 +122,17 @@ class Collection:
                 families.COLLECTION_TIMESTAMP.family(self._now),
             ]
 
-    def _give_up(self, deadline: Deadline) -> None:
+    def _go_without(self, deadline: Deadline, seconds: float) -> None:
         names = ", ".join(self._left)
+        if deadline.remaining() > 0:  # somebody else has more time
+            if names:
+                logger.warning("Left %s out of a page that had to be there in %s s", names, seconds)
+            return
+        deadline.sever()  # each time, also of what was connecting the last time
         if self._is_to_be_told():
-            deadline.sever()
+            what = f"Left {names} out of the metrics" if names else "Rolled up nothing"
             logger.error(
-                "Left %s out of the metrics: the database did not answer within %.1f s",
-                names or "nothing",
+                "%s: the database did not answer within %.1f s",
+                what,
                 time.monotonic() - self.started,
             )

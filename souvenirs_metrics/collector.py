@@ -31,6 +31,7 @@ BUCKETS = 4
 BUCKETS_OF_ROWS = 8
 
 ACCOUNTS_SECONDS = 60  # how long totals of accounts are kept
+RETRY_SECONDS = 60  # until rolling up is tried again that has failed: scrapes wait for it
 
 
 class SouvenirsCollector(Collector):
@@ -58,6 +59,7 @@ class SouvenirsCollector(Collector):
         self._latest: Collection | None = None
         self._accounts: tuple[float, Families] | None = None
         self._cause = ""  # why nothing could be rolled up
+        self._roll_up_at = 0.0  # not before this time of the monotonic clock
 
     def describe(self) -> Iterable[Metric]:
         """The families without samples: registering the collector queries nothing."""
@@ -65,9 +67,10 @@ class SouvenirsCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         if any(c.in_atomic_block for c in connections.all(initialized_only=True)):
-            collection = Collection(self.parts())
+            collection, seconds = Collection(self.parts()), 0.0
+            self._accounts = None  # of others; nor may others have what is not committed
             collection.run()
-            seconds = 0.0
+            self._accounts = None
         else:
             seconds = deadline.seconds.get()
             collection = self._current(seconds)
@@ -100,10 +103,13 @@ class SouvenirsCollector(Collector):
     def keep_up(self, within: Deadline) -> None:
         """Rolls up a little of what is due. Raises if that fails, but not for the same cause again:
         a site may have reasons for a role that only reads."""
+        if time.monotonic() < self._roll_up_at:
+            return
+        self._roll_up_at = time.monotonic() + RETRY_SECONDS
         try:
             with within.asking(router.db_for_write(Rollup)):
                 rollups.roll_up(buckets=BUCKETS)
-            self._cause = ""
+            self._cause, self._roll_up_at = "", 0.0
         except Exception as error:
             known, self._cause = self._cause, cause_of(error)
             if self._cause != known:

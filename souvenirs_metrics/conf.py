@@ -42,11 +42,13 @@ class Settings(CachedSettings):
         return float(getattr(settings, "SOUVENIRS_METRICS_MAX_AGE_SECONDS", 0))
 
     @cached_property
-    def tokens(self) -> tuple[bytes, ...]:
+    def tokens(self) -> tuple[bytes, ...] | None:
         """SOUVENIRS_METRICS_TOKEN: the bearer tokens that open /metrics, of which any will do (so
-        that they can be changed one after the other). None: it is open."""
-        value = getattr(settings, "SOUVENIRS_METRICS_TOKEN", None) or ()
-        return tuple(token.encode() for token in ([value] if isinstance(value, str) else value))
+        that they can be changed one after the other). None: it is open. An empty token, such as of
+        a variable of the environment that is not set, opens nothing."""
+        value = getattr(settings, "SOUVENIRS_METRICS_TOKEN", None)
+        tokens = [value] if isinstance(value, str) else value
+        return None if tokens is None else tuple(token.encode() for token in tokens if token)
 
     @cached_property
     def authorize(self) -> Callable[[HttpRequest], bool] | None:

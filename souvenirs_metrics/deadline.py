@@ -6,9 +6,10 @@ import math
 import os
 import re
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -24,6 +25,7 @@ MARGIN_SECONDS = 0.5  # for the way there and back, and for the rest of the page
 
 LEAST_CONNECT_SECONDS = 2  # the least that libpq takes
 TOLERANCE_SECONDS = 0.1  # between a statement's limit and the deadline
+SQLITE_STEPS = 10_000  # instructions of its machine between two looks at the clock
 
 SetLimit = Callable[[int], object]
 
@@ -60,12 +62,24 @@ def mysql_limit(connection: Any) -> Iterator[SetLimit]:
 
 
 @contextmanager
-def no_limit(connection: BaseDatabaseWrapper) -> Iterator[SetLimit]:
-    yield lambda ms: None  # SQLite is interrupted
+def sqlite_limit(connection: BaseDatabaseWrapper) -> Iterator[SetLimit]:
+    def limit(ms: int) -> None:
+        end = time.monotonic() + ms / 1000
+        connection.connection.set_progress_handler(lambda: time.monotonic() > end, SQLITE_STEPS)
+
+    try:
+        yield limit
+    finally:
+        if connection.connection is not None:
+            connection.connection.set_progress_handler(None, 0)
 
 
 # By vendor: a context in which a function sets how many milliseconds each statement may take
-LIMITS = {"postgresql": postgresql_limit, "mysql": mysql_limit}
+LIMITS: Mapping[str, Callable[[Any], AbstractContextManager[SetLimit]]] = {
+    "postgresql": postgresql_limit,
+    "mysql": mysql_limit,
+    "sqlite": sqlite_limit,
+}
 
 
 class Deadline:
@@ -73,7 +87,9 @@ class Deadline:
     collects, which has database connections of its own and must not be in a transaction."""
 
     def __init__(self, seconds: float) -> None:
-        self._at = time.monotonic() + seconds
+        self._began = time.monotonic()
+        self._at = self._began + seconds
+        self._lock = threading.Lock()  # of the ways to end, which are not to be taken after `close`
         self._ways_to_end: list[Callable[[], object]] = []
         self._handles = ExitStack()
         self._lost: dict[str, Exception] = {}
@@ -83,9 +99,10 @@ class Deadline:
         return self._at - time.monotonic()
 
     def extend(self, seconds: float) -> None:
-        """Somebody else waits, and has this much time. What has passed is not taken back."""
+        """Somebody else waits, who has this much time. What has passed is not taken back."""
         if self.remaining() > 0:
-            self._at = max(self._at, time.monotonic() + seconds)
+            # From the beginning, or scrapes that overlap would put it off for ever
+            self._at = max(self._at, self._began + seconds)
 
     @contextmanager
     def asking(self, using: str) -> Iterator[BaseDatabaseWrapper]:
@@ -120,15 +137,14 @@ class Deadline:
                     limit(max(1, round(granted * 1000)))
                 return execute(*args)
 
-            make_limit = LIMITS.get(connection.vendor, no_limit)
             with (
-                make_limit(connection) as limit,
+                LIMITS[connection.vendor](connection) as limit,
                 connection.execute_wrapper(limited),
                 snapshot(using),
             ):
                 yield
 
-    def _connect(self, connection: BaseDatabaseWrapper) -> None:
+    def _connect(self, connection: Any) -> None:
         self._check_time()
         options = connection.settings_dict["OPTIONS"]
         if connection.vendor in ("postgresql", "mysql") and not options.get("pool"):
@@ -137,8 +153,19 @@ class Deadline:
             # The entry of DATABASES is all threads'
             connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
         if connection.connection is None:
-            connection.ensure_connection()
-            self._ways_to_end.append(way_to_end(connection.connection, self._handles))
+            get_new_connection = connection.get_new_connection
+
+            def endable(params: Any) -> Any:  # also while Django asks a new connection something
+                new = get_new_connection(params)
+                self._ways_to_end.append(way_to_end(new, self._handles))
+                return new
+
+            connection.get_new_connection = endable
+            try:
+                connection.ensure_connection()
+            finally:
+                connection.get_new_connection = get_new_connection
+            self._check_time()
 
     def _check_time(self) -> None:
         if self.remaining() <= 0:
@@ -151,12 +178,15 @@ class Deadline:
     def sever(self) -> None:
         """Ends what runs on the connections: for a database that does not do so by itself, if it
         still answers at all. For any thread."""
-        for end in self._ways_to_end:
-            with suppress(Exception):  # it may be closed by now
-                end()
+        with self._lock:
+            for end in self._ways_to_end:
+                with suppress(Exception):  # it may be closed by now
+                    end()
 
     def close(self) -> None:
         """Closes the thread's connections."""
+        with self._lock:
+            self._ways_to_end.clear()  # a pool hands its connections on
         connections.close_all()
         self._handles.close()
 

@@ -6,6 +6,7 @@ import logging
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
@@ -25,8 +26,9 @@ logger = logging.getLogger("souvenirs_metrics")
 
 ROLL_UP_SECONDS = 60  # how long between two looks at whether history is due
 CLIENT_SECONDS = 30  # how long a client may take to send its request, or to take the answer
-END_SECONDS = 5  # how long its end waits for a step of rolling up, which may be undone
+END_SECONDS = 10  # how long its end waits for requests, and for a step of rolling up
 MOST_REQUESTS = 256  # at once; who comes then waits
+WAIT_SECONDS = 1  # for one of them to end, else the connection is closed
 
 LANDING = b"""<!DOCTYPE html>
 <html lang="en"><head><title>Souvenirs exporter</title></head>
@@ -87,7 +89,7 @@ class Server(ThreadingMixIn, WSGIServer):
     """
 
     request_queue_size = 128
-    daemon_threads = False  # requests that run are answered before the server is closed
+    daemon_threads = True  # `run` waits for them, but not for ever
 
     def __init__(self, address: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -109,7 +111,9 @@ class Server(ThreadingMixIn, WSGIServer):
         return client, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self.places.acquire()
+        if not self.places.acquire(timeout=WAIT_SECONDS):
+            self.shutdown_request(request)
+            return
         try:
             super().process_request(request, client_address)
         except Exception:  # no thread was started
@@ -135,7 +139,10 @@ class Server(ThreadingMixIn, WSGIServer):
         finally:
             stopped.set()
             self.server_close()
-            roller.join(END_SECONDS)
+            end = time.monotonic() + END_SECONDS
+            for _ in range(MOST_REQUESTS):  # until all places are free
+                self.places.acquire(timeout=max(0, end - time.monotonic()))
+            roller.join(max(0, end - time.monotonic()))
 
 
 class Stopped(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from copy import copy
 from functools import partial
@@ -167,11 +168,13 @@ def render(
     """
     instruments.flush()
     encode, content_type = negotiate(accept)
+    started = time.monotonic()
     token = deadline.seconds.set(seconds)
     try:
         return encode(build_registry(names)), content_type
     except Exception as error:  # others' samples are encoded here too, whatever is in them
         logger.exception("Left process metrics out of the page: %r", error)
+        deadline.seconds.set(max(0, seconds - (time.monotonic() - started)))
         return encode(Selected(collector, names) if names else collector), content_type
     finally:
         deadline.seconds.reset(token)

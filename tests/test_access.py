@@ -67,6 +67,15 @@ def test_token__all_are_compared(client: Client, monkeypatch: pytest.MonkeyPatch
     assert compared == [(given, token.encode()) for token in TOKENS]
 
 
+@pytest.mark.parametrize("setting", ["", [], [""]])
+@pytest.mark.parametrize("authorization", [None, "Bearer", "Bearer "])
+def test_token__that_is_empty_opens_nothing(
+    setting: Any, authorization: str | None, client: Client
+) -> None:
+    with override_settings(SOUVENIRS_METRICS_TOKEN=setting):
+        assert scrape(client, authorization).status_code == 401
+
+
 def test_token__without_one_the_page_is_open(client: Client) -> None:
     assert scrape(client).status_code == 200
 

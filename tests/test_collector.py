@@ -633,6 +633,44 @@ def test_collect__that_breaks_off_is_not_shared(monkeypatch: pytest.MonkeyPatch)
 
 
 @in_transaction
+def test_collect__accounts_of_a_transaction_are_nobody_elses() -> None:
+    collector = SouvenirsCollector()
+
+    def registered() -> float:
+        families = {family.name: family for family in collector.collect()}
+        return families["souvenirs_registered_users"].samples[0].value
+
+    make_users(1)
+    assert registered() == 1
+    make_users(2)
+    assert registered() == 3
+
+
+@with_databases
+def test_collect__rolling_up_that_failed_is_not_waited_for_again(
+    missing_table: MissingTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    roll_up = rollups.roll_up
+
+    def counted(buckets: int) -> None:
+        tried.append(1)
+        roll_up(buckets=buckets)
+
+    monkeypatch.setattr(rollups, "roll_up", counted)
+    record(make_users(1)[0], datetime.now(timezone.utc) - DAY)
+    collector = SouvenirsCollector()
+    with missing_table(Watermark):
+        for _ in range(3):
+            list(collector.collect())
+        assert len(tried) == 1
+    collector.forget()
+    for _ in range(3):
+        list(collector.collect())
+    assert len(tried) == 4
+
+
+@with_databases
 def test_collect__accounts_are_counted_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     collector = SouvenirsCollector()
     now = [1000.0]

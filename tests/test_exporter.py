@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,21 @@ def test_exporter__ends_on_a_signal_when_requests_are_answered(site: Path, numbe
             answer = client.makefile("rb").read()
         assert process.wait(30) == 0
     assert b"souvenirs_up 1.0" in answer
+
+
+def test_exporter__ends_though_a_client_never_gets_to_its_point(site: Path) -> None:
+    with exporter(site, ":0") as (url, process):
+        port = int(url.split(":")[-1])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + 30
+            while process.poll() is None and time.monotonic() < deadline:
+                with suppress(OSError):
+                    client.sendall(b"x")
+                time.sleep(0.2)
+        assert process.poll() == 0
 
 
 # Once

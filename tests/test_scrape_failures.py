@@ -4,10 +4,11 @@ souvenirs_up 0 and one line in the log; and it recovers by itself."""
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,66 @@ def test_scrape__of_a_connection_that_is_ended_meanwhile(
                 f"ALTER DATABASE {entry['NAME']} ALLOW_CONNECTIONS true"  # type: ignore[arg-type]
             )
     assert names(scrape_until(is_up)) == EVERYTHING
+
+
+class Pooler:
+    """Takes connections for a PostgreSQL server, and can keep what is asked on them to itself."""
+
+    def __init__(self, port: int) -> None:
+        self.is_silent = False
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = str(self._listener.getsockname()[1])
+        self._sockets: list[socket.socket] = [self._listener]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._port))
+                self._sockets += [client, server]
+                for source, target in [(client, server), (server, client)]:
+                    thread = threading.Thread(target=self._pass, args=[source, target], daemon=True)
+                    thread.start()
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                is_question = data[:1] in (b"Q", b"P")  # and not the beginning of a session
+                if not (self.is_silent and is_question):
+                    target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for each in self._sockets:
+            each.close()
+
+
+def test_scrape__of_a_server_that_lets_in_and_never_answers(
+    postgresql: Entry, keep_history_in: Keep, ada: User, told: Callable[[], list[str]]
+) -> None:
+    pooler = Pooler(int(postgresql["PORT"]))
+    # Django itself asks for this zone, as soon as it is connected
+    entry = {**new_database(postgresql), "PORT": pooler.port, "TIME_ZONE": "Asia/Tokyo"}
+    try:
+        keep_history_in(entry)
+        be_active(ada)
+        connections["history"].close()
+        assert is_up(scrape())
+        pooler.is_silent = True
+        for _ in range(2):
+            assert names(scrape()) - ACCOUNTS == ALWAYS  # which are kept for a minute
+            assert len(told()) == 1
+            deadline = time.monotonic() + WAIT_SECONDS
+            while collecting():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        pooler.is_silent = False
+        assert names(scrape_until(is_up)) == EVERYTHING
+        connections["history"].close()
+    finally:
+        pooler.close()
 
 
 # Statements that take too long
