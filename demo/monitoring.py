@@ -6,13 +6,12 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from demo.serving import ROOT, START_SECONDS, Failure, answers, child, environ, manage, pause
+from demo.serving import ROOT, Failure, child, environ, manage, wait_for
 
 CONFIG = """\
 global: {{scrape_interval: 5s, evaluation_interval: 15s}}
@@ -64,14 +63,8 @@ def prometheus(
             f"--web.listen-address={url.removeprefix('http://')}",
         ]
         with child(command, environment, output=output.fileno()) as process:
-            deadline = time.monotonic() + START_SECONDS
-            while not answers(f"{url}/-/ready"):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise Failure(
-                        f"Prometheus did not start at {url}; is the port free (--prometheus-port)?"
-                        f"\n{log.read_text()[-2000:]}"
-                    )
-                pause(stop, 0.05)
+            problem = f"Prometheus did not start at {url}; is the port free (--prometheus-port)?"
+            wait_for(f"{url}/-/ready", process, problem, log, stop)
             yield url
 
 

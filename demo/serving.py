@@ -76,11 +76,7 @@ def serve(directory: Path, port: int = 0, stop: threading.Event | None = None) -
         command = [sys.executable, "-m", "gunicorn", "-c", configuration, f"--bind=fd://{handle}"]
         with child(command, environment, handle=handle, output=output.fileno()) as process:
             listener.close()  # gunicorn holds it now, and takes it along when it ends
-            deadline = time.monotonic() + START_SECONDS
-            while not answers(url):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise Failure(f"gunicorn did not start:\n{log.read_text()[-2000:]}")
-                pause(stop, 0.05)
+            wait_for(url, process, "gunicorn did not start", log, stop)
             yield url
 
 
@@ -135,6 +131,21 @@ def child(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # the workers too: its session is their group
             process.wait()
+
+
+def wait_for(
+    url: str,
+    process: subprocess.Popen[bytes],
+    problem: str,
+    log: Path,
+    stop: threading.Event | None,
+) -> None:
+    """Returns when the process answers. Raises Failure with the problem if it does not."""
+    deadline = time.monotonic() + START_SECONDS
+    while not answers(url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise Failure(f"{problem}:\n{log.read_text()[-2000:]}")
+        pause(stop, 0.05)
 
 
 def answers(url: str) -> bool:

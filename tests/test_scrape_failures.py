@@ -37,6 +37,7 @@ from tests.failing import (
     new_database,
     postgresql_pid,
 )
+from tests.test_collector import ACCOUNTS, ACTIVITY, ALWAYS, LAG, PREVIOUS
 
 postgresql, mariadb = failing.postgresql, failing.mariadb
 asked, keep_history_in, case = failing.asked, failing.keep_history_in, failing.case
@@ -53,21 +54,6 @@ pytestmark = [
     pytest.mark.urls("souvenirs_metrics.urls"),
 ]
 
-ACTIVITY = {
-    "souvenirs_active_users",
-    "souvenirs_calendar_active_users",
-    "souvenirs_calendar_period_start_timestamp_seconds",
-    "souvenirs_last_seen_timestamp_seconds",
-}
-LAG = {"souvenirs_rollup_lag_seconds"}
-PREVIOUS = {"souvenirs_previous_calendar_active_users"}
-ACCOUNTS = {"souvenirs_registered_users", "souvenirs_activated_users"}
-ALWAYS = {
-    "souvenirs_build",
-    "souvenirs_collection_duration_seconds",
-    "souvenirs_collection_timestamp_seconds",
-    "souvenirs_up",
-}
 EVERYTHING = ACTIVITY | LAG | PREVIOUS | ACCOUNTS | ALWAYS
 
 
@@ -78,19 +64,24 @@ def scrape(seconds: float = SCRAPE_SECONDS) -> dict[str, Metric]:
     assert response.status_code == 200
     assert "NaN" not in response.text
     return {
-        family.name: family
-        for family in parse_text(response.text)
-        if family.name in EVERYTHING or family.name == "souvenirs_build_info"
+        family.name: family for family in parse_text(response.text) if family.name in EVERYTHING
     }
 
 
 def names(families: dict[str, Metric]) -> set[str]:
-    return {name.removesuffix("_info") for name in families}
+    return set(families)
 
 
 def value(families: dict[str, Metric], name: str, label: str = "") -> float:
     (sample,) = [s for s in families[name].samples if not label or label in s.labels.values()]
     return sample.value
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def scrape_until(is_so: Callable[[dict[str, Metric]], bool]) -> dict[str, Metric]:
@@ -166,10 +157,8 @@ def test_scrape__of_a_database_that_fails(
         assert names(found) == EVERYTHING - lost
         assert is_up(found) == (not lost)
         assert lost >= ACCOUNTS or value(found, "souvenirs_registered_users") == 1
-        deadline = time.monotonic() + WAIT_SECONDS
-        while not (lines := told()):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        lines: list[str] = []
+        wait_until(lambda: bool(lines.extend(told()) or lines))
         (line,) = lines
         if lost:
             assert line.startswith("Left ")
@@ -265,10 +254,7 @@ def test_scrape__of_a_server_that_freezes_meanwhile(
             " the database did not answer within "
         )
         # The thread does not wait for a server that may never answer
-        deadline = time.monotonic() + WAIT_SECONDS
-        while collecting():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: not collecting())
         for _ in range(3):
             assert not is_up(scrape(1))
             assert len(collecting()) <= 1
@@ -372,10 +358,7 @@ def test_scrape__of_a_server_that_lets_in_and_never_answers(
         for _ in range(2):
             assert names(scrape()) - ACCOUNTS == ALWAYS  # which are kept for a minute
             assert len(told()) == 1
-            deadline = time.monotonic() + WAIT_SECONDS
-            while collecting():
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_until(lambda: not collecting())
         pooler.is_silent = False
         assert names(scrape_until(is_up)) == EVERYTHING
         connections["history"].close()
@@ -421,10 +404,7 @@ def test_scrape__of_a_statement_that_takes_too_long(
     assert not is_up(found)
     (line,) = told()
     assert line.startswith("Left ")
-    deadline = time.monotonic() + WAIT_SECONDS
-    while collecting():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not collecting())
     if engine == "postgresql":  # nor does it run on in the server
         with in_postgresql(entry) as session:
             running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(1000)'"
