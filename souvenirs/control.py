@@ -19,7 +19,14 @@ from django.utils.functional import LazyObject, empty
 from souvenirs import clock, counting
 from souvenirs.conf import conf
 from souvenirs.fields import SecondsField
-from souvenirs.models import GRACE_SECONDS, LastSeen, Souvenir, SouvenirQuerySet, StaleMark
+from souvenirs.models import (
+    GRACE_SECONDS,
+    LastSeen,
+    Sighting,
+    Souvenir,
+    SouvenirQuerySet,
+    StaleMark,
+)
 from souvenirs.periods import BUCKET, bucket_containing, slot_containing
 from souvenirs.signals import souvenir_recorded
 from souvenirs.throttle import Claim, Handled, throttle
@@ -205,17 +212,16 @@ class Visit:
     def write_unless_limited(self, check_duplicate: bool) -> str:
         claim = self.claim()
         result = RATE_LIMITED
-        if claim is None or claim.granted:
+        is_written = claim is None or claim.granted
+        if is_written:
             result = self.write(claim, check_duplicate)
-        elif not self.is_nested:
-            self.touch()
-        written_until = claim.until if claim else 0
+        follow = partial(self.follow, is_written, claim.until if claim else 0)
         if not self.is_nested:
-            self.remember(written_until)
+            follow()
         else:
             # Last-seen waits for the commit of a transaction that is not ours: that may last, and
             # must not hold the user's row locked meanwhile.
-            self.on_commit(partial(self.follow, written_until))
+            self.on_commit(follow)
         return result
 
     def claim(self) -> Claim | None:
@@ -239,7 +245,8 @@ class Visit:
                     self.require_user()
                 else:
                     # Last-seen first: deleting a user locks their rows in this order too
-                    self.touch()
+                    self.require_user_apart()
+                    LastSeen.objects.touch(self.sighting())
                 result = ADDED
                 if check_duplicate and self.is_duplicate():
                     result = DUPLICATED
@@ -270,19 +277,26 @@ class Visit:
 
         transaction.on_commit(follow_up, using=self.using, robust=True)
 
-    def follow(self, written_until: float) -> None:
-        """What is left to do once somebody's transaction has committed."""
-        self.touch()
+    def follow(self, is_written: bool, written_until: float) -> None:
+        """What is left to do once the transaction has committed."""
+        store, sighting = conf.last_seen_store, self.sighting()
+        if self.is_nested or not is_written:
+            self.require_user_apart()
+        if not is_written:
+            store.touch(sighting)
+        else:
+            if self.is_nested:
+                LastSeen.objects.touch(sighting)
+            if sighting.seen is not None:
+                store.follow({self.user_pk: sighting.seen}, sighting.latest)
         self.remember(written_until)
 
-    def touch(self) -> None:
-        if not USER_FIELD.db_constraint:
-            self.require_user()
+    def sighting(self) -> Sighting:
         latest = math.floor(self.now) + conf.last_seen_seconds
         seen = math.floor(self.t)
-        conf.last_seen_store.touch(
-            self.user_pk,
-            seen if seen <= latest else None,
+        return Sighting(
+            user_pk=self.user_pk,
+            seen=seen if seen <= latest else None,
             slot_start=int(self.minute.start),
             latest=latest if self.live else None,
             has_row=self.has_row,
@@ -306,6 +320,11 @@ class Visit:
         rows = Souvenir.objects.using(self.using)
         found: bool = rows.filter(user_id=self.user_pk, when=self.when).exists()
         return found
+
+    def require_user_apart(self) -> None:
+        """Where users are in another database, which so does not tell."""
+        if not USER_FIELD.db_constraint:
+            self.require_user()
 
     def require_user(self) -> None:
         model = get_user_model()

@@ -12,7 +12,8 @@ from django.db import connections, models, router, transaction
 from django.db.models import F, Min
 
 from souvenirs import clock
-from souvenirs.models import LastSeen, Souvenir, StaleMark, Watermark
+from souvenirs.conf import conf
+from souvenirs.models import LastSeen, Sighting, Souvenir, StaleMark, Watermark
 from souvenirs.periods import bucket_containing
 
 # The souvenirs with these keys, for MySQL: given a list, it may read, and lock, the whole table
@@ -52,7 +53,7 @@ def keep_history(user_pk: Any, using: str) -> None:
     last_seen = LastSeen.objects.using(using).filter(user_id=user_pk)
     ordinal = last_seen.values_list("pk", flat=True).first()
     if ordinal is None:  # their souvenirs came past us; Django may not look for such a row again
-        last_seen.touch(user_pk, None, slot_start=0, latest=None)
+        last_seen.touch(Sighting(user_pk=user_pk, seen=None))
         ordinal = last_seen.get().pk
         last_seen.delete()
     StaleMark.objects.using(using).bulk_create(
@@ -76,6 +77,11 @@ def keep_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> None
     """pre_delete of a user, in the transaction of the deletion."""
     keep_history(instance.pk, using)
 
+    def forget(user_pk: Any = instance.pk) -> None:
+        conf.last_seen_store.remove(user_pk)
+
+    transaction.on_commit(forget, using=using, robust=True)
+
 
 def forget_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> None:
     """post_delete of a user whose database has not our tables: history, and the cascade.
@@ -89,6 +95,7 @@ def forget_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> No
             keep_history(user_pk, ours)
             for model in (LastSeen, Souvenir):
                 model._base_manager.using(ours).filter(user_id=user_pk).delete()
+        conf.last_seen_store.remove(user_pk)
 
     transaction.on_commit(forget, using=using)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -77,10 +78,28 @@ class Souvenir(models.Model):
                 StaleMark.objects.using(using).mark([self.when])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sighting:
+    """A user was seen, which moves their last-seen time forward to `seen`.
+
+    Nothing is moved if the user was already seen in the slot that began at `slot_start`, or later;
+    but a time after `latest`, if given, is replaced: it can only come from a clock that was wrong.
+    `seen` None: at a time that is still to come. All in unix seconds. `has_row` spares a look
+    whether LastSeen has a row: True if the caller knows that there is one (or was, before the user
+    was deleted).
+    """
+
+    user_pk: Any
+    seen: int | None
+    slot_start: int = 0
+    latest: int | None = None
+    has_row: bool = False
+
+
 class LastSeenQuerySet(models.QuerySet["LastSeen"]):
     def catch_up(self, souvenirs: Iterable[Souvenir]) -> None:
         """Moves the last-seen times of these souvenirs' users forward to them, in batches; times
-        that are still to come make the row only."""
+        that are still to come make the row only. The last-seen store follows on commit."""
         latest = time.time() + conf.last_seen_seconds
         newest: dict[Any, int] = {}
         for souvenir in souvenirs:
@@ -99,30 +118,20 @@ class LastSeenQuerySet(models.QuerySet["LastSeen"]):
             behind = {u: newest[u] for u in batch if newest[u] > times.get(u, -1)}
             if behind:
                 move_all_forward(behind, self.db)
+        times = {user_pk: seen for user_pk, seen in newest.items() if seen >= 0}
+        transaction.on_commit(lambda: conf.last_seen_store.follow(times), using=self.db)
 
-    def touch(
-        self,
-        user_pk: Any,
-        seen: int | None,
-        *,
-        slot_start: int,
-        latest: int | None,
-        has_row: bool = False,
-    ) -> None:
-        """Moves a user's last-seen time forward to `seen`, and makes the row if there is none.
-
-        Nothing is written if the user was already seen in the slot that began at `slot_start`, or
-        later; but a time after `latest`, if given, is replaced: it can only come from a clock that
-        was wrong. `seen` None makes the row only. All in unix seconds. `has_row` spares a look
-        whether there is one: True if the caller knows that there is (or was, before the user was
-        deleted: then nothing is written).
+    def touch(self, sighting: Sighting) -> None:
+        """Moves a user's last-seen time forward, and makes the row if there is none. If `has_row`
+        is wrong, because the user was deleted, nothing is written.
 
         UPDATE comes first, and INSERT only where there is no row: an upsert would burn an id on
         each visit (PostgreSQL takes the sequence's next value before it sees the conflict), and
         ids have to stay dense.
         """
         using = self._db or router.db_for_write(LastSeen)  # type: ignore[attr-defined]
-        if seen is not None and move_forward(user_pk, seen, slot_start, latest, using, has_row):
+        user_pk, seen = sighting.user_pk, sighting.seen
+        if move_forward(sighting, using):
             return
         if seen is None and self.using(using).filter(user_id=user_pk).exists():
             return
@@ -136,30 +145,28 @@ class LastSeenQuerySet(models.QuerySet["LastSeen"]):
             update_fields=["user"],
             unique_fields=["user"] if targeted else None,
         )
-        if seen is not None:
-            move_forward(user_pk, seen, slot_start, latest, using, has_row=True)
+        move_forward(replace(sighting, has_row=True), using)
 
 
-def move_forward(
-    user_pk: Any, seen: int, slot_start: int, latest: int | None, using: str, has_row: bool
-) -> bool:
-    """The UPDATE of `LastSeenQuerySet.touch`. False if the user has no row.
+def move_forward(sighting: Sighting, using: str) -> bool:
+    """The UPDATE of `LastSeenQuerySet.touch`. False if there is nothing to move, or no row.
 
     In SQL of our own: the first request of each user, process and minute waits for it, and the ORM
     takes longer to build these statements than the database to answer them.
     """
+    if sighting.seen is None:
+        return False
     connection = connections[using]
     user: Any = LastSeen._meta.get_field("user")
     names: tuple[str, ...] = (LastSeen._meta.db_table, user.column, "seen")
     table, key, at = (connection.ops.quote_name(name) for name in names)
     is_behind = f"({at} IS NULL OR {at} < %s OR {at} > %s)"
-    values = [user.get_db_prep_save(user_pk, connection), slot_start, NEVER]
-    if latest is not None:
-        values[2] = latest
+    latest = NEVER if sighting.latest is None else sighting.latest
+    values = [user.get_db_prep_save(sighting.user_pk, connection), sighting.slot_start, latest]
     with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
         update = f"UPDATE {table} SET {at} = %s WHERE {key} = %s AND {is_behind}"  # noqa: S608
-        cursor.execute(update, [seen, *values])
-        if cursor.rowcount or has_row:
+        cursor.execute(update, [sighting.seen, *values])
+        if cursor.rowcount or sighting.has_row:
             return True
         select = f"SELECT 1 FROM {table} WHERE {key} = %s AND NOT {is_behind}"  # noqa: S608
         cursor.execute(select, values)

@@ -26,7 +26,15 @@ from pyroaring import BitMap
 
 from souvenirs import accounts, bitmaps, clock
 from souvenirs.conf import conf
-from souvenirs.models import GRACE_SECONDS, LastSeen, Rollup, Souvenir, StaleMark, Watermark
+from souvenirs.models import (
+    GRACE_SECONDS,
+    LastSeen,
+    Rollup,
+    Sighting,
+    Souvenir,
+    StaleMark,
+    Watermark,
+)
 from souvenirs.periods import (
     BUCKET,
     Interval,
@@ -366,7 +374,7 @@ def _ordinals(strays: Mapping[Any, set[int]], using: str) -> dict[Any, int]:
     found = {}
     for user, buckets in strays.items():
         key = user_field.target_field.to_python(user)
-        rows.touch(key, max(buckets), slot_start=max(buckets), latest=None)
+        rows.touch(Sighting(user_pk=key, seen=max(buckets), slot_start=max(buckets)))
         found[user] = rows.get(user_id=key).pk
     return found
 

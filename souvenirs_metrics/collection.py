@@ -6,22 +6,29 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 from prometheus_client import Metric
 
+from souvenirs.lastseen.base import Reading
 from souvenirs_metrics import families
 from souvenirs_metrics.deadline import Deadline
 
 logger = logging.getLogger("souvenirs_metrics")
 
 Families = list[Metric]
-# The context in which a database, by its alias, may be read
-Reading = Callable[[str], AbstractContextManager[object]]
 # Reads some families, as of an instant (unix seconds)
 Part = Callable[[float, Reading], Families]
 
 PATIENCE_SECONDS = 0.1  # that the databases have to end statements by themselves
+
+
+class Partly(Exception):
+    """A part could read these families, but not `what`."""
+
+    def __init__(self, families: Families, what: str, cause: str) -> None:
+        super().__init__(cause)
+        self.families, self.what = families, what
 
 
 def cause_of(error: Exception) -> str:
@@ -72,6 +79,10 @@ class Collection:
             for name, part in list(self._left.items()):
                 try:
                     read = part(self._now, reading)
+                except Partly as partly:
+                    failures.setdefault(str(partly), ([], partly))[0].append(partly.what)
+                    with self._lock:
+                        self._families += partly.families
                 except Exception as error:
                     failures.setdefault(cause_of(error), ([], error))[0].append(name)
                 else:
@@ -97,8 +108,8 @@ class Collection:
                 f"{', '.join(names)} out of the metrics: {cause}"
                 for cause, (names, _) in failures.items()
             )
-            (_, first), *_ = failures.values()
-            logger.error("Left %s", causes, exc_info=first)
+            errors = [error for _, error in failures.values() if not isinstance(error, Partly)]
+            logger.error("Left %s", causes, exc_info=errors[0] if errors else None)
         self._ended.set()
 
     def _is_to_be_told(self) -> bool:

@@ -19,9 +19,10 @@ from prometheus_client.registry import Collector
 import souvenirs
 from souvenirs import accounts, counting, periods, rollups
 from souvenirs.conf import conf as souvenirs_conf
+from souvenirs.lastseen.base import Reading
 from souvenirs.models import LastSeen, Rollup, Souvenir
 from souvenirs_metrics import deadline, families
-from souvenirs_metrics.collection import Collection, Families, Part, Reading, cause_of
+from souvenirs_metrics.collection import Collection, Families, Part, Partly, cause_of
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.deadline import Deadline
 
@@ -101,14 +102,18 @@ class SouvenirsCollector(Collector):
         ]
 
     def keep_up(self, within: Deadline) -> None:
-        """Rolls up a little of what is due. Raises if that fails, but not for the same cause again:
-        a site may have reasons for a role that only reads."""
+        """Rolls up a little of what is due, and has the store of last-seen times do what it has to.
+        Raises if that fails, but not for the same cause again: a site may have reasons for a role
+        that only reads."""
         if time.monotonic() < self._roll_up_at:
             return
         self._roll_up_at = time.monotonic() + RETRY_SECONDS
         try:
             with within.asking(router.db_for_write(Rollup)):
-                rollups.roll_up(buckets=BUCKETS)
+                try:
+                    rollups.roll_up(buckets=BUCKETS)
+                finally:
+                    souvenirs_conf.last_seen_store.keep_up()
             self._cause, self._roll_up_at = "", 0.0
         except Exception as error:
             known, self._cause = self._cause, cause_of(error)
@@ -127,12 +132,19 @@ class SouvenirsCollector(Collector):
             name: (now - seconds) // resolution * resolution
             for name, seconds in conf.windows.items()
         }
-        using = conf.database(LastSeen)
-        with reading(using):
-            activity = souvenirs_conf.last_seen_store.activity(
-                [*starts.values(), *cuts.values()], until=now + resolution, using=using
-            )
-        return [
+        activity = souvenirs_conf.last_seen_store.activity(
+            [*starts.values(), *cuts.values()],
+            until=now + resolution,
+            using=conf.database(LastSeen),
+            reading=reading,
+        )
+        limit = souvenirs_conf.ratelimit_seconds
+        is_exact = not activity.cause or activity.exact_from + limit <= now
+        if not is_exact:
+            short = [name for name, seconds in conf.windows.items() if seconds < 2 * limit]
+            for name in short:
+                del cuts[name]
+        read = [
             families.ACTIVE_USERS.family({k: activity.since[cut] for k, cut in cuts.items()}),
             families.CALENDAR_ACTIVE_USERS.family(
                 {name: activity.since[start] for name, start in starts.items()}
@@ -140,6 +152,13 @@ class SouvenirsCollector(Collector):
             families.CALENDAR_PERIOD_START.family(starts),
             families.LAST_SEEN.family(activity.newest),
         ]
+        if not is_exact:
+            raise Partly(
+                read,
+                f"windows {', '.join(short)}" if short else "no window",
+                f"{activity.cause}, so last-seen times are known to {limit:g} s only",
+            )
+        return read
 
     def rollup_lag(self, now: float, reading: Reading) -> Families:
         using = conf.database(Rollup)

@@ -28,8 +28,9 @@ from prometheus_client import CollectorRegistry, Metric
 import souvenirs
 from souvenirs import rollups
 from souvenirs.control import souvenez
+from souvenirs.lastseen.base import Reading
 from souvenirs.models import AccountTotals, LastSeen, Rollup, Souvenir, StaleMark, Watermark
-from souvenirs_metrics.collection import Part, Reading
+from souvenirs_metrics.collection import Part
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.deadline import Deadline
 from tests import servers

@@ -22,8 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from souvenirs import rollups
 from souvenirs.control import souvenez
+from souvenirs.lastseen.base import Reading
 from souvenirs_metrics import exposition
-from souvenirs_metrics.collection import Part, Reading
+from souvenirs_metrics.collection import Part
 from souvenirs_metrics.collector import SouvenirsCollector
 from tests import failing, servers
 from tests.failing import (

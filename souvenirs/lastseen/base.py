@@ -1,9 +1,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+
+from souvenirs.models import Sighting
+
+# The context in which a database, by its alias, may be read
+Reading = Callable[[str], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,11 +17,15 @@ class Activity:
     """What a store knows of one instant.
 
     since: for each cut point that was asked for, how many users have been seen at or after it.
-    newest: the newest last-seen time, None if there is none. All times in unix seconds.
+    newest: the newest last-seen time, None if there is none.
+    exact_from: times from here on are known to SOUVENIRS_LAST_SEEN_SECONDS; those before only to
+        SOUVENIRS_RATELIMIT_SECONDS, if `cause` says why. All times in unix seconds.
     """
 
     since: Mapping[float, int]
     newest: int | None
+    exact_from: float = 0
+    cause: str = ""
 
 
 class LastSeenStore(ABC):
@@ -23,6 +33,9 @@ class LastSeenStore(ABC):
 
     It is made with the setting's dictionary, less BACKEND. `name` is its label in metrics.
     Methods raise what their server's client raises.
+
+    Whatever the store, the table of LastSeen is written in the transaction that writes a user's
+    souvenir: once in a rate-limit slot. What is between those is the store's.
     """
 
     name: str
@@ -32,24 +45,35 @@ class LastSeenStore(ABC):
             raise ValueError(f"{type(self).__name__} has no options, got {', '.join(params)}")
 
     @abstractmethod
-    def touch(
-        self,
-        user_pk: Any,
-        seen: int | None,
-        *,
-        slot_start: int,
-        latest: int | None,
-        has_row: bool = False,
-    ) -> None:
-        """Moves a user's last-seen time forward: see LastSeenQuerySet.touch."""
+    def touch(self, sighting: Sighting) -> None:
+        """Moves the last-seen time of a user forward who has a souvenir, or is about to."""
+
+    def follow(self, newest: Mapping[Any, int], latest: int | None = None) -> None:  # noqa: B027
+        """The table's last-seen times of these users have been moved forward, and committed.
+        `latest` is as a Sighting's."""
+
+    def remove(self, user_pk: Any) -> None:  # noqa: B027
+        """A user has been deleted, and so the table's row."""
 
     @abstractmethod
     def get(self, user_pk: Any) -> int | None:
         """When the user was last seen (unix seconds), None for never."""
 
     @abstractmethod
-    def activity(self, cuts: Sequence[float], until: float, using: str) -> Activity:
-        """The users seen from each of `cuts` to `until`, both inclusive, from one snapshot.
+    def activity(
+        self, cuts: Sequence[float], until: float, using: str, reading: Reading = nullcontext
+    ) -> Activity:
+        """The users seen from each of `cuts` to `until`, both inclusive.
 
-        `using` is the database alias to read from, for stores that are in a database.
+        `using` is the alias of the database to read from, within `reading`, for what is there.
         """
+
+    def keep_up(self) -> None:  # noqa: B027
+        """What is to be done from time to time: it takes a moment, and may leave work to a thread.
+        The write database is at hand."""
+
+    def fill(self) -> None:  # noqa: B027
+        """Takes from the table what the store has lost."""
+
+    def sweep(self) -> None:  # noqa: B027
+        """Removes who is no user any more, whatever has happened."""

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import accumulate, pairwise
 from typing import Any
 
 from django.db import connections
 
-from souvenirs.lastseen.base import Activity, LastSeenStore
-from souvenirs.models import LastSeen
+from souvenirs.lastseen.base import Activity, LastSeenStore, Reading
+from souvenirs.models import LastSeen, Sighting
 
 
 class DatabaseStore(LastSeenStore):
@@ -16,22 +17,16 @@ class DatabaseStore(LastSeenStore):
 
     name = "database"
 
-    def touch(
-        self,
-        user_pk: Any,
-        seen: int | None,
-        *,
-        slot_start: int,
-        latest: int | None,
-        has_row: bool = False,
-    ) -> None:
-        LastSeen.objects.touch(user_pk, seen, slot_start=slot_start, latest=latest, has_row=has_row)
+    def touch(self, sighting: Sighting) -> None:
+        LastSeen.objects.touch(sighting)
 
     def get(self, user_pk: Any) -> int | None:
         row = LastSeen.objects.filter(user_id=user_pk).first()
         return None if row is None else row.seen
 
-    def activity(self, cuts: Sequence[float], until: float, using: str) -> Activity:
+    def activity(
+        self, cuts: Sequence[float], until: float, using: str, reading: Reading = nullcontext
+    ) -> Activity:
         connection = connections[using]
         quote = connection.ops.quote_name
         table, seen = quote(LastSeen._meta.db_table), quote("seen")
@@ -49,7 +44,7 @@ class DatabaseStore(LastSeenStore):
             count = f"(SELECT COUNT(*) FROM {table} WHERE {seen} >= %s AND {seen} < %s)"  # noqa: S608
             counts, rows = [count] * (len(edges) - 1), ""
             params += [edge for pair in pairwise(edges) for edge in pair]
-        with connection.cursor() as cursor:
+        with reading(using), connection.cursor() as cursor:
             cursor.execute(f"SELECT {', '.join([newest, *counts])} {rows}", params)
             row = cursor.fetchone()
         assert row is not None

@@ -11,6 +11,7 @@ from django.db import router
 from tqdm import tqdm
 
 from souvenirs import repair, rollups
+from souvenirs.conf import conf
 from souvenirs.counting import first_recorded
 from souvenirs.models import Rollup
 from souvenirs.periods import Interval
@@ -34,6 +35,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        conf.last_seen_store.fill()
         using = router.db_for_write(Rollup)
         first = first_recorded(using)
         if first is None:

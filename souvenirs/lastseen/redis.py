@@ -1,0 +1,243 @@
+"""Last-seen times in Redis, for sites that outgrow one machine: see docs/scaling.md."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from django.db import DatabaseError, connections
+
+from souvenirs.breaker import Breaker
+from souvenirs.conf import conf
+from souvenirs.lastseen import clients
+from souvenirs.lastseen.base import Activity, LastSeenStore, Reading
+from souvenirs.lastseen.database import DatabaseStore
+from souvenirs.lastseen.filling import Sweep, exact_from, fill, member_of
+from souvenirs.lastseen.shards import Counts, Move, Shards
+from souvenirs.models import Sighting
+
+logger = logging.getLogger("souvenirs")
+
+BACKLOG = 50_000  # users whose times a process keeps while the server is away
+AT_ONCE = 500  # of them that are written together with a visit, once it is back
+
+
+class Backlog:
+    """What could not be written, the latest of each user."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.moves: dict[bytes, Move] = {}
+        self.is_lossy = False  # more came than it holds
+
+    def add(self, moves: Mapping[bytes, Move]) -> None:
+        with self._lock:
+            for member, move in moves.items():
+                known = self.moves.pop(member, None)
+                if known and known.seen is not None and move.seen is not None:
+                    move = Move(max(known.seen, move.seen), known.is_known and move.is_known)
+                self.moves[member] = move
+            if len(self.moves) > BACKLOG:
+                self.moves.clear()
+                self.is_lossy = True
+
+    def take(self) -> dict[bytes, Move]:
+        """Some, which are its no longer."""
+        with self._lock:
+            return {m: self.moves.pop(m) for m in list(islice(self.moves, AT_ONCE))}
+
+
+class RedisStore(LastSeenStore):
+    """Last-seen times in sorted sets: a rank takes O(log n), and all machines share them.
+
+    No method raises what the server does. While it is away a breaker keeps requests from waiting,
+    the process keeps what is to be written, and the table answers: to the rate limit's slot. It
+    also answers while shards are filled from it, which the server has lost.
+    """
+
+    name = "redis"
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        """Raises ValueError for options that do not go together, TypeError for unknown ones."""
+        self.shards, self.with_table = read(**params)
+        self.table = DatabaseStore({})
+        self.breaker = Breaker("The Redis of last-seen times")
+        self.backlog = Backlog()
+        self.is_to_be_filled = False
+        self._round = Sweep(self.shards)
+        self._thread: threading.Thread | None = None
+
+    # Writing
+
+    def touch(self, sighting: Sighting) -> None:
+        if self.with_table:
+            self.table.touch(sighting)
+        if sighting.seen is not None:
+            self._write({sighting.user_pk: Move(sighting.seen, True)}, sighting.latest)
+
+    def follow(self, newest: Mapping[Any, int], latest: int | None = None) -> None:
+        self._write({user_pk: Move(seen) for user_pk, seen in newest.items()}, latest)
+
+    def remove(self, user_pk: Any) -> None:
+        self._write({user_pk: Move(None)})
+
+    def _write(self, moves: Mapping[Any, Move], latest: int | None = None) -> None:
+        moves = {member_of(user_pk): move for user_pk, move in moves.items()}
+        if not moves:
+            return
+        if not self.breaker.allows():
+            self.backlog.add(moves)
+            return
+        try:
+            if len(moves) == 1:
+                ((member, move),) = moves.items()
+                self.shards.write(member, move, latest)
+            else:
+                for at in range(0, len(moves), AT_ONCE):
+                    self.shards.write_all(dict(islice(moves.items(), at, at + AT_ONCE)))
+            self._work_off()
+        except Exception as error:
+            self.backlog.add(moves)
+            self._note(error)
+        else:
+            self.breaker.success()
+
+    def _work_off(self) -> None:
+        """Writes some of what could not be written before."""
+        if self.backlog.is_lossy:
+            self.shards.unmark()
+            self.backlog.is_lossy = False
+        if self.backlog.moves:
+            moves = self.backlog.take()
+            try:
+                self.shards.write_all(moves)
+            except Exception:
+                self.backlog.add(moves)
+                raise
+
+    def _note(self, error: Exception) -> None:
+        self.breaker.failure(error)
+        self.shards.reconnect()
+
+    # Reading
+
+    def get(self, user_pk: Any) -> int | None:
+        """From the table, if Redis does not know."""
+        seen = None
+        if self.breaker.allows():
+            try:
+                seen = self.shards.get(member_of(user_pk))
+            except Exception as error:
+                self._note(error)
+            else:
+                self.breaker.success()
+        return self.table.get(user_pk) if seen is None else seen
+
+    def activity(
+        self, cuts: Sequence[float], until: float, using: str, reading: Reading = nullcontext
+    ) -> Activity:
+        counts = self._count(cuts, until)
+        slot = conf.ratelimit_seconds
+        if counts is not None and counts.whole_since is not None:
+            activity = Activity(
+                since=counts.since,
+                newest=counts.newest,
+                exact_from=counts.whole_since,
+                cause="Redis has been filled anew",
+            )
+            if not self.with_table or counts.whole_since + slot <= until:
+                return activity
+        table = self.table.activity(cuts, until, using, reading)
+        if self.with_table:
+            return table
+        cause = "Redis does not answer" if counts is None else "Redis is to be filled anew"
+        return replace(table, exact_from=exact_from(table.newest, until), cause=cause)
+
+    def _count(self, cuts: Sequence[float], until: float) -> Counts | None:
+        """None if the server is away."""
+        if not self.breaker.allows():
+            return None
+        try:
+            while self.backlog.moves or self.backlog.is_lossy:
+                self._work_off()
+            counts = self.shards.count(cuts, until)
+        except Exception as error:
+            self._note(error)
+            return None
+        self.breaker.success()
+        self.is_to_be_filled = counts.whole_since is None
+        return counts
+
+    # Keeping it whole
+
+    def keep_up(self) -> None:
+        """Fills lost shards in a thread of its own, or has a look at some members."""
+        if self.is_to_be_filled:
+            if self._thread is None or not self._thread.is_alive():
+                name = "souvenirs-filling"
+                self._thread = threading.Thread(target=self._fill, name=name, daemon=True)
+                self._thread.start()
+        elif self.breaker.allows():
+            try:
+                self._round.step()
+            except DatabaseError:
+                raise
+            except Exception as error:
+                self._note(error)
+            else:
+                self.breaker.success()
+
+    def _fill(self) -> None:
+        try:
+            self.fill()
+        except Exception as error:  # the next scrape begins again
+            logger.exception("Filling Redis with last-seen times failed: %r", error)
+        finally:
+            connections.close_all()
+
+    def fill(self) -> None:
+        """Raises what the server does."""
+        started = time.monotonic()
+        if filled := fill(self.shards):
+            took = time.monotonic() - started
+            logger.warning("Filled %d lost shards of last-seen times in %.1f s", filled, took)
+
+    def sweep(self) -> None:
+        """Raises what the server does."""
+        whole = Sweep(self.shards)
+        while not whole.step():
+            pass
+
+
+def after_fork() -> None:
+    """A parent writes its backlog itself, and may hold the lock."""
+    store = conf.__dict__.get("last_seen_store")
+    if isinstance(store, RedisStore):
+        store.backlog = Backlog()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=after_fork)
+
+
+def read(
+    *,
+    LOCATION: Any = None,
+    OPTIONS: Mapping[str, Any] | None = None,
+    KEY_PREFIX: str = "souvenirs.",
+    CLUSTER: bool = False,
+    SENTINEL: str | None = None,
+    WITH_TABLE: bool = False,
+) -> tuple[Shards, bool]:
+    """What the setting says."""
+    if LOCATION is None:
+        raise ValueError('LOCATION is missing, such as "redis://127.0.0.1:6379/1"')
+    make_client = clients.maker(LOCATION, OPTIONS or {}, cluster=CLUSTER, sentinel=SENTINEL)
+    return Shards(make_client, KEY_PREFIX), WITH_TABLE

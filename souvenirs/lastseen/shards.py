@@ -1,0 +1,197 @@
+"""The sorted sets of a Redis: members are users, scores are when they were last seen.
+
+A shard is one key, so a Cluster spreads them; users belong to a shard by their key's checksum. It
+also has marks, whose scores are below all times: that of WHOLE says that the shard has missed
+nothing since the time in its score, as long as the server runs on which it was set. A server that
+lost the shard, or has been started anew, or is the replica that took over (which may lack the last
+moments), has no such mark of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from souvenirs.lastseen.clients import by_server
+
+SHARDS = 16  # a setting of its own would have all users counted twice when it is changed
+EARLIEST = -62_135_596_800  # unix seconds: the year 1
+BELOW = -(10**15)  # added to the scores of marks
+# No user has such a key: this is no UTF-8
+WHOLE = b"\xffwhole:"
+FILLING = b"\xfffilling:"
+
+# A time after `latest` is replaced: ZADD GT would keep it
+REPLACE = """
+local seen = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if seen and tonumber(seen) > tonumber(ARGV[3]) then
+    redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
+end
+"""
+# The one mark becomes the other, if it is still there
+FINISH = """
+if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then
+    redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3])
+end
+"""
+
+
+class Move(NamedTuple):
+    """What is to be written of a user. `seen` None: they have been deleted. `is_known`: nothing, if
+    they are not there, for then they have been deleted, or the shard is still to be filled."""
+
+    seen: int | None
+    is_known: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """since, newest: as in Activity. whole_since: what all shards are whole from, in unix seconds;
+    None if some are not."""
+
+    since: Mapping[float, int]
+    newest: int | None
+    whole_since: float | None
+
+
+class Shards:
+    """Methods raise what redis-py raises. They may be called by any thread.
+
+    make_client: is called when there is something to ask, and again after `reconnect`.
+    """
+
+    def __init__(self, make_client: Callable[[], Any], prefix: str) -> None:
+        self._make_client = make_client
+        self._client: Any = None
+        self.keys = [f"{prefix}seen.{number}" for number in range(SHARDS)]
+        self.lock_key = f"{prefix}filling"
+
+    @property
+    def client(self) -> Any:
+        client = self._client
+        if client is None:
+            client = self._client = self._make_client()
+        return client
+
+    def reconnect(self) -> None:
+        """Has the next call find out anew which servers there are."""
+        self._client = None
+
+    def key_of(self, member: bytes) -> str:
+        return self.keys[crc32(member) % SHARDS]
+
+    # Users
+
+    def get(self, member: bytes) -> int | None:
+        seen = self.client.zscore(self.key_of(member), member)
+        return None if seen is None else int(seen)
+
+    def write(self, member: bytes, move: Move, latest: int | None = None) -> None:
+        """`latest` is as a Sighting's."""
+        key = self.key_of(member)
+        if move.seen is None:
+            self.client.zrem(key, member)
+            return
+        moved = self.client.zadd(key, {member: move.seen}, gt=True, xx=move.is_known, ch=True)
+        if not moved and latest is not None:
+            self.client.eval(REPLACE, 1, key, member, move.seen, latest)
+
+    def write_all(self, moves: Mapping[bytes, Move]) -> None:
+        """Writes them in one round trip to each server."""
+        of_key: dict[str, list[tuple[bytes, Move]]] = {}
+        for member, move in moves.items():
+            of_key.setdefault(self.key_of(member), []).append((member, move))
+        for server, keys in by_server(self.client, of_key):
+            pipe = server.pipeline(transaction=False)
+            for key in keys:
+                gone = [member for member, move in of_key[key] if move.seen is None]
+                if gone:
+                    pipe.zrem(key, *gone)
+                for is_known in (False, True):
+                    times = {
+                        member: move.seen
+                        for member, move in of_key[key]
+                        if move.seen is not None and move.is_known == is_known
+                    }
+                    if times:
+                        pipe.zadd(key, times, gt=True, xx=is_known)
+            pipe.execute()
+
+    def count(self, cuts: Sequence[float], until: float) -> Counts:
+        """All ranks in one round trip to each server. Each shard's are of one moment; those of two
+        shards may be some milliseconds apart, in which nobody moves from one to the other."""
+        distinct = list(dict.fromkeys(cuts))
+        since = dict.fromkeys(distinct, 0)
+        newest: list[int] = []
+        whole: list[float | None] = []
+        for server, keys in by_server(self.client, self.keys):
+            pipe = server.pipeline(transaction=False)
+            pipe.info("server")
+            for key in keys:
+                pipe.zrangebyscore(key, "-inf", f"({EARLIEST}", withscores=True)
+                pipe.zrevrangebyscore(key, until, EARLIEST, start=0, num=1, withscores=True)
+                for cut in distinct:
+                    pipe.zcount(key, max(cut, EARLIEST), until)
+            answers = iter(pipe.execute())
+            mark = WHOLE + run_id(next(answers))
+            for _ in keys:
+                marks, newest_of = dict(next(answers)), next(answers)
+                whole.append(marks[mark] - BELOW if mark in marks else None)
+                newest += [int(seen) for _, seen in newest_of]
+                for cut in distinct:
+                    since[cut] += next(answers)
+        times = [time for time in whole if time is not None]
+        return Counts(
+            since=since,
+            newest=max(newest, default=None),
+            whole_since=max(times) if len(times) == len(self.keys) else None,
+        )
+
+    def scan(self, key: str, cursor: int, count: int) -> tuple[int, list[bytes]]:
+        """The next users of a shard, about so many, and the cursor for those after them: 0 at the
+        end."""
+        cursor, pairs = self.client.zscan(key, cursor, count=count)
+        return cursor, [member for member, _ in pairs if not member.startswith(b"\xff")]
+
+    # Marks
+
+    def begin_filling(self, token: str) -> dict[str, bytes]:
+        """Marks the shards that are not whole; returns their keys, with their server's run_id."""
+        found = {}
+        for server, keys in by_server(self.client, self.keys):
+            run = run_id(server.info("server"))
+            for key in keys:
+                if server.zscore(key, WHOLE + run) is None:
+                    server.zremrangebyscore(key, "-inf", f"({EARLIEST}")
+                    server.zadd(key, {FILLING + token.encode(): BELOW})
+                    found[key] = run
+        return found
+
+    def finish_filling(self, token: str, found: Mapping[str, bytes], since: float) -> None:
+        """Marks those as whole that have not been lost again meanwhile."""
+        for key, run in found.items():
+            mark = FILLING + token.encode()
+            self.client.eval(FINISH, 1, key, mark, BELOW + math.ceil(since), WHOLE + run)
+
+    def unmark(self) -> None:
+        """No shard is whole: something is lost that was to be written."""
+        for key in self.keys:
+            self.client.zremrangebyscore(key, "-inf", f"({EARLIEST}")
+
+    def lock(self, seconds: int) -> bool:
+        """Whether nobody else fills shards."""
+        return bool(self.client.set(self.lock_key, 1, nx=True, ex=seconds))
+
+    def keep_lock(self, seconds: int) -> None:
+        self.client.expire(self.lock_key, seconds)
+
+    def unlock(self) -> None:
+        self.client.delete(self.lock_key)
+
+
+def run_id(info: Mapping[str, Any]) -> bytes:
+    """Of a server's process."""
+    return str(info["run_id"]).encode()
