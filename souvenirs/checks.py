@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
@@ -10,7 +11,7 @@ from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from souvenirs.conf import DEFAULT_STORE
+from souvenirs.conf import DEFAULT_STORE, conf
 from souvenirs.lastseen.base import LastSeenStore
 
 NUMBER = (int, float)
@@ -128,11 +129,41 @@ def check_last_seen_store(**kwargs: Any) -> list[CheckMessage]:
             raise ImproperlyConfigured(f"{backend!r} is no LastSeenStore")
         backend(params)
     except Exception as error:
+        hint = f"Set it to a dictionary like {DEFAULT_STORE!r}, or remove it."
+        if isinstance(error, ImportError) and error.name == "redis":
+            hint = "Set it to another store, or install redis-py: django-souvenirs[redis]."
         return [
             Error(
-                f"SOUVENIRS_LAST_SEEN_STORE is {value!r}, which names no usable store: {error!r}.",
-                hint=f"Set it to a dictionary like {DEFAULT_STORE!r}, or remove it.",
+                f"SOUVENIRS_LAST_SEEN_STORE is {without_passwords(value)}, which names no usable"
+                f" store: {error!r}.",
+                hint=hint,
                 id="souvenirs.E005",
             )
         ]
     return []
+
+
+def without_passwords(value: Any) -> str:
+    """Its repr, for logs and terminals."""
+    text = re.sub(r"(://[^/@\s'\"]*?:)[^@\s'\"]*@", r"\1***@", repr(value))
+    return re.sub(r"""('\w*password'): (['"]).*?\2""", r"\1: '***'", text)
+
+
+@register(deploy=True)
+def check_last_seen_server(**kwargs: Any) -> list[CheckMessage]:
+    """With --deploy only, for it asks the server: half a second at most, if that is away."""
+    if check_last_seen_store():
+        return []
+    try:
+        warning = conf.last_seen_store.warning()
+    except Exception as error:
+        return [
+            Warning(
+                f"The server of SOUVENIRS_LAST_SEEN_STORE cannot be asked: {error!r}.",
+                hint="Start it, or correct LOCATION and OPTIONS.",
+                id="souvenirs.W003",
+            )
+        ]
+    if warning is None:
+        return []
+    return [Warning(warning.problem, hint=warning.remedy, id="souvenirs.W002")]

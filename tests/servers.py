@@ -14,7 +14,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ PACKAGES = {
     "prometheus": "prometheus",
     "prometheus-alertmanager": "prometheus-alertmanager",
     "promtool": "prometheus",
+    "redis-cli": "redis-server",
     "redis-server": "redis-server",
 }
 
@@ -202,16 +203,110 @@ def mariadb() -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def redis(port: int | None = None) -> Iterator[tuple[str, subprocess.Popen[Any]]]:
-    """A Redis server that keeps nothing on disk; yields its URL and its process."""
+def redis(
+    port: int | None = None, *options: str, path: Path | None = None
+) -> Iterator[tuple[str, subprocess.Popen[Any]]]:
+    """A Redis server that keeps nothing on disk; yields its URL and its process. `path`: where it
+    and its replicas keep what they know of each other."""
     port = port or free_port()
-    with directory("redis") as path:
+    with directory("redis") as own:
+        path = path or own
         command = [
             program("redis-server", "redis-server"), "--port", str(port), "--bind", "127.0.0.1",
-            "--save", "", "--appendonly", "no", "--dir", str(path),
+            "--save", "", "--appendonly", "no", "--dir", str(path), *options,
         ]  # fmt: skip
         with running(command, lambda: accepts(port), path / "log") as process:
             yield f"redis://127.0.0.1:{port}/0", process
+
+
+class RedisNodes:
+    """Servers by their ports, which can be ended and started again."""
+
+    def __init__(self, stack: ExitStack, path: Path, options: Sequence[str] = ()) -> None:
+        self._stack, self._path, self._options = stack, path, options
+        self.processes: dict[int, subprocess.Popen[Any]] = {}
+
+    @property
+    def urls(self) -> list[str]:
+        return [f"redis://127.0.0.1:{port}" for port in self.processes]
+
+    def start(self, port: int, *options: str) -> None:
+        path = self._path / str(port)
+        path.mkdir(exist_ok=True)
+        server = redis(port, *self._options, *options, path=path)
+        _, self.processes[port] = self._stack.enter_context(server)
+
+    def kill(self, port: int) -> None:
+        self.processes[port].kill()
+        self.processes[port].wait()
+
+    def ask(self, port: int, *command: str) -> str:
+        return redis_cli("-p", str(port), *command)
+
+
+def redis_cli(*arguments: str) -> str:
+    command = [program("redis-cli", "redis-server"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+NODE_MILLISECONDS = 1000  # after which servers that do not answer count as dead, of each other
+
+
+@contextmanager
+def redis_cluster(replicas: int = 0) -> Iterator[RedisNodes]:
+    """A Redis Cluster of three masters, with so many replicas each; the masters come first."""
+
+    def free_port_of_cluster() -> int:  # 10,000 up it talks to the other nodes
+        while (port := free_port()) > 55_000 or accepts(port + 10_000):
+            pass
+        return port
+
+    options = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_MILLISECONDS)]
+    with directory("cluster") as path, ExitStack() as stack:
+        nodes = RedisNodes(stack, path, options)
+        for _ in range(3 * (1 + replicas)):
+            nodes.start(free_port_of_cluster())
+        ports = list(nodes.processes)
+        redis_cli(
+            "--cluster", "create", *[f"127.0.0.1:{port}" for port in ports],
+            "--cluster-replicas", str(replicas), "--cluster-yes",
+        )  # fmt: skip
+        for port in ports:
+            wait_until(lambda: "cluster_state:ok" in nodes.ask(port, "cluster", "info"))  # noqa: B023
+            wait_until(
+                lambda: nodes.ask(port, "cluster", "nodes").count("slave") == 3 * replicas  # noqa: B023
+            )
+        yield nodes
+
+
+@contextmanager
+def redis_sentinel() -> Iterator[tuple[str, RedisNodes]]:
+    """A master called "souvenirs", its replica, and a Sentinel, whose URL comes first."""
+    with directory("sentinel") as path, ExitStack() as stack:
+        nodes = RedisNodes(stack, path)
+        master, replica, port = free_port(), free_port(), free_port()
+        nodes.start(master)
+        nodes.start(replica, "--replicaof", "127.0.0.1", str(master))
+        config = path / "sentinel.conf"
+        config.write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {path}\n"
+            f"sentinel monitor souvenirs 127.0.0.1 {master} 1\n"
+            f"sentinel down-after-milliseconds souvenirs {NODE_MILLISECONDS}\n"
+            "sentinel failover-timeout souvenirs 5000\n"
+        )
+        command = [program("redis-server", "redis-server"), str(config), "--sentinel"]
+        stack.enter_context(running(command, lambda: accepts(port), path / "log"))
+        wait_until(lambda: "num-slaves\n1\n" in nodes.ask(port, "sentinel", "masters"))
+        yield f"redis://127.0.0.1:{port}", nodes
 
 
 @contextmanager

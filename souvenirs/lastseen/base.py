@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from souvenirs.models import Sighting
 
@@ -26,6 +26,13 @@ class Activity:
     newest: int | None
     exact_from: float = 0
     cause: str = ""
+
+
+class Warned(NamedTuple):
+    """What is wrong with a server's configuration, and what to do."""
+
+    problem: str
+    remedy: str
 
 
 class LastSeenStore(ABC):
@@ -77,3 +84,7 @@ class LastSeenStore(ABC):
 
     def sweep(self) -> None:  # noqa: B027
         """Removes who is no user any more, whatever has happened."""
+
+    def warning(self) -> Warned | None:
+        """Asks the server whether it is fit for this. None: it is."""
+        return None

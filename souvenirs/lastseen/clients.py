@@ -6,11 +6,13 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from redis import Redis, RedisCluster, Sentinel
+import redis
+from redis import Redis, RedisCluster
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
-from redis.connection import parse_url
 from redis.retry import Retry
+
+untyped: Any = redis
 
 # Seconds that a client waits for a connection, and for an answer
 TIMEOUT = 0.5
@@ -60,13 +62,15 @@ def maker(
         return lambda: make_cluster(servers, kwargs)
     own = {name: kwargs[name] for name in (*DEFAULTS, "ssl") if name in kwargs}
     own.update(kwargs.pop("sentinel_kwargs", {}))
-    manager = Sentinel(servers, sentinel_kwargs={**own, "retry": ONCE}, retry=ONCE, **kwargs)
+    manager = untyped.Sentinel(
+        servers, sentinel_kwargs={**own, "retry": ONCE}, retry=ONCE, **kwargs
+    )
     return lambda: manager.master_for(sentinel)
 
 
 def url_options(url: str) -> dict[str, Any]:
     """The options of a client that a URL tells. Raises ValueError if it is none."""
-    options: dict[str, Any] = dict(parse_url(url))
+    options: dict[str, Any] = dict(untyped.connection.parse_url(url))
     if options.pop("connection_class", None) is not None and "path" not in options:
         options["ssl"] = True
     if "path" in options:
@@ -76,7 +80,9 @@ def url_options(url: str) -> dict[str, Any]:
 
 def make_cluster(servers: Sequence[tuple[str, int]], kwargs: Mapping[str, Any]) -> RedisCluster:
     # In any order: the first one that is asked which nodes there are may be down
-    nodes = [ClusterNode(host, port) for host, port in random.sample(servers, len(servers))]
+    nodes: list[ClusterNode] = [
+        untyped.cluster.ClusterNode(*server) for server in random.sample(servers, len(servers))
+    ]
     return RedisCluster(startup_nodes=nodes, require_full_coverage=False, retry=ONCE, **kwargs)
 
 
@@ -85,9 +91,10 @@ def by_server(client: Any, keys: Iterable[str]) -> Iterator[tuple[Redis, list[st
     if not isinstance(client, RedisCluster):
         yield client, list(keys)
         return
+    cluster: Any = client
     nodes: dict[str, tuple[Any, list[str]]] = {}
     for key in keys:
-        node: Any = client.get_node_from_key(key)
+        node = cluster.get_node_from_key(key)
         nodes.setdefault(node.name, (node, []))[1].append(key)
     for node, of_node in nodes.values():
-        yield client.get_redis_connection(node), of_node
+        yield cluster.get_redis_connection(node), of_node

@@ -101,7 +101,8 @@ def _existing(members: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _table() -> QuerySet[LastSeen]:
-    return LastSeen.objects.using(router.db_for_write(LastSeen))
+    rows: QuerySet[LastSeen] = LastSeen.objects.using(router.db_for_write(LastSeen))
+    return rows
 
 
 def _user_field() -> Any:

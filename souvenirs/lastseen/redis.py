@@ -17,7 +17,7 @@ from django.db import DatabaseError, connections
 from souvenirs.breaker import Breaker
 from souvenirs.conf import conf
 from souvenirs.lastseen import clients
-from souvenirs.lastseen.base import Activity, LastSeenStore, Reading
+from souvenirs.lastseen.base import Activity, LastSeenStore, Reading, Warned
 from souvenirs.lastseen.database import DatabaseStore
 from souvenirs.lastseen.filling import Sweep, exact_from, fill, member_of
 from souvenirs.lastseen.shards import Counts, Move, Shards
@@ -215,6 +215,16 @@ class RedisStore(LastSeenStore):
         while not whole.step():
             pass
 
+    def warning(self) -> Warned | None:
+        policies = self.shards.evicting()
+        if not policies:
+            return None
+        return Warned(
+            f"The Redis of SOUVENIRS_LAST_SEEN_STORE may evict keys (maxmemory-policy"
+            f" {', '.join(sorted(policies))}), a sixteenth of all last-seen times each.",
+            "Set its maxmemory-policy to noeviction, or use a server of its own.",
+        )
+
 
 def after_fork() -> None:
     """A parent writes its backlog itself, and may hold the lock."""
@@ -239,5 +249,7 @@ def read(
     """What the setting says."""
     if LOCATION is None:
         raise ValueError('LOCATION is missing, such as "redis://127.0.0.1:6379/1"')
+    if not isinstance(KEY_PREFIX, str) or "{" in KEY_PREFIX:
+        raise ValueError(f"KEY_PREFIX is {KEY_PREFIX!r}, which is no string without a hash tag")
     make_client = clients.maker(LOCATION, OPTIONS or {}, cluster=CLUSTER, sentinel=SENTINEL)
     return Shards(make_client, KEY_PREFIX), WITH_TABLE

@@ -12,8 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple
 from zlib import crc32
+
+from redis.crc import key_slot
 
 from souvenirs.lastseen.clients import by_server
 
@@ -66,7 +69,7 @@ class Shards:
     def __init__(self, make_client: Callable[[], Any], prefix: str) -> None:
         self._make_client = make_client
         self._client: Any = None
-        self.keys = [f"{prefix}seen.{number}" for number in range(SHARDS)]
+        self.keys = spread_keys(prefix)
         self.lock_key = f"{prefix}filling"
 
     @property
@@ -150,6 +153,15 @@ class Shards:
             whole_since=max(times) if len(times) == len(self.keys) else None,
         )
 
+    def evicting(self) -> set[str]:
+        """The policies by which servers drop keys when their memory is full."""
+        found = set()
+        for server, _ in by_server(self.client, self.keys):
+            memory = server.info("memory")  # CONFIG GET is often forbidden
+            if memory["maxmemory"] and memory["maxmemory_policy"] != "noeviction":
+                found.add(memory["maxmemory_policy"])
+        return found
+
     def scan(self, key: str, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """The next users of a shard, about so many, and the cursor for those after them: 0 at the
         end."""
@@ -190,6 +202,17 @@ class Shards:
 
     def unlock(self) -> None:
         self.client.delete(self.lock_key)
+
+
+def spread_keys(prefix: str) -> list[str]:
+    """A key in each of as many equal parts of a Cluster's hash slots, so that its nodes get about
+    as many shards. The same for the same prefix."""
+    keys: dict[int, str] = {}
+    numbers = count()
+    while len(keys) < SHARDS:
+        key = f"{prefix}seen.{next(numbers)}"
+        keys.setdefault(key_slot(key.encode(), SHARDS * 1024) // 1024, key)
+    return [key for _, key in sorted(keys.items())]
 
 
 def run_id(info: Mapping[str, Any]) -> bytes:
