@@ -139,8 +139,7 @@ class SouvenirsCollector(Collector):
             reading=reading,
         )
         limit = souvenirs_conf.ratelimit_seconds
-        is_exact = not activity.cause or activity.exact_from + limit <= now
-        if not is_exact:
+        if activity.cause:
             short = [name for name, seconds in conf.windows.items() if seconds < 2 * limit]
             for name in short:
                 del cuts[name]
@@ -152,7 +151,7 @@ class SouvenirsCollector(Collector):
             families.CALENDAR_PERIOD_START.family(starts),
             families.LAST_SEEN.family(activity.newest),
         ]
-        if not is_exact:
+        if activity.cause:
             raise Partly(
                 read,
                 f"windows {', '.join(short)}" if short else "no window",

@@ -17,14 +17,13 @@ class Activity:
     """What a store knows of one instant.
 
     since: for each cut point that was asked for, how many users have been seen at or after it.
-    newest: the newest last-seen time, None if there is none.
-    exact_from: times from here on are known to SOUVENIRS_LAST_SEEN_SECONDS; those before only to
-        SOUVENIRS_RATELIMIT_SECONDS, if `cause` says why. All times in unix seconds.
+    newest: the newest last-seen time, None if there is none. Times are in unix seconds.
+    cause: why times of the last SOUVENIRS_RATELIMIT_SECONDS are known to these only; if empty, they
+        are known to SOUVENIRS_LAST_SEEN_SECONDS.
     """
 
     since: Mapping[float, int]
     newest: int | None
-    exact_from: float = 0
     cause: str = ""
 
 

@@ -144,21 +144,19 @@ class RedisStore(LastSeenStore):
         self, cuts: Sequence[float], until: float, using: str, reading: Reading = nullcontext
     ) -> Activity:
         counts = self._count(cuts, until)
-        slot = conf.ratelimit_seconds
-        if counts is not None and counts.whole_since is not None:
-            activity = Activity(
-                since=counts.since,
-                newest=counts.newest,
-                exact_from=counts.whole_since,
-                cause="Redis has been filled anew",
-            )
-            if not self.with_table or counts.whole_since + slot <= until:
-                return activity
+        exact_since = time.time() - conf.ratelimit_seconds
+        cause = "Redis does not answer"
+        if counts is not None:
+            cause = "Redis has been filled anew"
+            is_exact = counts.is_whole and counts.whole_since <= exact_since
+            if is_exact or (counts.is_whole and not self.with_table):
+                return Activity(
+                    since=counts.since, newest=counts.newest, cause="" if is_exact else cause
+                )
         table = self.table.activity(cuts, until, using, reading)
-        if self.with_table:
+        if self.with_table or exact_from(table.newest, time.time()) <= exact_since:
             return table
-        cause = "Redis does not answer" if counts is None else "Redis is to be filled anew"
-        return replace(table, exact_from=exact_from(table.newest, until), cause=cause)
+        return replace(table, cause=cause)
 
     def _count(self, cuts: Sequence[float], until: float) -> Counts | None:
         """None if the server is away."""
@@ -172,7 +170,7 @@ class RedisStore(LastSeenStore):
             self._note(error)
             return None
         self.breaker.success()
-        self.is_to_be_filled = counts.whole_since is None
+        self.is_to_be_filled = not counts.is_whole
         return counts
 
     # Keeping it whole

@@ -52,12 +52,12 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """since, newest: as in Activity. whole_since: what all shards are whole from, in unix seconds;
-    None if some are not."""
+    """since, newest: as in Activity. is_whole: all shards are, since `whole_since` at the latest."""
 
     since: Mapping[float, int]
     newest: int | None
-    whole_since: float | None
+    is_whole: bool
+    whole_since: float
 
 
 class Shards:
@@ -129,7 +129,7 @@ class Shards:
         distinct = list(dict.fromkeys(cuts))
         since = dict.fromkeys(distinct, 0)
         newest: list[int] = []
-        whole: list[float | None] = []
+        whole: list[float] = []
         for server, keys in by_server(self.client, self.keys):
             pipe = server.pipeline(transaction=False)
             pipe.info("server")
@@ -142,15 +142,15 @@ class Shards:
             mark = WHOLE + run_id(next(answers))
             for _ in keys:
                 marks, newest_of = dict(next(answers)), next(answers)
-                whole.append(marks[mark] - BELOW if mark in marks else None)
+                whole += [marks[mark] - BELOW] if mark in marks else []
                 newest += [int(seen) for _, seen in newest_of]
                 for cut in distinct:
                     since[cut] += next(answers)
-        times = [time for time in whole if time is not None]
         return Counts(
             since=since,
             newest=max(newest, default=None),
-            whole_since=max(times) if len(times) == len(self.keys) else None,
+            is_whole=len(whole) == len(self.keys),
+            whole_since=max(whole, default=0),
         )
 
     def evicting(self) -> set[str]:

@@ -1,0 +1,64 @@
+"""The stores of last-seen times, on real servers. A module that uses them takes over the
+fixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.test import override_settings
+
+from souvenirs.conf import conf
+from souvenirs.lastseen.base import LastSeenStore
+from souvenirs.lastseen.redis import RedisStore
+from tests import servers
+
+DATABASE = {"BACKEND": "souvenirs.lastseen.database.DatabaseStore"}
+REDIS = {"BACKEND": "souvenirs.lastseen.redis.RedisStore"}
+
+
+@pytest.fixture(scope="module")
+def redis_entry() -> Iterator[dict[str, Any]]:
+    with servers.redis() as (url, _):
+        yield {**REDIS, "LOCATION": url}
+
+
+@pytest.fixture(scope="module")
+def sentinel_entry() -> Iterator[dict[str, Any]]:
+    with servers.redis_sentinel() as (url, _):
+        yield {**REDIS, "LOCATION": url, "SENTINEL": "souvenirs"}
+
+
+@pytest.fixture(scope="module")
+def cluster_entry() -> Iterator[dict[str, Any]]:
+    with servers.redis_cluster() as nodes:
+        yield {**REDIS, "LOCATION": nodes.urls, "CLUSTER": True}
+
+
+@contextmanager
+def using(entry: dict[str, Any]) -> Iterator[Any]:
+    """The site's store is this one, and knows nobody."""
+    with override_settings(SOUVENIRS_LAST_SEEN_STORE=entry):
+        store = conf.last_seen_store
+        if isinstance(store, RedisStore):
+            clear(store)
+            store.fill()
+        yield store
+        if isinstance(store, RedisStore):
+            store.shards.client.close()
+
+
+def clear(store: RedisStore) -> None:
+    for key in [*store.shards.keys, store.shards.lock_key]:
+        store.shards.client.delete(key)
+
+
+@pytest.fixture(params=["database", "redis", "sentinel", "cluster"])
+def store(request: Any, transactional_db: None) -> Iterator[LastSeenStore]:
+    entry = DATABASE
+    if request.param != "database":
+        entry = request.getfixturevalue(f"{request.param}_entry")
+    with using(entry) as made:
+        yield made
