@@ -213,7 +213,8 @@ def redis(
         path = path or own
         command = [
             program("redis-server", "redis-server"), "--port", str(port), "--bind", "127.0.0.1",
-            "--save", "", "--appendonly", "no", "--dir", str(path), *options,
+            "--save", "", "--appendonly", "no", "--dir", str(path),
+            "--repl-diskless-sync-delay", "0", *options,
         ]  # fmt: skip
         with running(command, lambda: accepts(port), path / "log") as process:
             yield f"redis://127.0.0.1:{port}/0", process
@@ -258,7 +259,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-NODE_MILLISECONDS = 1000  # after which servers that do not answer count as dead, of each other
+NODE_MILLISECONDS = 4000  # after which servers that do not answer count as dead, of each other
 
 
 @contextmanager
@@ -282,10 +283,13 @@ def redis_cluster(replicas: int = 0) -> Iterator[RedisNodes]:
         )  # fmt: skip
         for port in ports:
             wait_until(lambda: "cluster_state:ok" in nodes.ask(port, "cluster", "info"))  # noqa: B023
-            wait_until(
-                lambda: nodes.ask(port, "cluster", "nodes").count("slave") == 3 * replicas  # noqa: B023
-            )
+        for port in ports[3:]:
+            wait_until(lambda: is_in_sync(nodes, port))  # noqa: B023
         yield nodes
+
+
+def is_in_sync(nodes: RedisNodes, replica: int) -> bool:
+    return "master_link_status:up" in nodes.ask(replica, "info", "replication")
 
 
 @contextmanager
@@ -305,6 +309,7 @@ def redis_sentinel() -> Iterator[tuple[str, RedisNodes]]:
         )
         command = [program("redis-server", "redis-server"), str(config), "--sentinel"]
         stack.enter_context(running(command, lambda: accepts(port), path / "log"))
+        wait_until(lambda: is_in_sync(nodes, replica))
         wait_until(lambda: "num-slaves\n1\n" in nodes.ask(port, "sentinel", "masters"))
         yield f"redis://127.0.0.1:{port}", nodes
 

@@ -147,7 +147,7 @@ class RedisStore(LastSeenStore):
         exact_since = time.time() - conf.ratelimit_seconds
         cause = "Redis does not answer"
         if counts is not None:
-            cause = "Redis has been filled anew"
+            cause = f"Redis {'has been' if counts.is_whole else 'is'} filled anew"
             is_exact = counts.is_whole and counts.whole_since <= exact_since
             if is_exact or (counts.is_whole and not self.with_table):
                 return Activity(

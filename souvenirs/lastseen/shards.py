@@ -52,7 +52,7 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """since, newest: as in Activity. is_whole: all shards are, since `whole_since` at the latest."""
+    """since, newest: as in Activity. is_whole: all shards are, at the latest since then."""
 
     since: Mapping[float, int]
     newest: int | None

@@ -1,0 +1,454 @@
+"""The store of last-seen times on Redis: its settings, keys, round trips, and how it heals."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import time_machine
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+from django.db import router
+from django.test import override_settings
+
+from souvenirs.conf import conf
+from souvenirs.control import last_seen, souvenez
+from souvenirs.lastseen import filling
+from souvenirs.lastseen.clients import by_server
+from souvenirs.lastseen.filling import member_of
+from souvenirs.lastseen.redis import RedisStore
+from souvenirs.models import LastSeen
+from souvenirs_metrics.collector import SouvenirsCollector
+from tests import servers, stores
+from tests.people import NOBODY, User, ours, site, with_databases
+from tests.stores import REDIS, using
+
+redis_entry, sentinel_entry = stores.redis_entry, stores.sentinel_entry
+cluster_entry = stores.cluster_entry
+
+NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
+LATER = (NOON + timedelta(days=9)).timestamp()
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+
+Samples = dict[tuple[str, ...], float]
+
+
+@pytest.fixture(params=["redis", "cluster"])
+def store(request: Any, transactional_db: None) -> Iterator[RedisStore]:
+    with using(request.getfixturevalue(f"{request.param}_entry")) as made:
+        yield made
+
+
+@pytest.fixture
+def clock() -> Iterator[Any]:
+    with time_machine.travel(NOON, tick=False) as traveller:
+        yield traveller
+
+
+def servers_of(store: RedisStore) -> list[Any]:
+    return [server for server, _ in by_server(store.shards.client, store.shards.keys)]
+
+
+def wipe(store: RedisStore) -> None:
+    for server in servers_of(store):
+        server.flushall()
+
+
+def join_filling() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "souvenirs-filling":
+            thread.join(30)
+
+
+def collect() -> Samples:
+    """Each scrape's gauges; filling, if it began one, is over."""
+    samples = {
+        (sample.name.removeprefix("souvenirs_"), *sample.labels.values()): sample.value
+        for family in SouvenirsCollector().collect()
+        for sample in family.samples
+    }
+    join_filling()
+    return samples
+
+
+def windows(samples: Samples) -> dict[str, float]:
+    return {key[1]: value for key, value in samples.items() if key[0] == "active_users"}
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+# Where things are
+
+
+@with_databases
+def test_activity__is_one_round_trip_to_each_server(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.follow({NOBODY: 1_700_000_000})
+    sent: list[int] = []
+    send = redis.Connection.send_packed_command
+
+    def counted(self: Any, command: Any, **kwargs: Any) -> None:
+        sent.append(self.port)
+        send(self, command, **kwargs)
+
+    monkeypatch.setattr(redis.Connection, "send_packed_command", counted)
+    cuts = [1_700_000_000 - 60 * number for number in range(30)]
+    activity = store.activity(cuts, 1_700_000_100, using=router.db_for_read(LastSeen))
+    assert set(activity.since.values()) == {1}
+    assert len(sent) == len(set(sent)) == len(servers_of(store))
+
+
+@with_databases
+def test_activity__asks_no_database(
+    store: RedisStore, django_assert_num_queries: Any, clock: Any
+) -> None:
+    souvenez(User.objects.create(username="ana"))
+    with django_assert_num_queries(0, connection=ours()):
+        store.activity([0], NOON.timestamp(), using=ours().alias)
+
+
+@with_databases
+def test_touch__is_one_zadd(store: RedisStore, clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = User.objects.create(username="ana")
+    souvenez(user)
+    clock.shift(MINUTE)
+    sent = []
+    send = redis.Connection.send_packed_command
+
+    def counted(self: Any, command: Any, **kwargs: Any) -> None:
+        sent.append(bytes(b"".join(command)))
+        send(self, command, **kwargs)
+
+    monkeypatch.setattr(redis.Connection, "send_packed_command", counted)
+    souvenez(user)
+    assert last_seen(user) == site(NOON + MINUTE)
+    zadd, _ = sent
+    assert b"ZADD" in zadd
+    assert b"GT" in zadd
+
+
+@with_databases
+def test_keys__are_spread_over_a_cluster_evenly(cluster_entry: Any) -> None:
+    with using({**cluster_entry, "KEY_PREFIX": "other."}) as store:
+        sizes = [len(keys) for _, keys in by_server(store.shards.client, store.shards.keys)]
+        assert sum(sizes) == len(set(store.shards.keys)) == 16
+        assert max(sizes) <= 6
+
+
+@with_databases
+def test_key_prefix__keeps_sites_apart(redis_entry: Any) -> None:
+    with using({**redis_entry, "KEY_PREFIX": "one."}) as one:
+        one.follow({NOBODY: 5})
+        with using({**redis_entry, "KEY_PREFIX": "two."}) as two:
+            assert two.get(NOBODY) is None
+        assert one.get(NOBODY) == 5
+        found = {*one.shards.client.scan_iter("one.*"), *one.shards.client.scan_iter("two.*")}
+        assert {key.split(b".")[0] for key in found} == {b"one", b"two"}
+        assert len(found) == 2 * 16
+
+
+# How it is reached
+
+
+@with_databases
+@pytest.mark.own_site
+def test_location__with_a_password_and_tls(tmp_path: Path) -> None:
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key", "-out",
+         "cert"],
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    port = servers.free_port()
+    options = [
+        "--tls-port", str(port), "--tls-cert-file", str(tmp_path / "cert"), "--tls-key-file",
+        str(tmp_path / "key"), "--tls-auth-clients", "no", "--requirepass", "a:b",
+        "--tls-ca-cert-file", str(tmp_path / "cert"),
+        "--unixsocket", str(tmp_path / "socket"),
+    ]  # fmt: skip
+    with servers.redis(None, *options):
+        servers.wait_until(lambda: servers.accepts(port))
+        trust = {"ssl_ca_certs": str(tmp_path / "cert")}
+        tls = {**REDIS, "LOCATION": f"rediss://:a%3Ab@127.0.0.1:{port}/3", "OPTIONS": trust}
+        with using(tls) as store:
+            store.follow({NOBODY: 5})
+            assert store.get(NOBODY) == 5
+            assert store.shards.client.ping()
+        socket = {**REDIS, "LOCATION": f"unix://{tmp_path}/socket?db=3"}
+        with using({**socket, "OPTIONS": {"password": "a:b"}}) as store:
+            assert store.shards.client.dbsize() == 16
+
+
+BAD = [
+    ({}, "LOCATION"),
+    ({"LOCATION": []}, "LOCATION"),
+    ({"LOCATION": "127.0.0.1:6379"}, "redis://"),
+    ({"LOCATION": ["redis://a", "redis://b"]}, "several URLs"),
+    ({"LOCATION": "redis://a", "CLUSTER": True, "SENTINEL": "b"}, "exclude each other"),
+    ({"LOCATION": "redis://a/2", "CLUSTER": True}, "database"),
+    ({"LOCATION": "unix:///a", "SENTINEL": "b"}, "unix"),
+    ({"LOCATION": "redis://a", "PREFIX": "b"}, "PREFIX"),
+    ({"LOCATION": "redis://a", "KEY_PREFIX": "{b}"}, "hash tag"),
+]
+
+
+@pytest.mark.parametrize(("params", "reason"), BAD)
+def test_check__names_what_is_wrong(params: dict[str, Any], reason: str) -> None:
+    with (
+        override_settings(SOUVENIRS_LAST_SEEN_STORE={**REDIS, **params}),
+        pytest.raises(SystemCheckError, match=rf"(?s)souvenirs.E005.*{reason}.*HINT"),
+    ):
+        call_command("check")
+
+
+def test_check__shows_no_password() -> None:
+    entry = {
+        **REDIS,
+        "LOCATION": ["redis://me:s3cret@a", "rediss://:s3cret@b:1"],
+        "OPTIONS": {"password": "s3cret"},
+    }
+    with (
+        override_settings(SOUVENIRS_LAST_SEEN_STORE=entry),
+        pytest.raises(SystemCheckError, match="rediss://") as caught,
+    ):
+        call_command("check")
+    assert "s3cret" not in str(caught.value)
+
+
+def deploy_check(capsys: pytest.CaptureFixture[str]) -> str:
+    call_command("check", deploy=True)
+    return capsys.readouterr().err
+
+
+def test_check__warns_of_a_server_that_may_evict_keys(
+    redis_entry: Any, cluster_entry: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for entry in (redis_entry, cluster_entry):
+        with override_settings(SOUVENIRS_LAST_SEEN_STORE=entry):
+            *_, server = servers_of(conf.last_seen_store)  # type: ignore[arg-type]
+            assert "souvenirs.W002" not in deploy_check(capsys)
+            server.config_set("maxmemory", "100mb")
+            assert "souvenirs.W002" not in deploy_check(capsys)
+            server.config_set("maxmemory-policy", "allkeys-lru")
+            assert "souvenirs.W002" in (shown := deploy_check(capsys))
+            assert "allkeys-lru" in shown
+            server.config_set("maxmemory-policy", "noeviction")
+
+
+def test_check__tells_that_the_server_is_away(capsys: pytest.CaptureFixture[str]) -> None:
+    entry = {**REDIS, "LOCATION": f"redis://127.0.0.1:{servers.free_port()}"}
+    with override_settings(SOUVENIRS_LAST_SEEN_STORE=entry):
+        call_command("check")
+        assert capsys.readouterr().err == ""
+        assert "souvenirs.W003" in deploy_check(capsys)
+
+
+# It heals
+
+
+@pytest.fixture
+def visits(store: RedisStore, clock: Any) -> dict[str, datetime]:
+    """Users by when they were last seen: some in the middle of their hours."""
+    times = {}
+    clock.move_to(NOON - 30 * HOUR)
+    for number in range(31):
+        user = User.objects.create(username=f"u{number}")
+        souvenez(user)
+        clock.shift(50 * MINUTE)
+        souvenez(user)
+        times[user.username] = datetime.now(timezone.utc)
+        clock.shift(10 * MINUTE)
+    clock.shift(10 * MINUTE)
+    return times
+
+
+@with_databases
+def test_wiped__is_noticed_and_filled_from_the_table(
+    store: RedisStore, clock: Any, visits: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = collect()
+    assert windows(before) == {"1h": 1, "1d": 24, "7d": 31, "30d": 31}
+    assert before["up",] == 1
+    assert told(caplog) == []
+
+    wipe(store)
+    for cause in ["Redis is filled anew", "Redis has been filled anew"]:
+        samples = collect()
+        assert samples["up",] == 0
+        # u7 was here 10 minutes after the window's beginning; the table knows their first visit
+        assert windows(samples) == {"1d": 23, "7d": 31, "30d": 31}
+        for period in ("day", "week", "month"):
+            key = ("calendar_active_users", period)
+            assert samples[key] == before[key]
+        (line,) = [line for line in told(caplog) if not line.startswith("Filled")]
+        assert line.startswith(f"Left windows 1h out of the metrics: {cause}, so ")
+        caplog.clear()
+
+    clock.shift(49 * MINUTE)
+    user = User.objects.create(username="late")
+    souvenez(user)
+    assert "1h" not in windows(collect())
+    clock.shift(2 * MINUTE)
+    samples = collect()
+    assert samples["up",] == 1
+    assert windows(samples)["1h"] == 1
+    assert store.get(user.pk) == (NOON + 2 * HOUR - MINUTE).timestamp()
+
+
+@with_databases
+def test_wiped__on_a_site_where_nobody_is_loses_nothing(
+    store: RedisStore, clock: Any, visits: Any
+) -> None:
+    clock.shift(3 * HOUR)
+    before = collect()
+    wipe(store)
+    for _ in range(2):
+        samples = collect()
+        assert samples["up",] == 1
+        assert windows(samples)["1h"] == windows(before)["1h"] == 0
+
+
+@with_databases
+def test_wiped__where_the_table_is_kept_too_loses_nothing(redis_entry: Any, clock: Any) -> None:
+    with using({**redis_entry, "WITH_TABLE": True}) as store:
+        for number in range(3):
+            souvenez(User.objects.create(username=f"u{number}"))
+        clock.shift(59 * MINUTE)
+        souvenez(User.objects.get(username="u0"))
+        clock.shift(30 * MINUTE)
+        before = collect()
+        assert windows(before)["1h"] == 1
+        wipe(store)
+        for _ in range(2):
+            samples = collect()
+            assert samples["up",] == 1
+            assert windows(samples) == windows(before)
+
+
+@with_databases
+def test_move__to_redis_and_back_leaves_no_gap(redis_entry: Any, clock: Any) -> None:
+    """As docs/scaling.md has it."""
+    user = User.objects.create(username="ana")
+    both = {**redis_entry, "WITH_TABLE": True}
+    with using(both) as store:
+        wipe(store)
+    for entry in [stores.DATABASE, both, redis_entry, both, stores.DATABASE]:
+        with override_settings(SOUVENIRS_LAST_SEEN_STORE=entry):
+            for _ in range(5):
+                for _ in range(2):
+                    samples = collect()
+                    assert samples["up",] == 1
+                    assert "1h" in windows(samples)
+                souvenez(user)
+                assert windows(collect())["1h"] == 1
+                clock.shift(25 * MINUTE)
+
+
+@with_databases
+def test_one_shard__that_is_lost_is_filled_and_the_others_stay(
+    store: RedisStore, clock: Any, visits: Any
+) -> None:
+    key = store.shards.key_of(member_of(User.objects.get(username="u7").pk))
+    store.shards.client.delete(key)
+    collect()
+    for user in User.objects.all():
+        is_lost = store.shards.key_of(member_of(user.pk)) == key
+        seen = visits[user.username] - (50 * MINUTE if is_lost else timedelta())
+        assert store.get(user.pk) == seen.timestamp()
+
+
+@with_databases
+def test_filling__takes_no_newer_time_away_and_leaves_out_those_to_come(
+    store: RedisStore, clock: Any
+) -> None:
+    user, other = (User.objects.create(username=name) for name in "ab")
+    LastSeen.objects.create(user_id=user.pk, seen=int(NOON.timestamp()) - 50)
+    LastSeen.objects.create(user_id=other.pk, seen=int(NOON.timestamp()) + 86_400)
+    wipe(store)
+    store.follow({user.pk: int(NOON.timestamp())})
+    store.fill()
+    assert store.get(user.pk) == NOON.timestamp()
+    assert store.shards.get(member_of(other.pk)) is None
+
+
+@with_databases
+def test_filling__is_done_by_one_at_a_time(store: RedisStore, clock: Any, visits: Any) -> None:
+    wipe(store)
+    assert store.shards.lock(60)
+    assert filling.fill(store.shards) is None
+    store.shards.unlock()
+    assert filling.fill(store.shards) == 16
+    assert filling.fill(store.shards) == 0
+
+
+@with_databases
+def test_wiped_while_it_is_filled__is_noticed(
+    store: RedisStore, clock: Any, visits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = filling._batches
+
+    def interrupted() -> Iterator[Any]:
+        yield from batches()
+        monkeypatch.undo()
+        wipe(store)
+
+    wipe(store)
+    monkeypatch.setattr(filling, "_batches", interrupted)
+    store.fill()
+    assert not store.shards.count([], 0).is_whole
+    collect()
+    assert store.shards.count([], 0).is_whole
+    assert store.shards.count([0], LATER).since == {0: 31}
+
+
+@with_databases
+@pytest.mark.own_site
+def test_restarted__with_data_of_before_is_noticed(tmp_path: Path, clock: Any) -> None:
+    with servers.ExitStack() as stack:
+        nodes = servers.RedisNodes(stack, tmp_path)
+        port = servers.free_port()
+        nodes.start(port)
+        entry = {**REDIS, "LOCATION": nodes.urls[0]}
+        with using(entry) as store:
+            ana, bob = (User.objects.create(username=name) for name in ("ana", "bob"))
+            souvenez(ana)
+            store.shards.client.save()
+            souvenez(bob)
+            nodes.kill(port)
+            nodes.start(port)
+            assert store.shards.client.dbsize() == 16
+            assert store.shards.get(member_of(bob.pk)) is None
+            assert "1h" not in windows(collect())
+            assert windows(collect())["1d"] == 2
+            assert store.shards.get(member_of(bob.pk)) == NOON.timestamp()
+
+
+@with_databases
+def test_rollup_souvenirs__fills_and_repair_sweeps(
+    store: RedisStore, clock: Any, visits: Any
+) -> None:
+    wipe(store)
+    call_command("rollup_souvenirs", verbosity=0)
+    assert store.shards.count([0], LATER).since == {0: 31}
+    store.follow({NOBODY: 5})
+    call_command("rollup_souvenirs", verbosity=0, repair=True)
+    assert store.shards.get(member_of(NOBODY)) is None
+
+
+@with_databases
+def test_scrapes__sweep_bit_by_bit(store: RedisStore, clock: Any, visits: Any) -> None:
+    store.follow({NOBODY: 5})
+    for _ in range(16):
+        collect()
+    assert store.shards.get(member_of(NOBODY)) is None
+    assert store.shards.count([0], LATER).since == {0: 31}

@@ -1,0 +1,450 @@
+"""The Redis of last-seen times fails in many ways, and the site goes on.
+
+No request fails or waits for long, nothing that was to be written is lost, scrapes go on to answer,
+and all is over when the server works again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+import time_machine
+from django.contrib.auth.models import User
+from django.http import HttpRequest, HttpResponse
+from django.test import Client, override_settings
+from django.urls import path
+
+from souvenirs.breaker import PROBE_SECONDS
+from souvenirs.conf import conf
+from souvenirs.control import last_seen, souvenez
+from souvenirs.lastseen import redis as lastseen_redis
+from souvenirs.lastseen.filling import member_of
+from souvenirs.lastseen.redis import RedisStore
+from souvenirs.lastseen.shards import Move, Shards
+from souvenirs.models import LastSeen, Souvenir
+from souvenirs.signals import souvenir_recorded
+from souvenirs_metrics.collector import SouvenirsCollector
+from tests import servers
+from tests.failing import frozen
+from tests.stores import REDIS
+
+pytestmark = [
+    pytest.mark.own_site,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.urls(__name__),
+]
+
+SECONDS = 0.3  # how long the site here waits for Redis
+HANGS = 5  # a request that takes so long waits for more than that
+NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+NAMES = ["ada", "barbara", "edith", "grace", "hedy", "joan"]
+
+
+def who(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(request.user.get_username())
+
+
+urlpatterns = [path("who/", who)]
+
+
+class Case(NamedTuple):
+    """A way to fail. loses: what was in Redis may be gone. entry: the store's setting."""
+
+    entry: dict[str, Any]
+    broken: Callable[[], Any]
+    cause: str
+    loses: bool = False
+
+
+def entry(location: Any, **more: Any) -> dict[str, Any]:
+    options = {"socket_timeout": SECONDS, "socket_connect_timeout": SECONDS}
+    return {**REDIS, "LOCATION": location, "OPTIONS": options, **more}
+
+
+def redis_stopped(stack: ExitStack, tmp_path: Path) -> Case:
+    nodes = servers.RedisNodes(stack, tmp_path)
+    port = servers.free_port()
+    nodes.start(port)
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        nodes.kill(port)
+        yield
+        nodes.start(port)
+
+    return Case(entry(nodes.urls), broken, "Error 111", loses=True)
+
+
+def redis_frozen(stack: ExitStack, tmp_path: Path) -> Case:
+    url, process = stack.enter_context(servers.redis())
+    return Case(entry(url), lambda: frozen(process.pid), "Timeout")
+
+
+def redis_full(stack: ExitStack, tmp_path: Path) -> Case:
+    url, _ = stack.enter_context(servers.redis())
+    port = url.split(":")[-1].split("/")[0]
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        servers.redis_cli("-p", port, "config", "set", "maxmemory", "1")
+        yield
+        servers.redis_cli("-p", port, "config", "set", "maxmemory", "0")
+
+    return Case(entry(url), broken, "maxmemory")
+
+
+def cluster_node_frozen(stack: ExitStack, tmp_path: Path) -> Case:
+    nodes = stack.enter_context(servers.redis_cluster())
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        with frozen(nodes.processes[port_of_ada()].pid):
+            yield
+        wait_for_cluster(nodes)
+
+    return Case(entry(nodes.urls, CLUSTER=True), broken, "Timeout")
+
+
+def cluster_node_killed(stack: ExitStack, tmp_path: Path) -> Case:
+    """It comes back without what it had."""
+    nodes = stack.enter_context(servers.redis_cluster())
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        port = port_of_ada()
+        nodes.kill(port)
+        yield
+        nodes.start(port)
+        wait_for_cluster(nodes)
+
+    return Case(entry(nodes.urls, CLUSTER=True), broken, "Error 111", loses=True)
+
+
+def cluster_failover(stack: ExitStack, tmp_path: Path) -> Case:
+    nodes = stack.enter_context(servers.redis_cluster(replicas=1))
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        master = port_of_ada()
+        nodes.kill(master)
+        yield
+        others = [port for port in nodes.processes if port != master]
+        for port in others:
+            servers.wait_until(
+                lambda: nodes.ask(port, "cluster", "nodes").count("master") == 4  # noqa: B023
+            )
+        wait_for_cluster(nodes, *others)
+
+    return Case(entry(nodes.urls, CLUSTER=True), broken, "Error 111", loses=True)
+
+
+def port_of_ada() -> int:
+    """Of the node that has the first one who visits."""
+    shards = store().shards
+    key = shards.key_of(member_of(User.objects.get(username="ada").pk))
+    port: int = shards.client.get_node_from_key(key).port
+    return port
+
+
+def wait_for_cluster(nodes: servers.RedisNodes, *ports: int) -> None:
+    for port in ports or nodes.processes:
+        servers.wait_until(
+            lambda: "cluster_state:ok" in nodes.ask(port, "cluster", "info")  # noqa: B023
+        )
+
+
+def wait_for_sentinel(url: str, master: int) -> None:
+    sentinel: Any = redis.Sentinel([("127.0.0.1", int(url.split(":")[-1]))])  # type: ignore
+
+    def is_told() -> bool:
+        with suppress(redis.ConnectionError):  # while it finds out whether that one is well
+            return bool(sentinel.discover_master("souvenirs") == ("127.0.0.1", master))
+        return False
+
+    servers.wait_until(is_told)
+
+
+def sentinel_failover(stack: ExitStack, tmp_path: Path) -> Case:
+    url, nodes = stack.enter_context(servers.redis_sentinel())
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        master, replica = nodes.processes
+        nodes.kill(master)
+        yield
+        wait_for_sentinel(url, replica)
+
+    return Case(entry(url, SENTINEL="souvenirs"), broken, "111", loses=True)
+
+
+def sentinel_master_frozen(stack: ExitStack, tmp_path: Path) -> Case:
+    url, nodes = stack.enter_context(servers.redis_sentinel())
+    master, replica = nodes.processes
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        with frozen(nodes.processes[master].pid):
+            yield
+            wait_for_sentinel(url, replica)
+
+    return Case(entry(url, SENTINEL="souvenirs"), broken, "Timeout", loses=True)
+
+
+CASES = [
+    redis_stopped,
+    redis_frozen,
+    redis_full,
+    cluster_node_frozen,
+    cluster_node_killed,
+    cluster_failover,
+    sentinel_failover,
+    sentinel_master_frozen,
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.__name__)
+def case(request: Any, tmp_path: Path) -> Iterator[Case]:
+    with ExitStack() as stack:
+        made = request.param(stack, tmp_path)
+        with override_settings(SOUVENIRS_LAST_SEEN_STORE=made.entry):
+            yield made
+
+
+class BreakerClock:
+    """A monotonic clock that stands still, so that a slow machine gets no second probe."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pass_period(self) -> None:
+        self.now += PROBE_SECONDS
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> BreakerClock:
+    clock = BreakerClock()
+    monkeypatch.setattr("souvenirs.breaker.time", clock)
+    return clock
+
+
+class Crowd:
+    """Users who are signed in. results: those of their visits, as the signal tells them."""
+
+    def __init__(self) -> None:
+        self.results: list[str] = []
+        self.asked = 0
+        self.clients = {name: Client() for name in NAMES}
+        for name, client in self.clients.items():
+            client.force_login(User.objects.create(username=name))
+
+    def note(self, result: str, count: int, **kwargs: Any) -> None:
+        self.results.extend([result] * count)
+
+    def visit(self) -> list[str]:
+        """All visit a page, one after the other. Returns whose visit asked Redis."""
+        self.results.clear()
+        asking = []
+        for name, client in self.clients.items():
+            start, asked = time.monotonic(), self.asked
+            response = client.get("/who/")
+            if self.asked > asked:
+                asking.append(name)
+            assert time.monotonic() - start < HANGS
+            assert (response.status_code, response.content.decode()) == (200, name)
+        return asking
+
+
+@pytest.fixture
+def crowd(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crowd]:
+    crowd = Crowd()
+    write = Shards.write
+
+    def counted(*args: Any) -> None:
+        crowd.asked += 1
+        write(*args)
+
+    monkeypatch.setattr(Shards, "write", counted)
+    souvenir_recorded.connect(crowd.note)
+    yield crowd
+    souvenir_recorded.disconnect(crowd.note)
+
+
+@pytest.fixture
+def traveller() -> Iterator[Any]:
+    with time_machine.travel(NOON, tick=False) as made:
+        yield made
+
+
+def store() -> RedisStore:
+    made = conf.last_seen_store
+    assert isinstance(made, RedisStore)
+    return made
+
+
+def collect() -> dict[tuple[str, ...], float]:
+    samples = {
+        (sample.name.removeprefix("souvenirs_"), *sample.labels.values()): sample.value
+        for family in SouvenirsCollector().collect()
+        for sample in family.samples
+    }
+    if (thread := store()._thread) is not None:
+        thread.join(30)
+    return samples
+
+
+def windows(samples: dict[tuple[str, ...], float]) -> dict[str, float]:
+    return {key[1]: value for key, value in samples.items() if key[0] == "active_users"}
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        f"{record.getMessage()} {record.exc_info and record.exc_info[1]}"
+        for record in caplog.records
+        if record.name == "souvenirs" and record.levelno == logging.ERROR
+    ]
+
+
+def test_redis__that_fails_does_no_harm_and_nothing_is_lost(
+    case: Case,
+    crowd: Crowd,
+    clock: BreakerClock,
+    traveller: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store().fill()
+    early = User.objects.create(username="early")
+    souvenez(early)
+    traveller.shift(30 * MINUTE)
+    souvenez(early)
+    assert collect()["up",] == 1
+
+    with case.broken():
+        assert crowd.visit() == NAMES[:1]
+        assert crowd.results == ["added"] * len(NAMES)
+        traveller.shift(MINUTE)
+        clock.pass_period()
+        assert crowd.visit() == NAMES[:1]
+        assert crowd.results == ["rate-limited"] * len(NAMES)
+        (message,) = errors(caplog)
+        assert case.cause in message
+        assert last_seen(early) == NOON
+        samples = collect()
+        assert (samples["up",], windows(samples)) == (0, dict.fromkeys(["1d", "7d", "30d"], 7))
+        assert samples["calendar_active_users", "day"] == 7
+        User.objects.get(username="hedy").delete()
+        del crowd.clients["hedy"]
+
+    clock.pass_period()
+    collect()  # it is filled, if something was lost
+    samples = collect()
+    expected = {"1h": 6, "1d": 6, "7d": 6, "30d": 6}
+    if case.loses:
+        del expected["1h"]
+    assert (samples["up",], windows(samples)) == (not case.loses, expected)
+    seen = dict.fromkeys(crowd.clients, NOON + 31 * MINUTE)
+    early_seen = times()["early"]  # a part of the servers may have lost nothing
+    assert early_seen == NOON + 30 * MINUTE or (case.loses and early_seen == NOON)
+    assert times() == {**seen, "early": early_seen}
+    traveller.shift(MINUTE)
+    assert crowd.visit() == list(crowd.clients)
+    seen = dict.fromkeys(crowd.clients, NOON + 32 * MINUTE)
+    assert times() == {**seen, "early": early_seen}
+    assert Souvenir.objects.count() == LastSeen.objects.count() == 6
+    assert store().shards.count([0], 2**40).since == {0: 6}
+
+    traveller.shift(HOUR - MINUTE)
+    samples = collect()
+    assert (samples["up",], windows(samples)["1h"]) == (1, 5)
+
+
+def times() -> dict[str, datetime]:
+    """Who is in Redis."""
+    shards = store().shards
+    found = {user.username: shards.get(member_of(user.pk)) for user in User.objects.all()}
+    return {
+        name: datetime.fromtimestamp(seen, timezone.utc) for name, seen in found.items() if seen
+    }
+
+
+def test_address__where_nothing_answers_costs_one_wait_in_a_period(
+    crowd: Crowd, clock: BreakerClock, traveller: Any
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
+        for more in ({}, {"CLUSTER": True}, {"SENTINEL": "souvenirs"}):
+            with override_settings(SOUVENIRS_LAST_SEEN_STORE=entry(url, **more)):
+                for _ in range(2):
+                    assert crowd.visit() == NAMES[:1]
+                    assert "failed" not in crowd.results
+                    assert collect()["up",] == 0
+                    clock.pass_period()
+                    traveller.shift(MINUTE)
+
+
+def test_backlog__is_bounded_and_tells_that_it_was_not_enough(
+    crowd: Crowd, clock: BreakerClock, traveller: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lastseen_redis, "BACKLOG", 4)
+    with servers.redis() as (url, process), override_settings(SOUVENIRS_LAST_SEEN_STORE=entry(url)):
+        store().fill()
+        with frozen(process.pid):
+            crowd.visit()
+        assert len(store().backlog.moves) <= 4
+        clock.pass_period()
+        for _ in range(2):
+            samples = collect()
+            assert samples["up",] == 0
+            assert windows(samples) == dict.fromkeys(["1d", "7d", "30d"], 6)
+            assert store().shards.count([], 0).is_whole
+        assert set(times()) == set(NAMES)
+
+
+def test_backlog__keeps_the_latest_of_each_user() -> None:
+    backlog = lastseen_redis.Backlog()
+    for move in [Move(5), Move(9, True), Move(7, True)]:
+        backlog.add({b"1": move})
+    assert backlog.take() == {b"1": Move(9)}
+    for move in [Move(5, True), Move(6, True)]:
+        backlog.add({b"1": move})
+    assert backlog.take() == {b"1": Move(6, True)}
+    for move in [Move(5), Move(None)]:
+        backlog.add({b"1": move})
+    assert backlog.take() == {b"1": Move(None)}
+    assert backlog.take() == {}
+
+
+def test_backlog__stays_with_the_parent_of_a_fork(crowd: Crowd) -> None:
+    with override_settings(SOUVENIRS_LAST_SEEN_STORE=entry("redis://127.0.0.1:1")):
+        crowd.visit()
+        assert store().backlog.moves
+        with store().backlog._lock:
+            if (pid := os.fork()) == 0:
+                store().backlog.add({b"1": Move(5)})
+                os._exit(len(store().backlog.moves))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+
+
+def test_database__that_is_away_leaves_the_windows_of_redis(
+    crowd: Crowd, missing_table: Any
+) -> None:
+    with servers.redis() as (url, _), override_settings(SOUVENIRS_LAST_SEEN_STORE=entry(url)):
+        store().fill()
+        crowd.visit()
+        for model in (Souvenir, LastSeen):
+            with missing_table(model):
+                samples = collect()
+                assert windows(samples) == dict.fromkeys(["1h", "1d", "7d", "30d"], 6)
