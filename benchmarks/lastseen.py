@@ -1,0 +1,208 @@
+"""What the stores of last-seen times cost: the table on PostgreSQL, Redis, and a Redis Cluster of
+three nodes, side by side in one run.
+
+The scrape: all windows (1h, 1d, 7d, 30d) and periods to date (day, week, month, quarter, year), and
+the newest time, as the collector reads them. Users were last seen over the last 90 days, the more
+the later. The table is measured vacuumed, and again after each of its rows was updated once with no
+vacuum, as on a site that autovacuum does not keep up with.
+
+Recording: the first visit of a user in a minute, and in an hour, with Redis as the cache of the
+rate limit. The stores take turns with users of their own. PostgreSQL runs with fsync off.
+
+Exits with 1 if a scrape of the most users from Redis takes 5 ms or longer, or over twice as long as
+of the fewest, or if the first visit in a minute takes longer with Redis than with the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any
+from unittest import mock
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from benchmarks import website
+from benchmarks.recording import HOUR, Clock, nanoseconds
+from tests import servers
+
+SCRAPE_TARGET = 5.0  # milliseconds
+GROWTH_TARGET = 2.0
+VISITORS = 300
+BACKEND = "souvenirs.lastseen.redis.RedisStore"
+
+
+def fill(users: int) -> None:
+    """The tables of a site with so many users, their indexes as small as they get."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("TRUNCATE auth_user, souvenirs_lastseen RESTART IDENTITY CASCADE")
+        cursor.execute(
+            "INSERT INTO auth_user (username, password, first_name, last_name, email, is_superuser,"
+            " is_staff, is_active, date_joined)"
+            " SELECT 'user' || n, '!', '', '', '', false, false, true, now() - interval '100 days'"
+            " FROM generate_series(1, %s) n",
+            [users],
+        )
+        cursor.execute(
+            "INSERT INTO souvenirs_lastseen (user_id, seen)"
+            " SELECT id, extract(epoch FROM now())::bigint - (power(random(), 3) * 90 * 86400)::int"
+            " FROM auth_user ORDER BY id"
+        )
+        cursor.execute("ALTER TABLE souvenirs_lastseen SET (autovacuum_enabled = false)")
+        cursor.execute("VACUUM ANALYZE auth_user, souvenirs_lastseen")
+
+
+def update_all() -> None:
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE souvenirs_lastseen SET seen = seen + 1")
+
+
+def memory_of(store: Any) -> int:
+    """Bytes of the sorted sets, as Redis tells."""
+    client = store.shards.client
+    return sum(client.memory_usage(key, samples=0) or 0 for key in store.shards.keys)
+
+
+def scrapes(stores: dict[str, Any], rounds: int, bar: Any) -> dict[str, list[float]]:
+    """Milliseconds of a collector's reading, from each of the stores in turn."""
+    from souvenirs.conf import conf
+    from souvenirs_metrics.collector import SouvenirsCollector
+
+    collector = SouvenirsCollector()
+    found: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds + 1):
+        for name, store in stores.items():
+            conf.__dict__["last_seen_store"] = store
+            started = time.perf_counter()
+            read = collector.active_users(time.time(), lambda alias: nullcontext())
+            found[name].append((time.perf_counter() - started) * 1000)
+            assert len(read) == 4
+            assert len(read[0].samples) == 4
+        bar.update()
+    return {name: times[1:] for name, times in found.items()}  # the first one connects
+
+
+def visits(stores: dict[str, Any], rounds: int, bar: Any) -> dict[tuple[str, str], float]:
+    """Microseconds of a visit that writes, by kind and store."""
+    from django.contrib.auth import get_user_model
+
+    from souvenirs.conf import conf
+    from souvenirs.control import souvenez
+
+    users = list(get_user_model().objects.order_by("pk")[: VISITORS * len(stores)])
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    clock = Clock()
+    with (
+        mock.patch.object(time, "time", clock),
+        mock.patch.object(time, "time_ns", clock.nanoseconds),
+    ):
+        for turn in range(rounds + 1):
+            for seconds, kind in (HOUR, "the first in an hour"), (60, "the first in a minute"):
+                clock.set_forward(seconds)
+                for number, (name, store) in enumerate(stores.items()):
+                    conf.__dict__["last_seen_store"] = store
+                    own = users[number * VISITORS : (number + 1) * VISITORS]
+                    took = nanoseconds(souvenez, own) / len(own) / 1000
+                    if turn:
+                        times[kind, name].append(took)
+            bar.update()
+    return {key: statistics.median(found) for key, found in times.items()}
+
+
+def seconds(do: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    do()
+    return time.perf_counter() - started
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=101, help="default: %(default)s")
+    parser.add_argument(
+        "--users", type=int, nargs=2, default=[10_000, 1_000_000], help="default: %(default)s"
+    )
+    options = parser.parse_args(arguments)
+
+    with ExitStack() as stack:
+        database = stack.enter_context(servers.postgresql())
+        cache, _ = stack.enter_context(servers.redis())
+        single, _ = stack.enter_context(servers.redis())
+        cluster = stack.enter_context(servers.redis_cluster())
+        website.configure(database, cache, SOUVENIRS_RATELIMIT_SECONDS=3600)
+        website.migrate()
+
+        from souvenirs.lastseen.database import DatabaseStore
+        from souvenirs.lastseen.redis import RedisStore
+
+        redis_options = {"socket_timeout": 30}
+        on_redis = {
+            "Redis": RedisStore({"LOCATION": single, "OPTIONS": redis_options}),
+            "Redis Cluster": RedisStore(
+                {"LOCATION": cluster.urls, "CLUSTER": True, "OPTIONS": redis_options}
+            ),
+        }
+        stores: dict[str, Any] = {"table": DatabaseStore({}), **on_redis}
+        bar = stack.enter_context(tqdm(total=5 * options.rounds, unit="round"))
+        found: dict[tuple[str, int], float] = {}
+        rows: list[list[Any]] = []
+        facts: list[list[Any]] = []
+        for users in options.users:
+            fill(users)
+            for name, store in on_redis.items():
+                for key in store.shards.keys:
+                    store.shards.client.delete(key)
+                took = seconds(store.fill)
+                # As long after it was filled as it takes to be exact
+                for key in store.shards.keys:
+                    ((mark, _),) = store.shards.client.zrange(key, 0, 0, withscores=True)
+                    store.shards.client.zadd(key, {mark: -(10**15)})
+                facts.append([users, name, took, memory_of(store) / users])
+            times = scrapes(stores, options.rounds, bar)
+            update_all()
+            times["table, not vacuumed"] = scrapes({"table": stores["table"]}, options.rounds, bar)[
+                "table"
+            ]
+            for name, each in times.items():
+                found[name, users] = statistics.median(each)
+                rows.append([users, name, found[name, users], statistics.quantiles(each, n=20)[-1]])
+        recording = visits(stores, options.rounds // 5, bar)
+
+    print("Scrapes\n\n" + tabulate(rows, ["users", "", "median, ms", "95%, ms"], floatfmt=".2f"))
+    headers = ["users", "", "to fill it, s", "bytes a user"]
+    print("\nRedis\n\n" + tabulate(facts, headers, floatfmt=("", "", ".1f", ".0f")))
+    visit_rows = [
+        [kind, name, micro, micro / recording[kind, "table"]]
+        for (kind, name), micro in recording.items()
+    ]
+    headers = ["visit", "", "microseconds", "of the table's"]
+    print("\nRecording\n\n" + tabulate(visit_rows, headers, floatfmt=("", "", ".0f", ".2f")))
+    few, many = options.users
+    missed = []
+    for name in on_redis:
+        if found[name, many] >= SCRAPE_TARGET:
+            missed.append(f"{name}: a scrape takes {found[name, many]:.2f} ms")
+        if found[name, many] > GROWTH_TARGET * found[name, few]:
+            missed.append(f"{name}: a scrape takes {found[name, many] / found[name, few]:.1f} times"
+                          " as long as of few users")  # fmt: skip
+    kind = "the first in a minute"
+    if recording[kind, "Redis"] > recording[kind, "table"]:
+        missed.append(f"Redis: {kind} takes longer than with the table")
+    if missed:
+        print("\nThe target is missed:", *missed, sep="\n", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
