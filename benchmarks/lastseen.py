@@ -200,9 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if found[name, many] > GROWTH_TARGET * found[name, few]:
             missed.append(f"{name}: a scrape takes {found[name, many] / found[name, few]:.1f} times"
                           " as long as of few users")  # fmt: skip
-    for kind in (FIRST_MINUTE, ACTIVE):
-        if recording[kind, "Redis"] > recording[kind, "table"]:
-            missed.append(f"Redis: {kind} takes longer than with the table")
+    missed += [
+        f"Redis: {kind} takes longer than with the table"
+        for kind in (FIRST_MINUTE, ACTIVE)
+        if recording[kind, "Redis"] > recording[kind, "table"]
+    ]
     if missed:
         print("\nThe target is missed:", *missed, sep="\n", file=sys.stderr)
     return 1 if missed else 0
