@@ -20,6 +20,7 @@ import pytest
 import redis
 import time_machine
 from django.contrib.auth.models import User
+from django.core.management import call_command
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, override_settings
 from django.urls import path
@@ -31,7 +32,7 @@ from souvenirs.lastseen import redis as lastseen_redis
 from souvenirs.lastseen.filling import member_of
 from souvenirs.lastseen.redis import RedisStore
 from souvenirs.lastseen.shards import Move, Shards
-from souvenirs.models import LastSeen, Souvenir
+from souvenirs.models import LastSeen, Rollup, Souvenir
 from souvenirs.signals import souvenir_recorded
 from souvenirs_metrics.collector import SouvenirsCollector
 from tests import servers
@@ -448,3 +449,17 @@ def test_database__that_is_away_leaves_the_windows_of_redis(
             with missing_table(model):
                 samples = collect()
                 assert windows(samples) == dict.fromkeys(["1h", "1d", "7d", "30d"], 6)
+
+
+def test_rollup_souvenirs__rolls_up_while_redis_is_away(
+    crowd: Crowd, traveller: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = entry(f"redis://127.0.0.1:{servers.free_port()}")
+    with override_settings(SOUVENIRS_LAST_SEEN_STORE=away):
+        crowd.visit()
+        traveller.shift(HOUR)
+        call_command("rollup_souvenirs", verbosity=0, repair=True)
+    assert Rollup.objects.get(kind=Rollup.BUCKET).active_users == len(NAMES)
+    told = " ".join(errors(caplog))
+    assert "cannot be filled" in told
+    assert "cannot be swept" in told

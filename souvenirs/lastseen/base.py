@@ -38,7 +38,7 @@ class LastSeenStore(ABC):
     """Base of the stores that SOUVENIRS_LAST_SEEN_STORE can name.
 
     It is made with the setting's dictionary, less BACKEND. `name` is its label in metrics.
-    Methods raise what their server's client raises.
+    Methods may raise what their server's client raises.
 
     Whatever the store, the table of LastSeen is written in the transaction that writes a user's
     souvenir: once in a rate-limit slot. What is between those is the store's.

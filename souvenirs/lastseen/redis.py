@@ -57,9 +57,9 @@ class Backlog:
 class RedisStore(LastSeenStore):
     """Last-seen times in sorted sets: a rank takes O(log n), and all machines share them.
 
-    No method raises what the server does. While it is away a breaker keeps requests from waiting,
-    the process keeps what is to be written, and the table answers: to the rate limit's slot. It
-    also answers while shards are filled from it, which the server has lost.
+    But for `warning`, no method raises what the server does. While it is away a breaker keeps
+    requests from waiting, the process keeps what is to be written, and the table answers: to the
+    rate limit's slot. It also answers while shards are filled from it, which the server has lost.
     """
 
     name = "redis"
@@ -179,8 +179,9 @@ class RedisStore(LastSeenStore):
         """Fills lost shards in a thread of its own, or has a look at some members."""
         if self.is_to_be_filled:
             if self._thread is None or not self._thread.is_alive():
-                name = "souvenirs-filling"
-                self._thread = threading.Thread(target=self._fill, name=name, daemon=True)
+                self._thread = threading.Thread(
+                    target=self._fill_in_thread, name="souvenirs-filling", daemon=True
+                )
                 self._thread.start()
         elif self.breaker.allows():
             try:
@@ -192,26 +193,30 @@ class RedisStore(LastSeenStore):
             else:
                 self.breaker.success()
 
-    def _fill(self) -> None:
+    def _fill_in_thread(self) -> None:
         try:
             self.fill()
-        except Exception as error:  # the next scrape begins again
-            logger.exception("Filling Redis with last-seen times failed: %r", error)
         finally:
             connections.close_all()
 
     def fill(self) -> None:
-        """Raises what the server does."""
         started = time.monotonic()
-        if filled := fill(self.shards):
+        try:
+            filled = fill(self.shards)
+        except Exception as error:  # the next scrape begins again
+            logger.exception("Redis cannot be filled with last-seen times: %r", error)
+            return
+        if filled:
             took = time.monotonic() - started
             logger.warning("Filled %d lost shards of last-seen times in %.1f s", filled, took)
 
     def sweep(self) -> None:
-        """Raises what the server does."""
         whole = Sweep(self.shards)
-        while not whole.step():
-            pass
+        try:
+            while not whole.step():
+                pass
+        except Exception as error:
+            logger.exception("Redis cannot be swept of users who are none: %r", error)
 
     def warning(self) -> Warned | None:
         policies = self.shards.evicting()
