@@ -414,6 +414,30 @@ def test_backlog__is_bounded_and_tells_that_it_was_not_enough(
         assert set(times()) == set(NAMES)
 
 
+def test_backlog__outlives_a_visit_whose_own_node_works(
+    crowd: Crowd, clock: BreakerClock, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        case = cluster_node_frozen(stack, tmp_path)
+        stack.enter_context(override_settings(SOUVENIRS_LAST_SEEN_STORE=case.entry))
+        ada = User.objects.get(username="ada").pk
+        shards = store().shards
+        port = port_of_ada()
+        elsewhere = next(
+            number
+            for number in range(1_000_000, 2_000_000)
+            if shards.client.get_node_from_key(shards.key_of(b"%d" % number)).port != port
+        )
+        with case.broken():
+            store().follow({ada: 5})
+            clock.pass_period()
+            store().follow({elsewhere: 6})
+        clock.pass_period()
+        store().follow({elsewhere: 7})
+        assert store().get(ada) == 5
+        assert store().get(elsewhere) == 7
+
+
 def test_backlog__keeps_the_latest_of_each_user() -> None:
     backlog = lastseen_redis.Backlog()
     for move in [Move(5), Move(9, True), Move(7, True)]:
