@@ -34,7 +34,7 @@ class DatabaseStore(LastSeenStore):
         newest = f"(SELECT MAX({seen}) FROM {table} WHERE {seen} < %s)"  # noqa: S608
         params = edges[-1:]
         # One statement, so one snapshot, which looks at nobody twice, however windows overlap
-        if connection.vendor == "postgresql":
+        if connection.vendor == "postgresql" and cuts:
             # It visits the row of most entries of an index whose rows change all the time; so one
             # pass, in whatever order is cheapest, is faster than a look for each slice
             counts = [f"COUNT(*) FILTER (WHERE {seen} >= %s)"] * (len(edges) - 1)
