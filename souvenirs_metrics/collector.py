@@ -31,6 +31,7 @@ from souvenirs_metrics.deadline import Deadline
 BUCKETS = 4
 BUCKETS_OF_ROWS = 8
 
+SWEPT_USERS = 500  # at whom a scrape looks whether they still exist
 ACCOUNTS_SECONDS = 60  # how long totals of accounts are kept
 RETRY_SECONDS = 60  # until rolling up is tried again that has failed: scrapes wait for it
 
@@ -102,9 +103,10 @@ class SouvenirsCollector(Collector):
         ]
 
     def keep_up(self, within: Deadline) -> None:
-        """Rolls up a little of what is due, and has the store of last-seen times do what it has to.
-        Raises if that fails, but not for the same cause again: a site may have reasons for a role
-        that only reads."""
+        """Rolls up a little of what is due, and sweeps a little. Raises if that fails, but not for
+        the same cause again: a site may have reasons for a role that only reads."""
+        store = souvenirs_conf.last_seen_store
+        store.keep_up()
         if time.monotonic() < self._roll_up_at:
             return
         self._roll_up_at = time.monotonic() + RETRY_SECONDS
@@ -113,7 +115,7 @@ class SouvenirsCollector(Collector):
                 try:
                     rollups.roll_up(buckets=BUCKETS)
                 finally:
-                    souvenirs_conf.last_seen_store.keep_up()
+                    store.sweep(SWEPT_USERS)
             self._cause, self._roll_up_at = "", 0.0
         except Exception as error:
             known, self._cause = self._cause, cause_of(error)
@@ -139,10 +141,13 @@ class SouvenirsCollector(Collector):
             reading=reading,
         )
         limit = souvenirs_conf.ratelimit_seconds
-        if activity.cause:
-            short = [name for name, seconds in conf.windows.items() if seconds < 2 * limit]
-            for name in short:
-                del cuts[name]
+        coarse = [
+            name
+            for name, seconds in conf.windows.items()
+            if seconds < 2 * limit and cuts[name] < activity.exact_from
+        ]
+        for name in coarse:
+            del cuts[name]
         read = [
             families.ACTIVE_USERS.family({k: activity.since[cut] for k, cut in cuts.items()}),
             families.CALENDAR_ACTIVE_USERS.family(
@@ -151,11 +156,11 @@ class SouvenirsCollector(Collector):
             families.CALENDAR_PERIOD_START.family(starts),
             families.LAST_SEEN.family(activity.newest),
         ]
-        if activity.cause:
+        if coarse or activity.exact_from > now - limit:
             raise Partly(
                 read,
-                f"windows {', '.join(short)}" if short else "no window",
-                f"{activity.cause}, so last-seen times are known to {limit:g} s only",
+                f"windows {', '.join(coarse)}" if coarse else "no window",
+                f"{activity.cause}, so older last-seen times are known to {limit:g} s only",
             )
         return read
 

@@ -3,6 +3,7 @@ fixtures."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,9 +14,12 @@ from django.test import override_settings
 from souvenirs.conf import conf
 from souvenirs.lastseen.base import LastSeenStore
 from souvenirs.lastseen.redis import RedisStore
+from souvenirs_metrics.collector import SouvenirsCollector
 from tests import servers
 
 DATABASE = {"BACKEND": "souvenirs.lastseen.database.DatabaseStore"}
+Samples = dict[tuple[str, ...], float]
+
 REDIS = {"BACKEND": "souvenirs.lastseen.redis.RedisStore"}
 
 
@@ -48,6 +52,13 @@ def using(entry: dict[str, Any]) -> Iterator[Any]:
         yield store
         if isinstance(store, RedisStore):
             store.shards.client.close()
+            retire(store)
+
+
+def retire(store: RedisStore) -> None:
+    """Has its thread do nothing any more."""
+    store.breaker.reset()
+    store.begin_outbox()
 
 
 def clear(store: RedisStore) -> None:
@@ -62,3 +73,24 @@ def store(request: Any, transactional_db: None) -> Iterator[LastSeenStore]:
         entry = request.getfixturevalue(f"{request.param}_entry")
     with using(entry) as made:
         yield made
+
+
+def join_filling() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "souvenirs-filling":
+            thread.join(30)
+
+
+def collect() -> Samples:
+    """Each scrape's gauges; filling, if it began one, is over."""
+    samples = {
+        (sample.name.removeprefix("souvenirs_"), *sample.labels.values()): sample.value
+        for family in SouvenirsCollector().collect()
+        for sample in family.samples
+    }
+    join_filling()
+    return samples
+
+
+def windows(samples: Samples) -> dict[str, float]:
+    return {key[1]: value for key, value in samples.items() if key[0] == "active_users"}

@@ -14,7 +14,7 @@ SOUVENIRS = [
     "__init__", "conf", "signals", "breaker", "clock", "periods",
     "fields", "models", "deletion", "snapshot", "accounts", "bitmaps", "rollups",
     "lastseen", "lastseen.base", "lastseen.database", "lastseen.clients", "lastseen.shards",
-    "lastseen.filling", "lastseen.redis", "throttle",
+    "lastseen.outbox",    "lastseen.filling", "lastseen.redis", "throttle",
     "counting", "pruning", "repair", "control", "reports",
     "sources", "backfill",
     "middleware", "testing", "pytest_plugin", "checks", "apps",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -24,11 +25,11 @@ from souvenirs.lastseen import filling
 from souvenirs.lastseen.clients import by_server
 from souvenirs.lastseen.filling import member_of
 from souvenirs.lastseen.redis import RedisStore
+from souvenirs.lastseen.shards import Shards
 from souvenirs.models import LastSeen
-from souvenirs_metrics.collector import SouvenirsCollector
 from tests import servers, stores
 from tests.people import NOBODY, User, ours, site, with_databases
-from tests.stores import REDIS, using
+from tests.stores import REDIS, collect, using, windows
 
 redis_entry, sentinel_entry = stores.redis_entry, stores.sentinel_entry
 cluster_entry = stores.cluster_entry
@@ -36,8 +37,6 @@ cluster_entry = stores.cluster_entry
 NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
 LATER = (NOON + timedelta(days=9)).timestamp()
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
-
-Samples = dict[tuple[str, ...], float]
 
 
 @pytest.fixture(params=["redis", "cluster"])
@@ -61,27 +60,6 @@ def wipe(store: RedisStore) -> None:
         server.flushall()
 
 
-def join_filling() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "souvenirs-filling":
-            thread.join(30)
-
-
-def collect() -> Samples:
-    """Each scrape's gauges; filling, if it began one, is over."""
-    samples = {
-        (sample.name.removeprefix("souvenirs_"), *sample.labels.values()): sample.value
-        for family in SouvenirsCollector().collect()
-        for sample in family.samples
-    }
-    join_filling()
-    return samples
-
-
-def windows(samples: Samples) -> dict[str, float]:
-    return {key[1]: value for key, value in samples.items() if key[0] == "active_users"}
-
-
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
@@ -94,6 +72,7 @@ def test_activity__is_one_round_trip_to_each_server(
     store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.follow({NOBODY: 1_700_000_000})
+    store.flush()
     sent: list[int] = []
     send = redis.Connection.send_packed_command
 
@@ -121,6 +100,7 @@ def test_activity__asks_no_database(
 def test_touch__is_one_zadd(store: RedisStore, clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     user = User.objects.create(username="ana")
     souvenez(user)
+    store.flush()
     clock.shift(MINUTE)
     sent = []
     send = redis.Connection.send_packed_command
@@ -253,6 +233,49 @@ def test_check__tells_that_the_server_is_away(capsys: pytest.CaptureFixture[str]
         assert "souvenirs.W003" in deploy_check(capsys)
 
 
+# Visits wait for nobody
+
+
+@with_databases
+def test_visit__is_written_by_another_thread_a_moment_later(
+    store: RedisStore, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    write = Shards.write
+
+    def noted(*args: Any) -> None:
+        threads.append(threading.current_thread().name)
+        write(*args)
+
+    monkeypatch.setattr(Shards, "write", noted)
+    user = User.objects.create(username="ana")
+    souvenez(user)
+    servers.wait_until(lambda: store.shards.get(member_of(user.pk)) == NOON.timestamp())
+    clock.shift(MINUTE)
+    souvenez(user)
+    later = (NOON + MINUTE).timestamp()
+    servers.wait_until(lambda: store.shards.get(member_of(user.pk)) == later)
+    user.delete()
+    servers.wait_until(lambda: store.shards.count([0], LATER).since == {0: 0})
+    assert set(threads) == {"souvenirs-outbox"}
+
+
+@pytest.mark.own_site
+def test_process__that_ends_writes_what_is_left(redis_entry: Any) -> None:
+    script = (
+        "import sys, django; from django.conf import settings\n"
+        f"settings.configure(SOUVENIRS_LAST_SEEN_STORE={redis_entry!r},"
+        " INSTALLED_APPS=['souvenirs', 'django.contrib.auth', 'django.contrib.contenttypes'])\n"
+        "django.setup()\n"
+        "from souvenirs.conf import conf; from souvenirs.lastseen import redis\n"
+        "redis.DELAY = 1e6\n"
+        "conf.last_seen_store.follow({1: 5}); conf.last_seen_store.follow({2: 6})\n"
+    )
+    with using(redis_entry) as store:
+        subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+        assert (store.shards.get(b"1"), store.shards.get(b"2")) == (5, 6)
+
+
 # It heals
 
 
@@ -269,6 +292,7 @@ def visits(store: RedisStore, clock: Any) -> dict[str, datetime]:
         times[user.username] = datetime.now(timezone.utc)
         clock.shift(10 * MINUTE)
     clock.shift(10 * MINUTE)
+    store.flush()
     return times
 
 
@@ -285,8 +309,8 @@ def test_wiped__is_noticed_and_filled_from_the_table(
     for cause in ["Redis is filled anew", "Redis has been filled anew"]:
         samples = collect()
         assert samples["up",] == 0
-        # u7 was here 10 minutes after the window's beginning; the table knows their first visit
-        assert windows(samples) == {"1d": 23, "7d": 31, "30d": 31}
+        # To the hour: from its beginning on, so there is one more than in 24 hours
+        assert windows(samples) == {"1d": 24, "7d": 31, "30d": 31}
         for period in ("day", "week", "month"):
             key = ("calendar_active_users", period)
             assert samples[key] == before[key]
@@ -303,6 +327,37 @@ def test_wiped__is_noticed_and_filled_from_the_table(
     assert samples["up",] == 1
     assert windows(samples)["1h"] == 1
     assert store.get(user.pk) == (NOON + 2 * HOUR - MINUTE).timestamp()
+
+
+@with_databases
+def test_windows__are_back_as_soon_as_they_are_known(
+    store: RedisStore, clock: Any, visits: Any
+) -> None:
+    """Those that begin before the shards were filled are counted from the beginning of an hour."""
+    durations = {"10m": 10, "1h": 60, "90m": 90, "2h": 120, "1d": 24 * 60}
+    bob = User.objects.create(username="bob")
+    for _ in range(4):
+        clock.shift(MINUTE)
+        souvenez(bob)
+    visits["bob"] = wiped = datetime.now(timezone.utc)
+    wipe(store)
+    with override_settings(SOUVENIRS_METRICS_WINDOWS=list(durations)):
+        for _ in range(2):
+            collect()
+        for minutes in range(0, 150, 5):
+            known = [
+                name for name, length in durations.items() if length >= 120 or minutes >= length
+            ]
+            samples = collect()
+            assert list(windows(samples)) == known, minutes
+            assert samples["up",] == (len(known) == len(durations))
+            for name, length in durations.items():
+                if length >= 120:
+                    start = datetime.now(timezone.utc) - length * MINUTE
+                    start = start if start >= wiped else start.replace(minute=0)
+                    people = sum(when >= start for when in visits.values())
+                    assert windows(samples)[name] == people, (minutes, name)
+            clock.shift(5 * MINUTE)
 
 
 @with_databases
@@ -352,6 +407,21 @@ def test_move__to_redis_and_back_leaves_no_gap(redis_entry: Any, clock: Any) -> 
                 souvenez(user)
                 assert windows(collect())["1h"] == 1
                 clock.shift(25 * MINUTE)
+
+
+@with_databases
+def test_table__is_copied_again_while_it_is_kept_too(redis_entry: Any, clock: Any) -> None:
+    """Machines that are not deployed yet write the table only."""
+    with using({**redis_entry, "WITH_TABLE": True}) as store:
+        user = User.objects.create(username="ana")
+        with override_settings(SOUVENIRS_LAST_SEEN_STORE=stores.DATABASE):
+            souvenez(user)
+        assert store.shards.get(member_of(user.pk)) is None
+        before = store.shards.count([], 0)
+        clock.shift(MINUTE)
+        call_command("rollup_souvenirs", verbosity=0)
+        assert store.shards.get(member_of(user.pk)) == NOON.timestamp()
+        assert store.shards.count([], 0) == before
 
 
 @with_databases
@@ -422,8 +492,10 @@ def test_restarted__with_data_of_before_is_noticed(tmp_path: Path, clock: Any) -
         with using(entry) as store:
             ana, bob = (User.objects.create(username=name) for name in ("ana", "bob"))
             souvenez(ana)
+            store.flush()
             store.shards.client.save()
             souvenez(bob)
+            store.flush()
             nodes.kill(port)
             nodes.start(port)
             assert store.shards.client.dbsize() == 16

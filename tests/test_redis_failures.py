@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
@@ -28,16 +28,16 @@ from django.urls import path
 from souvenirs.breaker import PROBE_SECONDS
 from souvenirs.conf import conf
 from souvenirs.control import last_seen, souvenez
+from souvenirs.lastseen import outbox
 from souvenirs.lastseen import redis as lastseen_redis
 from souvenirs.lastseen.filling import member_of
 from souvenirs.lastseen.redis import RedisStore
-from souvenirs.lastseen.shards import Move, Shards
+from souvenirs.lastseen.shards import Shards
 from souvenirs.models import LastSeen, Rollup, Souvenir
 from souvenirs.signals import souvenir_recorded
-from souvenirs_metrics.collector import SouvenirsCollector
-from tests import servers
+from tests import servers, stores
 from tests.failing import frozen
-from tests.stores import REDIS
+from tests.stores import REDIS, collect, windows
 
 pytestmark = [
     pytest.mark.own_site,
@@ -46,7 +46,6 @@ pytestmark = [
 ]
 
 SECONDS = 0.3  # how long the site here waits for Redis
-HANGS = 5  # a request that takes so long waits for more than that
 NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 NAMES = ["ada", "barbara", "edith", "grace", "hedy", "joan"]
@@ -218,8 +217,15 @@ CASES = [
 def case(request: Any, tmp_path: Path) -> Iterator[Case]:
     with ExitStack() as stack:
         made = request.param(stack, tmp_path)
-        with override_settings(SOUVENIRS_LAST_SEEN_STORE=made.entry):
+        with site(made.entry):
             yield made
+
+
+@contextmanager
+def site(entry: dict[str, Any]) -> Iterator[None]:
+    with override_settings(SOUVENIRS_LAST_SEEN_STORE=entry):
+        yield
+        stores.retire(store())
 
 
 class BreakerClock:
@@ -247,7 +253,7 @@ class Crowd:
 
     def __init__(self) -> None:
         self.results: list[str] = []
-        self.asked = 0
+        self.asking: list[str] = []  # the threads that ask Redis
         self.clients = {name: Client() for name in NAMES}
         for name, client in self.clients.items():
             client.force_login(User.objects.create(username=name))
@@ -255,30 +261,26 @@ class Crowd:
     def note(self, result: str, count: int, **kwargs: Any) -> None:
         self.results.extend([result] * count)
 
-    def visit(self) -> list[str]:
-        """All visit a page, one after the other. Returns whose visit asked Redis."""
+    def visit(self) -> None:
+        """All visit a page, one after the other, and wait for no Redis."""
         self.results.clear()
-        asking = []
+        self.asking.clear()
         for name, client in self.clients.items():
-            start, asked = time.monotonic(), self.asked
             response = client.get("/who/")
-            if self.asked > asked:
-                asking.append(name)
-            assert time.monotonic() - start < HANGS
             assert (response.status_code, response.content.decode()) == (200, name)
-        return asking
+        assert threading.current_thread().name not in self.asking
 
 
 @pytest.fixture
 def crowd(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crowd]:
     crowd = Crowd()
-    write = Shards.write
+    ask: Any = Shards.client.fget  # type: ignore[attr-defined]
 
-    def counted(*args: Any) -> None:
-        crowd.asked += 1
-        write(*args)
+    def noted(self: Shards) -> Any:
+        crowd.asking.append(threading.current_thread().name)
+        return ask(self)
 
-    monkeypatch.setattr(Shards, "write", counted)
+    monkeypatch.setattr(Shards, "client", property(noted))
     souvenir_recorded.connect(crowd.note)
     yield crowd
     souvenir_recorded.disconnect(crowd.note)
@@ -294,21 +296,6 @@ def store() -> RedisStore:
     made = conf.last_seen_store
     assert isinstance(made, RedisStore)
     return made
-
-
-def collect() -> dict[tuple[str, ...], float]:
-    samples = {
-        (sample.name.removeprefix("souvenirs_"), *sample.labels.values()): sample.value
-        for family in SouvenirsCollector().collect()
-        for sample in family.samples
-    }
-    if (thread := store()._thread) is not None:
-        thread.join(30)
-    return samples
-
-
-def windows(samples: dict[tuple[str, ...], float]) -> dict[str, float]:
-    return {key[1]: value for key, value in samples.items() if key[0] == "active_users"}
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -334,12 +321,14 @@ def test_redis__that_fails_does_no_harm_and_nothing_is_lost(
     assert collect()["up",] == 1
 
     with case.broken():
-        assert crowd.visit() == NAMES[:1]
-        assert crowd.results == ["added"] * len(NAMES)
-        traveller.shift(MINUTE)
-        clock.pass_period()
-        assert crowd.visit() == NAMES[:1]
-        assert crowd.results == ["rate-limited"] * len(NAMES)
+        for result in ("added", "rate-limited"):
+            traveller.shift(MINUTE)
+            crowd.visit()
+            assert crowd.results == [result] * len(NAMES)
+            assert not store().flush()
+            clock.pass_period()
+            assert not store().flush()
+        assert len(store().outbox) == len(NAMES)
         (message,) = errors(caplog)
         assert case.cause in message
         assert last_seen(early) == NOON
@@ -356,13 +345,14 @@ def test_redis__that_fails_does_no_harm_and_nothing_is_lost(
     if case.loses:
         del expected["1h"]
     assert (samples["up",], windows(samples)) == (not case.loses, expected)
-    seen = dict.fromkeys(crowd.clients, NOON + 31 * MINUTE)
+    seen = dict.fromkeys(crowd.clients, NOON + 32 * MINUTE)
     early_seen = times()["early"]  # a part of the servers may have lost nothing
     assert early_seen == NOON + 30 * MINUTE or (case.loses and early_seen == NOON)
     assert times() == {**seen, "early": early_seen}
     traveller.shift(MINUTE)
-    assert crowd.visit() == list(crowd.clients)
-    seen = dict.fromkeys(crowd.clients, NOON + 32 * MINUTE)
+    crowd.visit()
+    seen = dict.fromkeys(crowd.clients, NOON + 33 * MINUTE)
+    assert store().flush()
     assert times() == {**seen, "early": early_seen}
     assert Souvenir.objects.count() == LastSeen.objects.count() == 6
     assert store().shards.count([0], 2**40).since == {0: 6}
@@ -381,30 +371,34 @@ def times() -> dict[str, datetime]:
     }
 
 
-def test_address__where_nothing_answers_costs_one_wait_in_a_period(
-    crowd: Crowd, clock: BreakerClock, traveller: Any
-) -> None:
+def test_address__where_nothing_answers(crowd: Crowd, clock: BreakerClock, traveller: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
         for more in ({}, {"CLUSTER": True}, {"SENTINEL": "souvenirs"}):
-            with override_settings(SOUVENIRS_LAST_SEEN_STORE=entry(url, **more)):
+            with site(entry(url, **more)):
                 for _ in range(2):
-                    assert crowd.visit() == NAMES[:1]
+                    crowd.visit()
                     assert "failed" not in crowd.results
                     assert collect()["up",] == 0
+                    crowd.asking.clear()
+                    for _ in range(3):
+                        collect()
+                        assert last_seen(User.objects.get(username="ada"))
+                    assert crowd.asking == []  # until the breaker lets somebody try
                     clock.pass_period()
                     traveller.shift(MINUTE)
 
 
-def test_backlog__is_bounded_and_tells_that_it_was_not_enough(
+def test_outbox__that_overflows_has_redis_filled_anew(
     crowd: Crowd, clock: BreakerClock, traveller: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lastseen_redis, "BACKLOG", 4)
-    with servers.redis() as (url, process), override_settings(SOUVENIRS_LAST_SEEN_STORE=entry(url)):
+    monkeypatch.setattr(outbox, "MOST", 4)
+    with servers.redis() as (url, process), site(entry(url)):
         store().fill()
         with frozen(process.pid):
             crowd.visit()
-        assert len(store().backlog.moves) <= 4
+            assert not store().flush()
+        assert len(store().outbox) <= 4
         clock.pass_period()
         for _ in range(2):
             samples = collect()
@@ -414,12 +408,26 @@ def test_backlog__is_bounded_and_tells_that_it_was_not_enough(
         assert set(times()) == set(NAMES)
 
 
-def test_backlog__outlives_a_visit_whose_own_node_works(
+def test_outbox__is_written_once_redis_works_again_with_no_further_visit(
+    crowd: Crowd, clock: BreakerClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lastseen_redis, "PROBE_SECONDS", 0.1)  # of the thread that writes
+    with servers.redis() as (url, process), site(entry(url)):
+        store().fill()
+        with frozen(process.pid):
+            crowd.visit()
+            assert not store().flush()
+        clock.pass_period()
+        servers.wait_until(lambda: not store().outbox)
+        servers.wait_until(lambda: set(times()) == set(NAMES))
+
+
+def test_outbox__of_two_nodes_waits_for_the_one_that_is_away(
     crowd: Crowd, clock: BreakerClock, tmp_path: Path
 ) -> None:
     with ExitStack() as stack:
         case = cluster_node_frozen(stack, tmp_path)
-        stack.enter_context(override_settings(SOUVENIRS_LAST_SEEN_STORE=case.entry))
+        stack.enter_context(site(case.entry))
         ada = User.objects.get(username="ada").pk
         shards = store().shards
         port = port_of_ada()
@@ -429,44 +437,30 @@ def test_backlog__outlives_a_visit_whose_own_node_works(
             if shards.client.get_node_from_key(shards.key_of(b"%d" % number)).port != port
         )
         with case.broken():
-            store().follow({ada: 5})
+            store().follow({ada: 5, elsewhere: 6})
             clock.pass_period()
-            store().follow({elsewhere: 6})
+            store().follow({elsewhere: 7})
+            assert store().outbox
         clock.pass_period()
-        store().follow({elsewhere: 7})
         assert store().get(ada) == 5
         assert store().get(elsewhere) == 7
 
 
-def test_backlog__keeps_the_latest_of_each_user() -> None:
-    backlog = lastseen_redis.Backlog()
-    for move in [Move(5), Move(9, True), Move(7, True)]:
-        backlog.add({b"1": move})
-    assert backlog.take() == {b"1": Move(9)}
-    for move in [Move(5, True), Move(6, True)]:
-        backlog.add({b"1": move})
-    assert backlog.take() == {b"1": Move(6, True)}
-    for move in [Move(5), Move(None)]:
-        backlog.add({b"1": move})
-    assert backlog.take() == {b"1": Move(None)}
-    assert backlog.take() == {}
-
-
-def test_backlog__stays_with_the_parent_of_a_fork(crowd: Crowd) -> None:
-    with override_settings(SOUVENIRS_LAST_SEEN_STORE=entry("redis://127.0.0.1:1")):
+def test_outbox__stays_with_the_parent_of_a_fork(crowd: Crowd) -> None:
+    with site(entry(f"redis://127.0.0.1:{servers.free_port()}")):
         crowd.visit()
-        assert store().backlog.moves
-        with store().backlog._lock:
+        assert store().outbox
+        with store().outbox._lock, store()._sending:
             if (pid := os.fork()) == 0:
-                store().backlog.add({b"1": Move(5)})
-                os._exit(len(store().backlog.moves))
+                store().follow({1: 5})
+                os._exit(10 * store().flush() + len(store().outbox))
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
 def test_database__that_is_away_leaves_the_windows_of_redis(
     crowd: Crowd, missing_table: Any
 ) -> None:
-    with servers.redis() as (url, _), override_settings(SOUVENIRS_LAST_SEEN_STORE=entry(url)):
+    with servers.redis() as (url, _), site(entry(url)):
         store().fill()
         crowd.visit()
         for model in (Souvenir, LastSeen):
@@ -479,7 +473,7 @@ def test_rollup_souvenirs__rolls_up_while_redis_is_away(
     crowd: Crowd, traveller: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     away = entry(f"redis://127.0.0.1:{servers.free_port()}")
-    with override_settings(SOUVENIRS_LAST_SEEN_STORE=away):
+    with site(away):
         crowd.visit()
         traveller.shift(HOUR)
         call_command("rollup_souvenirs", verbosity=0, repair=True)

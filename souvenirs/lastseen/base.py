@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,12 +19,15 @@ class Activity:
 
     since: for each cut point that was asked for, how many users have been seen at or after it.
     newest: the newest last-seen time, None if there is none. Times are in unix seconds.
-    cause: why times of the last SOUVENIRS_RATELIMIT_SECONDS are known to these only; if empty, they
-        are known to SOUVENIRS_LAST_SEEN_SECONDS.
+    exact_from: times are known to SOUVENIRS_LAST_SEEN_SECONDS from here on. Those of before are
+        known to the rate limit's slot, so from a cut point before it users are counted from the
+        beginning of its slot on: never fewer.
+    cause: why that is so.
     """
 
     since: Mapping[float, int]
     newest: int | None
+    exact_from: float = -math.inf
     cause: str = ""
 
 
@@ -75,14 +79,16 @@ class LastSeenStore(ABC):
         """
 
     def keep_up(self) -> None:  # noqa: B027
-        """What is to be done from time to time: it takes a moment, and may leave work to a thread.
-        The write database is at hand."""
+        """Begins what is to be done from time to time, and waits for nothing."""
 
     def fill(self) -> None:  # noqa: B027
         """Takes from the table what the store has lost."""
 
-    def sweep(self) -> None:  # noqa: B027
-        """Removes who is no user any more, whatever has happened."""
+    def sweep(self, users: int | None = None) -> None:  # noqa: B027
+        """Removes who is no user any more, whatever has happened.
+
+        users: looks at the next so many only; raises django.db.DatabaseError then.
+        """
 
     def warning(self) -> Warned | None:
         """Asks the server whether it is fit for this. None: it is."""

@@ -24,6 +24,14 @@ def member_of(user_pk: Any) -> bytes:
     return str(_user_field().to_python(user_pk)).encode()
 
 
+def slot_start(t: float) -> float:
+    """Of the rate limit's slot that holds `t`. The table has a time of each slot in which a user
+    was seen: so from a slot's start on, it counts everybody."""
+    if not conf.ratelimit_seconds:
+        return t
+    return slot_containing(t, conf.ratelimit_seconds, conf.zone).start
+
+
 def exact_from(newest: int | None, now: float) -> float:
     """From when on the table's times are as good as a store's, if this is its newest one: a time
     in the table is up to a slot behind, but not beyond the slot's end."""
@@ -34,12 +42,12 @@ def exact_from(newest: int | None, now: float) -> float:
     return min(now, slot_containing(newest, conf.ratelimit_seconds, conf.zone).end)
 
 
-def fill(shards: Shards) -> int | None:
+def fill(shards: Shards, *, all_of_them: bool = False) -> int | None:
     """Fills the shards that are not whole, and returns how many these were; None if somebody else
-    does it.
+    does it. `all_of_them`: also those that are, with what may be in the table only.
 
     Who is written meanwhile is written, for times only go forward. Users who are deleted meanwhile
-    may stay: see `sweep`.
+    may stay: see `Sweep`.
     """
     if not shards.lock(LOCK_SECONDS):
         return None
@@ -47,14 +55,14 @@ def fill(shards: Shards) -> int | None:
         token = uuid4().hex
         found = shards.begin_filling(token)
         newest = 0
-        for batch in _batches() if found else ():
+        for batch in _batches() if found or all_of_them else ():
             shards.keep_lock(LOCK_SECONDS)
             times = {member_of(user_pk): seen for user_pk, seen in batch}
-            shards.write_all(
+            shards.write(
                 {
                     member: Move(seen)
                     for member, seen in times.items()
-                    if shards.key_of(member) in found
+                    if all_of_them or shards.key_of(member) in found
                 }
             )
             newest = max(newest, *times.values())
@@ -81,12 +89,12 @@ class Sweep:
         self.shards = shards
         self._number = self._cursor = 0
 
-    def step(self, users: int = 500) -> bool:
+    def step(self, users: int) -> bool:
         """Looks at about so many users. True at the end of the round."""
         key = self.shards.keys[self._number]
         self._cursor, members = self.shards.scan(key, self._cursor, users)
         existing = set(_existing(members))
-        self.shards.write_all({member: Move(None) for member in members if member not in existing})
+        self.shards.write({member: Move(None) for member in members if member not in existing})
         if self._cursor == 0:
             self._number = (self._number + 1) % len(self.shards.keys)
         return self._cursor == 0 and self._number == 0

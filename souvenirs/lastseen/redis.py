@@ -2,64 +2,44 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import DatabaseError, connections
 
-from souvenirs.breaker import Breaker
+from souvenirs.breaker import PROBE_SECONDS, Breaker
 from souvenirs.conf import conf
 from souvenirs.lastseen import clients
 from souvenirs.lastseen.base import Activity, LastSeenStore, Reading, Warned
 from souvenirs.lastseen.database import DatabaseStore
-from souvenirs.lastseen.filling import Sweep, exact_from, fill, member_of
+from souvenirs.lastseen.filling import Sweep, exact_from, fill, member_of, slot_start
+from souvenirs.lastseen.outbox import Outbox
 from souvenirs.lastseen.shards import Counts, Move, Shards
 from souvenirs.models import Sighting
 
 logger = logging.getLogger("souvenirs")
 
-BACKLOG = 50_000  # users whose times a process keeps while the server is away
-AT_ONCE = 500  # of them that are written together with a visit, once it is back
+DELAY = 0.05  # seconds that moves wait for others, to be written with them
+AT_ONCE = 500  # users that are written together
 
-
-class Backlog:
-    """What could not be written, the latest of each user."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.moves: dict[bytes, Move] = {}
-        self.is_lossy = False  # more came than it holds
-
-    def add(self, moves: Mapping[bytes, Move]) -> None:
-        with self._lock:
-            for member, move in moves.items():
-                known = self.moves.pop(member, None)
-                if known and known.seen is not None and move.seen is not None:
-                    move = Move(max(known.seen, move.seen), known.is_known and move.is_known)
-                self.moves[member] = move
-            if len(self.moves) > BACKLOG:
-                self.moves.clear()
-                self.is_lossy = True
-
-    def take(self) -> dict[bytes, Move]:
-        """Some, which are its no longer."""
-        with self._lock:
-            return {m: self.moves.pop(m) for m in list(islice(self.moves, AT_ONCE))}
+T = TypeVar("T")
 
 
 class RedisStore(LastSeenStore):
     """Last-seen times in sorted sets: a rank takes O(log n), and all machines share them.
 
-    But for `warning`, no method raises what the server does. While it is away a breaker keeps
-    requests from waiting, the process keeps what is to be written, and the table answers: to the
-    rate limit's slot. It also answers while shards are filled from it, which the server has lost.
+    Visits do not wait for Redis: what is to be written is written by a thread, DELAY later. But for
+    `warning`, no method raises what the server does. While it is away, a breaker keeps readers from
+    waiting, the process keeps what is to be written, and the table answers: to the rate limit's
+    slot. It also answers while shards are filled from it, which the server has lost.
     """
 
     name = "redis"
@@ -69,10 +49,19 @@ class RedisStore(LastSeenStore):
         self.shards, self.with_table = read(**params)
         self.table = DatabaseStore({})
         self.breaker = Breaker("The Redis of last-seen times")
-        self.backlog = Backlog()
         self.is_to_be_filled = False
+        self._exact_from = 0.0  # as an Activity's, when Redis was asked for the last time
         self._round = Sweep(self.shards)
-        self._thread: threading.Thread | None = None
+        self._filler: threading.Thread | None = None
+        self.begin_outbox()
+
+    def begin_outbox(self) -> None:
+        """Leaves what is to be written to whoever else has it, such as the parent of a fork."""
+        self.outbox = Outbox()
+        self._is_waited_for = threading.Event()  # something is to be written
+        self._starting = threading.Lock()
+        self._sending = threading.Lock()
+        self._sender: threading.Thread | None = None
 
     # Writing
 
@@ -80,46 +69,78 @@ class RedisStore(LastSeenStore):
         if self.with_table:
             self.table.touch(sighting)
         if sighting.seen is not None:
-            self._write({sighting.user_pk: Move(sighting.seen, True)}, sighting.latest)
+            move = Move(sighting.seen, is_known=True, latest=sighting.latest)
+            self._put({sighting.user_pk: move})
 
     def follow(self, newest: Mapping[Any, int], latest: int | None = None) -> None:
-        self._write({user_pk: Move(seen) for user_pk, seen in newest.items()}, latest)
+        self._put({user_pk: Move(seen, latest=latest) for user_pk, seen in newest.items()})
 
     def remove(self, user_pk: Any) -> None:
-        self._write({user_pk: Move(None)})
+        self._put({user_pk: Move(None)})
 
-    def _write(self, moves: Mapping[Any, Move], latest: int | None = None) -> None:
-        moves = {member_of(user_pk): move for user_pk, move in moves.items()}
-        if not moves:
+    def _put(self, moves: Mapping[Any, Move]) -> None:
+        if len(moves) == 1:
+            self.outbox.add({member_of(user_pk): move for user_pk, move in moves.items()})
+            if not self._is_waited_for.is_set():
+                self._call_sender()
             return
-        if not self.breaker.allows():
-            self.backlog.add(moves)
-            return
+        waiting = iter(moves.items())
+        while some := {member_of(user_pk): move for user_pk, move in islice(waiting, AT_ONCE)}:
+            self.outbox.add(some)
+            self.flush()
+
+    def _call_sender(self) -> None:
+        with self._starting:
+            if self._sender is None:
+                self._sender = self._start_thread("souvenirs-outbox", self._send_in_thread)
+            if self._sender is not None:
+                self._is_waited_for.set()
+
+    def _start_thread(self, name: str, do: Callable[[], None]) -> threading.Thread | None:
+        """None if the system has no more."""
+        thread = threading.Thread(target=do, name=name, daemon=True)
         try:
-            if len(moves) == 1:
-                ((member, move),) = moves.items()
-                self.shards.write(member, move, latest)
-            else:
-                for at in range(0, len(moves), AT_ONCE):
-                    self.shards.write_all(dict(islice(moves.items(), at, at + AT_ONCE)))
-            self._work_off()
-        except Exception as error:
-            self.backlog.add(moves)
-            self._note(error)
-        else:
-            self.breaker.success()
+            thread.start()
+        except RuntimeError as error:
+            self.breaker.failure(error, opens=False)
+            return None
+        return thread
 
-    def _work_off(self) -> None:
-        """Writes some of what could not be written before."""
-        if self.backlog.is_lossy:
-            self.shards.unmark()
-            self.backlog.is_lossy = False
-        if self.backlog.moves:
-            moves = self.backlog.take()
+    def _send_in_thread(self) -> None:
+        while True:
+            self._is_waited_for.wait()
+            time.sleep(DELAY)
+            self._is_waited_for.clear()
+            while not self.flush():
+                time.sleep(PROBE_SECONDS)
+
+    def flush(self) -> bool:
+        """Writes what is to be written. False if that has to wait, for Redis is away."""
+        with self._sending:
+            if not self.outbox:
+                return True
+            if not self.breaker.allows():
+                return False
             try:
-                self.shards.write_all(moves)
-            except Exception:
-                self.backlog.add(moves)
+                self._send()
+            except Exception as error:
+                self._note(error)
+                return False
+        self.breaker.success()
+        return True
+
+    def _send(self) -> None:
+        if self.outbox.take_loss():
+            try:
+                self.shards.unmark()
+            except BaseException:
+                self.outbox.give_loss_back()
+                raise
+        while moves := self.outbox.take(AT_ONCE):
+            try:
+                self.shards.write(moves)
+            except BaseException:
+                self.outbox.give_back(moves)
                 raise
 
     def _note(self, error: Exception) -> None:
@@ -128,70 +149,67 @@ class RedisStore(LastSeenStore):
 
     # Reading
 
+    def _ask(self, question: Callable[[], T]) -> T | None:
+        """What Redis answers, after all that is to be written. None if it is away."""
+        if not self.flush() or not self.breaker.allows():
+            return None
+        try:
+            answer = question()
+        except Exception as error:
+            self._note(error)
+            return None
+        self.breaker.success()
+        return answer
+
     def get(self, user_pk: Any) -> int | None:
         """From the table, if Redis does not know."""
-        seen = None
-        if self.breaker.allows():
-            try:
-                seen = self.shards.get(member_of(user_pk))
-            except Exception as error:
-                self._note(error)
-            else:
-                self.breaker.success()
+        seen = self._ask(lambda: self.shards.get(member_of(user_pk)))
         return self.table.get(user_pk) if seen is None else seen
 
     def activity(
         self, cuts: Sequence[float], until: float, using: str, reading: Reading = nullcontext
     ) -> Activity:
-        counts = self._count(cuts, until)
-        exact_since = time.time() - conf.ratelimit_seconds
-        cause = "Redis does not answer"
-        if counts is not None:
-            cause = f"Redis {'has been' if counts.is_whole else 'is'} filled anew"
-            is_exact = counts.is_whole and counts.whole_since <= exact_since
-            if is_exact or (counts.is_whole and not self.with_table):
+        counts = self._ask(lambda: self._count(cuts, until))
+        now = time.time()
+        if counts is not None and counts.is_whole:
+            is_old = counts.whole_since <= now - conf.ratelimit_seconds
+            if is_old or not self.with_table:
                 return Activity(
-                    since=counts.since, newest=counts.newest, cause="" if is_exact else cause
+                    since=counts.since,
+                    newest=counts.newest,
+                    exact_from=counts.whole_since,
+                    cause="Redis has been filled anew",
                 )
-        table = self.table.activity(cuts, until, using, reading)
-        if self.with_table or exact_from(table.newest, time.time()) <= exact_since:
-            return table
-        return replace(table, cause=cause)
+        if self.with_table:
+            return self.table.activity(cuts, until, using, reading)
+        starts = {cut: slot_start(cut) for cut in cuts}
+        table = self.table.activity(list(starts.values()), until, using, reading)
+        return Activity(
+            since={cut: table.since[start] for cut, start in starts.items()},
+            newest=table.newest,
+            exact_from=exact_from(table.newest, now),
+            cause="Redis does not answer" if counts is None else "Redis is filled anew",
+        )
 
-    def _count(self, cuts: Sequence[float], until: float) -> Counts | None:
-        """None if the server is away."""
-        if not self.breaker.allows():
-            return None
-        try:
-            while self.backlog.moves or self.backlog.is_lossy:
-                self._work_off()
-            counts = self.shards.count(cuts, until)
-        except Exception as error:
-            self._note(error)
-            return None
-        self.breaker.success()
-        self.is_to_be_filled = not counts.is_whole
-        return counts
+    def _count(self, cuts: Sequence[float], until: float) -> Counts:
+        """What the shards have. From before they were whole, they know to the slot."""
+        while True:
+            exact = self._exact_from
+            starts = {cut: cut if cut >= exact else slot_start(cut) for cut in cuts}
+            counts = self.shards.count(list(starts.values()), until)
+            self.is_to_be_filled = not counts.is_whole
+            if not counts.is_whole or counts.whole_since == exact:
+                since = {cut: counts.since[start] for cut, start in starts.items()}
+                return replace(counts, since=since)
+            self._exact_from = counts.whole_since
 
     # Keeping it whole
 
     def keep_up(self) -> None:
-        """Fills lost shards in a thread of its own, or has a look at some members."""
-        if self.is_to_be_filled:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(
-                    target=self._fill_in_thread, name="souvenirs-filling", daemon=True
-                )
-                self._thread.start()
-        elif self.breaker.allows():
-            try:
-                self._round.step()
-            except DatabaseError:
-                raise
-            except Exception as error:
-                self._note(error)
-            else:
-                self.breaker.success()
+        """Begins to fill lost shards, in a thread of its own."""
+        is_filling = self._filler is not None and self._filler.is_alive()
+        if self.is_to_be_filled and not is_filling:
+            self._filler = self._start_thread("souvenirs-filling", self._fill_in_thread)
 
     def _fill_in_thread(self) -> None:
         try:
@@ -202,7 +220,7 @@ class RedisStore(LastSeenStore):
     def fill(self) -> None:
         started = time.monotonic()
         try:
-            filled = fill(self.shards)
+            filled = fill(self.shards, all_of_them=self.with_table)
         except Exception as error:  # the next scrape begins again
             logger.exception("Redis cannot be filled with last-seen times: %r", error)
             return
@@ -210,10 +228,25 @@ class RedisStore(LastSeenStore):
             took = time.monotonic() - started
             logger.warning("Filled %d lost shards of last-seen times in %.1f s", filled, took)
 
-    def sweep(self) -> None:
-        whole = Sweep(self.shards)
+    def sweep(self, users: int | None = None) -> None:
+        if users is None:
+            self._sweep_all()
+        elif not self.is_to_be_filled and self.breaker.allows():
+            try:
+                self._round.step(users)
+            except DatabaseError:
+                self.breaker.untried()
+                raise
+            except Exception as error:
+                self._note(error)
+            else:
+                self.breaker.success()
+
+    def _sweep_all(self) -> None:
+        self.flush()
+        round_ = Sweep(self.shards)
         try:
-            while not whole.step():
+            while not round_.step(AT_ONCE):
                 pass
         except Exception as error:
             logger.exception("Redis cannot be swept of users who are none: %r", error)
@@ -229,13 +262,23 @@ class RedisStore(LastSeenStore):
         )
 
 
-def after_fork() -> None:
-    """A parent writes its backlog itself, and may hold the lock."""
+def current_store() -> RedisStore | None:
     store = conf.__dict__.get("last_seen_store")
-    if isinstance(store, RedisStore):
-        store.backlog = Backlog()
+    return store if isinstance(store, RedisStore) else None
 
 
+def after_fork() -> None:
+    if store := current_store():
+        store.begin_outbox()
+
+
+def at_exit() -> None:
+    """A process that ends writes what is left, if the server lets it."""
+    if store := current_store():
+        store.flush()
+
+
+atexit.register(at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=after_fork)
 

@@ -43,11 +43,33 @@ end
 
 
 class Move(NamedTuple):
-    """What is to be written of a user. `seen` None: they have been deleted. `is_known`: nothing, if
-    they are not there, for then they have been deleted, or the shard is still to be filled."""
+    """What is to be written of a user.
+
+    seen: their last-seen time goes forward to this. None: they have been deleted.
+    is_known: nothing, if they are not there, for then they have been deleted, or the shard is still
+        to be filled.
+    latest: as a Sighting's.
+    is_new: somebody else had their key before, and has been deleted.
+    """
 
     seen: int | None
     is_known: bool = False
+    latest: int | None = None
+    is_new: bool = False
+
+    def then(self, later: Move) -> Move:
+        """Both, one after the other."""
+        if later.seen is None or later.is_new:
+            return later
+        if self.seen is None:
+            return self if later.is_known else later._replace(is_new=True)
+        is_wrong = later.latest is not None and self.seen > later.latest
+        return Move(
+            later.seen if is_wrong else max(self.seen, later.seen),
+            self.is_known and later.is_known,
+            self.latest if later.latest is None else later.latest,
+            self.is_new,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,35 +114,35 @@ class Shards:
         seen = self.client.zscore(self.key_of(member), member)
         return None if seen is None else int(seen)
 
-    def write(self, member: bytes, move: Move, latest: int | None = None) -> None:
-        """`latest` is as a Sighting's."""
-        key = self.key_of(member)
-        if move.seen is None:
-            self.client.zrem(key, member)
-            return
-        moved = self.client.zadd(key, {member: move.seen}, gt=True, xx=move.is_known, ch=True)
-        if not moved and latest is not None:
-            self.client.eval(REPLACE, 1, key, member, move.seen, latest)
-
-    def write_all(self, moves: Mapping[bytes, Move]) -> None:
-        """Writes them in one round trip to each server."""
-        of_key: dict[str, list[tuple[bytes, Move]]] = {}
+    def write(self, moves: Mapping[bytes, Move]) -> None:
+        """In one round trip to each server; in two, if some may replace a time after `latest`."""
+        of_key: dict[str, dict[bytes, Move]] = {}
         for member, move in moves.items():
-            of_key.setdefault(self.key_of(member), []).append((member, move))
+            of_key.setdefault(self.key_of(member), {})[member] = move
         for server, keys in by_server(self.client, of_key):
             pipe = server.pipeline(transaction=False)
+            sent: list[tuple[str, dict[bytes, int]]] = []
             for key in keys:
-                gone = [member for member, move in of_key[key] if move.seen is None]
+                of = of_key[key]
+                gone = [member for member, move in of.items() if move.seen is None or move.is_new]
                 if gone:
                     pipe.zrem(key, *gone)
+                    sent.append((key, {}))
                 for is_known in (False, True):
                     times = {
                         member: move.seen
-                        for member, move in of_key[key]
+                        for member, move in of.items()
                         if move.seen is not None and move.is_known == is_known
                     }
                     if times:
-                        pipe.zadd(key, times, gt=True, xx=is_known)
+                        pipe.zadd(key, times, gt=True, xx=is_known, ch=True)
+                        sent.append((key, times))
+            for (key, times), moved in zip(sent, pipe.execute()):
+                if moved >= len(times):
+                    continue
+                for member, seen in times.items():
+                    if (latest := of_key[key][member].latest) is not None:
+                        pipe.eval(REPLACE, 1, key, member, seen, latest)
             pipe.execute()
 
     def count(self, cuts: Sequence[float], until: float) -> Counts:

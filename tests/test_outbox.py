@@ -1,0 +1,106 @@
+"""Moves that wait come to the same as moves that are made at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from souvenirs.lastseen import outbox as outbox_module
+from souvenirs.lastseen.outbox import Outbox
+from souvenirs.lastseen.shards import Move
+
+Times = dict[bytes, int]
+
+
+def make(times: Times, member: bytes, move: Move, dropped: Times | None = None) -> None:
+    """As Redis does it. `dropped`: times of users who were not there; they count once they are, as
+    they may if both wait together."""
+    dropped = {} if dropped is None else dropped
+    if move.seen is None or move.is_new:
+        times.pop(member, None)
+        dropped.pop(member, None)
+    if move.seen is None:
+        return
+    known = times.get(member)
+    if known is None:
+        seen = max(move.seen, dropped.get(member, 0))
+        (dropped if move.is_known else times)[member] = seen
+    elif move.seen > known or (move.latest is not None and known > move.latest):
+        times[member] = move.seen
+
+
+LATEST = 60  # of live visits; other times may be of a wrong clock
+MOVES = st.one_of(
+    st.builds(Move, st.integers(10, 90)),
+    st.builds(Move, st.integers(10, LATEST), st.booleans(), st.just(LATEST)),
+    st.just(Move(None)),
+)
+STEPS = st.one_of(
+    st.tuples(st.just("add"), st.sampled_from([b"1", b"2", b"3"]), MOVES),
+    st.tuples(st.just("write"), st.integers(1, 3)),
+    st.tuples(st.just("fail"), st.integers(1, 3), st.lists(
+        st.tuples(st.sampled_from([b"1", b"2", b"3"]), MOVES), max_size=3
+    )),
+)  # fmt: skip
+
+
+@given(steps=st.lists(STEPS, max_size=20), known=st.sets(st.sampled_from([b"1", b"2"])))
+def test_outbox__changes_nothing_but_when(steps: list[Any], known: set[bytes]) -> None:
+    outbox = Outbox()
+    expected: Times = dict.fromkeys(known, 5)
+    most: Times = expected.copy()
+    times: Times = expected.copy()
+    dropped: Times = {}
+
+    def add(member: bytes, move: Move) -> None:
+        make(expected, member, move)
+        make(most, member, move, dropped)
+        outbox.add({member: move})
+
+    for what, *values in steps:
+        if what == "add":
+            add(*values)
+            continue
+        moves = outbox.take(values[0])
+        if what == "fail":
+            for member, move in values[1]:  # meanwhile
+                add(member, move)
+            outbox.give_back(moves)
+            continue
+        for member, move in moves.items():
+            make(times, member, move)
+    for member, move in outbox.take(10).items():
+        make(times, member, move)
+    assert times.keys() == expected.keys()
+    assert all(expected[member] <= seen <= most[member] for member, seen in times.items())
+    assert not outbox
+
+
+def test_take__those_first_that_wait_for_longest() -> None:
+    outbox = Outbox()
+    for number in range(4):
+        outbox.add({b"%d" % number: Move(number)})
+    moves = outbox.take(2)
+    assert list(moves) == [b"0", b"1"]
+    outbox.give_back(moves)
+    assert list(outbox.take(3)) == [b"0", b"1", b"2"]
+
+
+def test_outbox__is_bounded_and_tells_that_it_was_not_enough(monkeypatch: Any) -> None:
+    monkeypatch.setattr(outbox_module, "MOST", 3)
+    outbox = Outbox()
+    for number in range(3):
+        outbox.add({b"%d" % number: Move(number)})
+    assert not outbox.take_loss()
+    outbox.add({b"3": Move(3)})
+    assert len(outbox) == 0
+    assert outbox
+    assert outbox.take_loss()
+    assert not outbox.take_loss()
+    outbox.give_loss_back()
+    assert outbox.take_loss()
+    outbox.give_back({b"%d" % number: Move(number) for number in range(4)})
+    assert len(outbox) == 0
+    assert outbox.take_loss()
