@@ -7,10 +7,12 @@ the later. The table is measured vacuumed, and again after each of its rows was 
 vacuum, as on a site that autovacuum does not keep up with.
 
 Recording: the first visit of a user in a minute, and in an hour, with Redis as the cache of the
-rate limit. The stores take turns with users of their own. PostgreSQL runs with fsync off.
+rate limit. The stores take turns with users of their own, 300 a turn, which is over when all of it is
+in Redis, too. PostgreSQL runs with fsync off.
 
 Exits with 1 if a scrape of the most users from Redis takes 5 ms or longer, or over twice as long as
-of the fewest, or if the first visit in a minute takes longer with Redis than with the table.
+of the fewest, or if recording takes longer with Redis than with the table (by over 5%, which is
+noise).
 """
 
 from __future__ import annotations
@@ -29,11 +31,12 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from benchmarks import website
-from benchmarks.recording import HOUR, Clock, nanoseconds
+from benchmarks.recording import HOUR, Clock
 from tests import servers
 
 SCRAPE_TARGET = 5.0  # milliseconds
 GROWTH_TARGET = 2.0
+NOISE = 1.05
 VISITORS = 300
 FIRST_HOUR, FIRST_MINUTE = "the first in an hour", "the first in a minute"
 ACTIVE = "all in five minutes of an hour"
@@ -93,12 +96,21 @@ def scrapes(stores: dict[str, Any], rounds: int, bar: Any) -> dict[str, list[flo
     return {name: times[1:] for name, times in found.items()}  # the first one connects
 
 
+def record(store: Any, users: Sequence[Any]) -> None:
+    from souvenirs.control import souvenez
+    from souvenirs.lastseen.redis import RedisStore
+
+    for user in users:
+        souvenez(user)
+    if isinstance(store, RedisStore):
+        store.flush()
+
+
 def visits(stores: dict[str, Any], rounds: int, bar: Any) -> dict[tuple[str, str], float]:
     """Microseconds of a visit that writes, by kind and store."""
     from django.contrib.auth import get_user_model
 
     from souvenirs.conf import conf
-    from souvenirs.control import souvenez
 
     users = list(get_user_model().objects.order_by("pk")[: VISITORS * len(stores)])
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -113,7 +125,7 @@ def visits(stores: dict[str, Any], rounds: int, bar: Any) -> dict[tuple[str, str
                 for number, (name, store) in enumerate(stores.items()):
                     conf.__dict__["last_seen_store"] = store
                     own = users[number * VISITORS : (number + 1) * VISITORS]
-                    took = nanoseconds(souvenez, own) / len(own) / 1000
+                    took = seconds(lambda: record(store, own)) / len(own) * 1e6  # noqa: B023
                     if turn:
                         times[kind, name].append(took)
             bar.update()
@@ -200,8 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missed.append(f"Redis: a scrape takes {growth:.1f} times as long as of few users")
     missed += [
         f"Redis: {kind} takes longer than with the table"
-        for kind in (FIRST_MINUTE, ACTIVE)
-        if recording[kind, "Redis"] > recording[kind, "table"]
+        for kind in (FIRST_HOUR, FIRST_MINUTE, ACTIVE)
+        if recording[kind, "Redis"] > NOISE * recording[kind, "table"]
     ]
     if missed:
         print("\nThe target is missed:", *missed, sep="\n", file=sys.stderr)
