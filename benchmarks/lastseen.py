@@ -7,8 +7,8 @@ the later. The table is measured vacuumed, and again after each of its rows was 
 vacuum, as on a site that autovacuum does not keep up with.
 
 Recording: the first visit of a user in a minute, and in an hour, with Redis as the cache of the
-rate limit. The stores take turns with users of their own, 300 a turn, which is over when all of it is
-in Redis, too. PostgreSQL runs with fsync off.
+rate limit. The stores take turns with users of their own, 300 a turn, which is over when all is in
+Redis, too. PostgreSQL runs with fsync off.
 
 Exits with 1 if a scrape of the most users from Redis takes 5 ms or longer, or over twice as long as
 of the fewest, or if recording takes longer with Redis than with the table (by over 5%, which is
@@ -120,8 +120,8 @@ def visits(stores: dict[str, Any], rounds: int, bar: Any) -> dict[tuple[str, str
         mock.patch.object(time, "time_ns", clock.nanoseconds),
     ):
         for turn in range(rounds + 1):
-            for seconds, kind in (HOUR, FIRST_HOUR), (60, FIRST_MINUTE):
-                clock.set_forward(seconds)
+            for ahead, kind in (HOUR, FIRST_HOUR), (60, FIRST_MINUTE):
+                clock.set_forward(ahead)
                 for number, (name, store) in enumerate(stores.items()):
                     conf.__dict__["last_seen_store"] = store
                     own = users[number * VISITORS : (number + 1) * VISITORS]

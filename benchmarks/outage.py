@@ -5,9 +5,10 @@ A site of two processes (gunicorn) on PostgreSQL, with an exporter of its own, s
 come and go. To see it all in a minute, a souvenir is written every ten seconds (in place of an
 hour), and last-seen times are of the second. What users really did is kept by who visits, and each
 number of each scrape is compared with it by brute force: to the second; but where a window reaches
-back to when `souvenirs_up` was 0, and while it is 0, it may be longer by ten seconds, and if it is
-shorter than twenty it has to be left out while it is 0. For SETTLE seconds after a failure begins or ends, the site's
-processes may not have noticed, or not written what they kept; that is not compared.
+back to when `souvenirs_up` was 0, and while it is 0, it may be longer by ten seconds. Windows
+shorter than twenty have to be left out while it is 0. For SETTLE seconds after a failure begins or
+ends, the site's processes may not have noticed, or not written what they kept; that is not
+compared.
 
 At the end, all souvenirs and counts of past ranges are compared. Exits with 1 if a request failed,
 or a number was wrong, or there were not as many right scrapes as there should be after a failure.
