@@ -64,7 +64,7 @@ setup(
     ],
     extras_require={
         "django-prometheus": ["django-prometheus>=2.4"],
-        "redis": ["redis>=7"],
+        "redis": ["redis>=5.2.1"],
         # For work on the project itself
         "demo": ["django-prometheus>=2.4", "gunicorn>=22", "requests>=2.31"],
         "test": [
@@ -81,7 +81,7 @@ setup(
             "pytest-django>=4.9",
             "pytest-randomly>=3.15",
             "pytest-xdist>=3.6",
-            "redis>=7",
+            "redis>=5.2.1",
             "time-machine>=2.15",
             "uvicorn>=0.30",
         ],

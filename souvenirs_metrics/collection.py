@@ -109,7 +109,10 @@ class Collection:
                 for cause, (names, _) in failures.items()
             )
             errors = [error for _, error in failures.values() if not isinstance(error, Partly)]
-            logger.error("Left %s", causes, exc_info=errors[0] if errors else None)
+            if errors:
+                logger.error("Left %s", causes, exc_info=errors[0])
+            else:
+                logger.warning("Left %s", causes)
         self._ended.set()
 
     def _is_to_be_told(self) -> bool:

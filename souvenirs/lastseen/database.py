@@ -34,7 +34,8 @@ class DatabaseStore(LastSeenStore):
         newest = f"(SELECT MAX({seen}) FROM {table} WHERE {seen} < %s)"  # noqa: S608
         params = edges[-1:]
         # One statement, so one snapshot, which looks at nobody twice, however windows overlap
-        if connection.vendor == "postgresql" and cuts:
+        is_one_pass = connection.vendor == "postgresql" and bool(cuts)
+        if is_one_pass:
             # It visits the row of most entries of an index whose rows change all the time; so one
             # pass, in whatever order is cheapest, is faster than a look for each slice
             counts = [f"COUNT(*) FILTER (WHERE {seen} >= %s)"] * (len(edges) - 1)
@@ -49,7 +50,7 @@ class DatabaseStore(LastSeenStore):
             row = cursor.fetchone()
         assert row is not None
         last, *numbers = row
-        if connection.vendor != "postgresql":
+        if not is_one_pass:
             numbers = list(accumulate(reversed(numbers)))[::-1]
         since = dict(zip(edges, numbers))
         return Activity(since={cut: since[math.ceil(cut)] for cut in cuts}, newest=last)

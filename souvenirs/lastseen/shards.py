@@ -105,13 +105,19 @@ class Shards:
         """Has the next call find out anew which servers there are."""
         self._client = None
 
+    def server_of(self, key: str) -> Any:
+        # Not a Cluster's client: where a node is away, some of its versions try again for seconds
+        ((server, _),) = by_server(self.client, [key])
+        return server
+
     def key_of(self, member: bytes) -> str:
         return self.keys[crc32(member) % SHARDS]
 
     # Users
 
     def get(self, member: bytes) -> int | None:
-        seen = self.client.zscore(self.key_of(member), member)
+        key = self.key_of(member)
+        seen = self.server_of(key).zscore(key, member)
         return None if seen is None else int(seen)
 
     def write(self, moves: Mapping[bytes, Move]) -> None:
@@ -187,7 +193,7 @@ class Shards:
     def scan(self, key: str, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """The next users of a shard, about so many, and the cursor for those after them: 0 at the
         end."""
-        cursor, pairs = self.client.zscan(key, cursor, count=count)
+        cursor, pairs = self.server_of(key).zscan(key, cursor, count=count)
         return cursor, [member for member, _ in pairs if not member.startswith(b"\xff")]
 
     # Marks
@@ -208,22 +214,22 @@ class Shards:
         """Marks those as whole that have not been lost again meanwhile."""
         for key, run in found.items():
             mark = FILLING + token.encode()
-            self.client.eval(FINISH, 1, key, mark, BELOW + math.ceil(since), WHOLE + run)
+            self.server_of(key).eval(FINISH, 1, key, mark, BELOW + math.ceil(since), WHOLE + run)
 
     def unmark(self) -> None:
         """No shard is whole: something is lost that was to be written."""
         for key in self.keys:
-            self.client.zremrangebyscore(key, "-inf", f"({EARLIEST}")
+            self.server_of(key).zremrangebyscore(key, "-inf", f"({EARLIEST}")
 
     def lock(self, seconds: int) -> bool:
         """Whether nobody else fills shards."""
-        return bool(self.client.set(self.lock_key, 1, nx=True, ex=seconds))
+        return bool(self.server_of(self.lock_key).set(self.lock_key, 1, nx=True, ex=seconds))
 
     def keep_lock(self, seconds: int) -> None:
-        self.client.expire(self.lock_key, seconds)
+        self.server_of(self.lock_key).expire(self.lock_key, seconds)
 
     def unlock(self) -> None:
-        self.client.delete(self.lock_key)
+        self.server_of(self.lock_key).delete(self.lock_key)
 
 
 def spread_keys(prefix: str) -> list[str]:
