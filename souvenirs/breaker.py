@@ -36,6 +36,7 @@ class Breaker:
         self._probe_at = 0.0
         self._log_at = 0.0
         self._unlogged = 0
+        self._is_told = False  # that it fails
 
     def allows(self) -> bool:
         if not self._open:
@@ -50,7 +51,9 @@ class Breaker:
     def success(self) -> None:
         if self._open:
             self._open = False
-            logger.warning("%s works again", self.what)
+            if self._is_told:
+                self._is_told = False
+                logger.warning("%s works again", self.what)
 
     def untried(self) -> None:
         """Lets the next caller probe: the one who might have did not ask the server after all."""
@@ -68,6 +71,7 @@ class Breaker:
                 return
             self._log_at = now + LOG_SECONDS
             count, self._unlogged = self._unlogged, 0
+            self._is_told |= opens
         logger.error(
             "%s failed (%d failures since the last such message): %r",
             self.what, count, error, exc_info=error,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
@@ -15,6 +14,7 @@ from souvenirs.conf import DEFAULT_STORE, conf
 from souvenirs.lastseen.base import LastSeenStore
 
 NUMBER = (int, float)
+PUBLIC = ("BACKEND", "CLUSTER", "SENTINEL", "KEY_PREFIX", "WITH_TABLE")
 
 
 def is_number(value: Any) -> bool:
@@ -134,7 +134,7 @@ def check_last_seen_store(**kwargs: Any) -> list[CheckMessage]:
             hint = "Set it to another store, or install redis-py: django-souvenirs[redis]."
         return [
             Error(
-                f"SOUVENIRS_LAST_SEEN_STORE is {without_passwords(value)}, which names no usable"
+                f"SOUVENIRS_LAST_SEEN_STORE is {shown(value)}, which names no usable"
                 f" store: {error!r}.",
                 hint=hint,
                 id="souvenirs.E005",
@@ -143,10 +143,11 @@ def check_last_seen_store(**kwargs: Any) -> list[CheckMessage]:
     return []
 
 
-def without_passwords(value: Any) -> str:
-    """Its repr, for logs and terminals."""
-    text = re.sub(r"(://[^/@\s'\"]*?:)[^@\s'\"]*@", r"\1***@", repr(value))
-    return re.sub(r"""('\w*password'): (['"]).*?\2""", r"\1: '***'", text)
+def shown(value: Any) -> str:
+    """Without what may have a password."""
+    if not isinstance(value, dict):
+        return f"a {type(value).__name__}"
+    return repr({key: value[key] if key in PUBLIC else "..." for key in value})
 
 
 @register(deploy=True)
@@ -159,8 +160,9 @@ def check_last_seen_server(**kwargs: Any) -> list[CheckMessage]:
     except Exception as error:
         return [
             Warning(
-                f"The server of SOUVENIRS_LAST_SEEN_STORE cannot be asked: {error!r}.",
-                hint="Start it, or correct LOCATION and OPTIONS.",
+                "The server of SOUVENIRS_LAST_SEEN_STORE cannot be asked:"
+                f" {type(error).__name__}: {error}.",
+                hint="Start it, correct LOCATION and OPTIONS, or allow its user the command.",
                 id="souvenirs.W003",
             )
         ]

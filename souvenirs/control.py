@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any
@@ -283,6 +284,9 @@ class Visit:
         if self.is_nested or not is_written:
             self.require_user_apart()
         if not is_written:
+            if self.limit > conf.ratelimit_seconds > 0:  # the table has each slot of the setting
+                slot = slot_containing(self.t, conf.ratelimit_seconds, conf.zone)
+                LastSeen.objects.touch(replace(sighting, slot_start=int(slot.start)))
             store.touch(sighting)
         else:
             if self.is_nested:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from souvenirs.control import last_seen, souvenez
 from souvenirs.lastseen.base import Activity, LastSeenStore
+from souvenirs.lastseen.redis import RedisStore
 from souvenirs.models import LastSeen, Sighting, Souvenir
 from souvenirs.repair import repair
 from souvenirs.throttle import throttle
@@ -44,13 +45,25 @@ def sighting(user_pk: Any, seen: int, latest: int | None = None, **more: Any) ->
 
 def record(store: LastSeenStore, user_pk: Any, seen: int, latest: int | None = None) -> None:
     """As a visit that writes a souvenir."""
-    LastSeen.objects.touch(sighting(user_pk, seen, latest))
-    store.follow({user_pk: seen}, latest)
+    with then(store, latest):
+        LastSeen.objects.touch(sighting(user_pk, seen, latest))
+        store.follow({user_pk: seen}, latest)
 
 
 def touch(store: LastSeenStore, user_pk: Any, seen: int, latest: int | None = None) -> None:
     """As a later visit of the same hour."""
-    store.touch(sighting(user_pk, seen, latest, has_row=True))
+    with then(store, latest):
+        store.touch(sighting(user_pk, seen, latest, has_row=True))
+
+
+@contextmanager
+def then(store: LastSeenStore, latest: int | None) -> Iterator[None]:
+    """When `latest` is the latest time that can be right; and all is written then."""
+    with nullcontext() if latest is None else time_machine.travel(latest - 60, tick=False):
+        yield
+        if isinstance(store, RedisStore):
+            store.flush()
+            store.settle()
 
 
 def ask(store: LastSeenStore, cuts: Sequence[float], until: float = T + 10**6) -> Activity:

@@ -15,8 +15,8 @@ Times = dict[bytes, int]
 
 
 def make(times: Times, member: bytes, move: Move, dropped: Times | None = None) -> None:
-    """As Redis does it. `dropped`: times of users who were not there; they count once they are, as
-    they may if both wait together."""
+    """As it is done at once. `dropped`: times of users who were not there; they count once they
+    are, as they may if both wait together."""
     dropped = {} if dropped is None else dropped
     if move.seen is None or move.is_new:
         times.pop(member, None)
@@ -26,15 +26,24 @@ def make(times: Times, member: bytes, move: Move, dropped: Times | None = None) 
     known = times.get(member)
     if known is None:
         seen = max(move.seen, dropped.get(member, 0))
-        (dropped if move.is_known else times)[member] = seen
+        (times if move.is_sure else dropped)[member] = seen
     elif move.seen > known or (move.latest is not None and known > move.latest):
         times[member] = move.seen
+
+
+def write(times: Times, moves: dict[bytes, Move], existing: Times) -> None:
+    """As Redis does it, when the table says who exists."""
+    for member, move in moves.items():
+        if member in existing and move.seen is not None:
+            make(times, member, move._replace(is_sure=True))
+        elif move.is_sure or member not in existing:
+            times.pop(member, None)
 
 
 LATEST = 60  # of live visits; other times may be of a wrong clock
 MOVES = st.one_of(
     st.builds(Move, st.integers(10, 90)),
-    st.builds(Move, st.integers(10, LATEST), st.booleans(), st.just(LATEST)),
+    st.builds(Move, st.integers(10, LATEST), is_sure=st.booleans(), latest=st.just(LATEST)),
     st.just(Move(None)),
 )
 STEPS = st.one_of(
@@ -69,10 +78,8 @@ def test_outbox__changes_nothing_but_when(steps: list[Any], known: set[bytes]) -
                 add(member, move)
             outbox.give_back(moves)
             continue
-        for member, move in moves.items():
-            make(times, member, move)
-    for member, move in outbox.take(10).items():
-        make(times, member, move)
+        write(times, moves, expected)
+    write(times, outbox.take(10), expected)
     assert times.keys() == expected.keys()
     assert all(expected[member] <= seen <= most[member] for member, seen in times.items())
     assert not outbox

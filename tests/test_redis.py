@@ -25,9 +25,10 @@ from souvenirs.lastseen import filling
 from souvenirs.lastseen.clients import by_server
 from souvenirs.lastseen.filling import member_of
 from souvenirs.lastseen.redis import RedisStore
-from souvenirs.lastseen.shards import Shards
+from souvenirs.lastseen.shards import Move, Shards
 from souvenirs.models import LastSeen
 from tests import servers, stores
+from tests.failing import frozen
 from tests.people import NOBODY, User, ours, site, with_databases
 from tests.stores import REDIS, collect, using, windows
 
@@ -169,16 +170,32 @@ def test_location__with_a_password_and_tls(tmp_path: Path) -> None:
             assert store.shards.client.dbsize() == 16
 
 
+AT = {"LOCATION": "redis://a"}
 BAD = [
     ({}, "LOCATION"),
     ({"LOCATION": []}, "LOCATION"),
+    ({"LOCATION": 5}, "LOCATION"),
+    ({"LOCATION": [None]}, "LOCATION"),
     ({"LOCATION": "127.0.0.1:6379"}, "redis://"),
+    ({"LOCATION": "redis://a?bogus=1"}, "bogus"),
+    ({"LOCATION": "redis://a?retry=1"}, "retry"),
     ({"LOCATION": ["redis://a", "redis://b"]}, "several URLs"),
-    ({"LOCATION": "redis://a", "CLUSTER": True, "SENTINEL": "b"}, "exclude each other"),
+    ({**AT, "CLUSTER": True, "SENTINEL": "b"}, "exclude each other"),
     ({"LOCATION": "redis://a/2", "CLUSTER": True}, "database"),
     ({"LOCATION": "unix:///a", "SENTINEL": "b"}, "unix"),
-    ({"LOCATION": "redis://a", "PREFIX": "b"}, "PREFIX"),
-    ({"LOCATION": "redis://a", "KEY_PREFIX": "{b}"}, "hash tag"),
+    ({**AT, "PREFIX": "b"}, "PREFIX"),
+    ({**AT, "KEY_PREFIX": "{b}"}, "hash tag"),
+    ({**AT, "KEY_PREFIX": None}, "KEY_PREFIX is None"),
+    ({**AT, "CLUSTER": "no"}, "CLUSTER is 'no'"),
+    ({**AT, "WITH_TABLE": 1}, "WITH_TABLE is 1"),
+    ({**AT, "SENTINEL": ""}, "SENTINEL is ''"),
+    ({**AT, "OPTIONS": {"bogus": 1}}, "bogus"),
+    ({**AT, "OPTIONS": {"bogus": 1}, "SENTINEL": "b"}, "bogus"),
+    ({**AT, "OPTIONS": {"retry": 3}}, "retry"),
+    ({**AT, "OPTIONS": {"port": 3}, "CLUSTER": True}, "port"),
+    ({**AT, "OPTIONS": {1: 2}}, "1"),
+    ({**AT, "OPTIONS": {"max_connections": "a"}}, "max_connections"),
+    ({**AT, "OPTIONS": ["a"]}, "OPTIONS"),
 ]
 
 
@@ -191,18 +208,28 @@ def test_check__names_what_is_wrong(params: dict[str, Any], reason: str) -> None
         call_command("check")
 
 
-def test_check__shows_no_password() -> None:
-    entry = {
-        **REDIS,
-        "LOCATION": ["redis://me:s3cret@a", "rediss://:s3cret@b:1"],
-        "OPTIONS": {"password": "s3cret"},
-    }
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"LOCATION": ["redis://me:cr3t@a", "rediss://:cr3t@b:1"]},
+        {"LOCATION": "redis://:a@cr3t@h:1"},
+        {"LOCATION": "redis://:cr3t/x@h:1"},
+        {"LOCATION": "redis://:cr3t#x@h:1"},
+        {"LOCATION": "redis://:a cr3t@h:1"},
+        {"LOCATION": "redis://h?password=cr3t"},
+        {**AT, "OPTIONS": {"password": b"cr3t"}},
+        {**AT, "OPTIONS": {"password": "'\"cr3t"}},
+        {**AT, "PASSWORD": "cr3t"},
+    ],
+)
+def test_check__shows_no_password(params: dict[str, Any]) -> None:
+    wrong = {**REDIS, "X": 1, **params}
     with (
-        override_settings(SOUVENIRS_LAST_SEEN_STORE=entry),
-        pytest.raises(SystemCheckError, match="rediss://") as caught,
+        override_settings(SOUVENIRS_LAST_SEEN_STORE=wrong),
+        pytest.raises(SystemCheckError, match=r"souvenirs\.E005") as caught,
     ):
         call_command("check")
-    assert "s3cret" not in str(caught.value)
+    assert "cr3t" not in str(caught.value)
 
 
 def deploy_check(capsys: pytest.CaptureFixture[str]) -> str:
@@ -222,7 +249,31 @@ def test_check__warns_of_a_server_that_may_evict_keys(
             server.config_set("maxmemory-policy", "allkeys-lru")
             assert "souvenirs.W002" in (shown := deploy_check(capsys))
             assert "allkeys-lru" in shown
+            server.config_set("maxmemory-policy", "volatile-lru")  # but no key of ours expires
+            assert "souvenirs.W002" not in deploy_check(capsys)
             server.config_set("maxmemory-policy", "noeviction")
+
+
+def test_check__warns_of_an_old_server(
+    redis_entry: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("souvenirs.lastseen.redis.OLDEST", (99, 1))
+    with override_settings(SOUVENIRS_LAST_SEEN_STORE=redis_entry):
+        assert "has to be 99.1 at least" in deploy_check(capsys)
+
+
+@pytest.mark.parametrize("command", ["info", "eval"])
+def test_check__tells_that_a_command_is_forbidden(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with servers.redis() as (url, _):
+        port = url.split(":")[-1].split("/")[0]
+        rules = ["on", ">pw", "~*", "+@all", f"-{command}"]
+        servers.redis_cli("-p", port, "acl", "setuser", "site", *rules)
+        entry = {**REDIS, "LOCATION": f"redis://site:pw@127.0.0.1:{port}"}
+        with override_settings(SOUVENIRS_LAST_SEEN_STORE=entry):
+            assert "souvenirs.W003" in (shown := deploy_check(capsys))
+            assert command in shown
 
 
 def test_check__tells_that_the_server_is_away(capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,9 +294,9 @@ def test_visit__is_written_by_another_thread_a_moment_later(
     threads = []
     write = Shards.write
 
-    def noted(*args: Any) -> None:
+    def noted(*args: Any) -> Any:
         threads.append(threading.current_thread().name)
-        write(*args)
+        return write(*args)
 
     monkeypatch.setattr(Shards, "write", noted)
     user = User.objects.create(username="ana")
@@ -483,6 +534,28 @@ def test_wiped_while_it_is_filled__is_noticed(
 
 @with_databases
 @pytest.mark.own_site
+def test_restarted__with_users_who_are_deleted_counts_none_of_them(
+    tmp_path: Path, clock: Any
+) -> None:
+    with servers.ExitStack() as stack:
+        nodes = servers.RedisNodes(stack, tmp_path)
+        port = servers.free_port()
+        nodes.start(port)
+        with using({**REDIS, "LOCATION": nodes.urls}) as store:
+            for number in range(50):
+                souvenez(User.objects.create(username=f"u{number}"))
+            store.flush()
+            store.shards.client.save()
+            User.objects.exclude(username="u0").delete()
+            store.flush()
+            nodes.kill(port)
+            nodes.start(port)
+            for _ in range(3):
+                assert windows(collect())["1d"] == 1
+
+
+@with_databases
+@pytest.mark.own_site
 def test_restarted__with_data_of_before_is_noticed(tmp_path: Path, clock: Any) -> None:
     with servers.ExitStack() as stack:
         nodes = servers.RedisNodes(stack, tmp_path)
@@ -524,3 +597,28 @@ def test_scrapes__sweep_bit_by_bit(store: RedisStore, clock: Any, visits: Any) -
         collect()
     assert store.shards.get(member_of(NOBODY)) is None
     assert store.shards.count([0], LATER).since == {0: 31}
+
+
+@with_databases
+def test_sweep__removes_what_is_no_key_of_a_user(
+    store: RedisStore, clock: Any, visits: Any
+) -> None:
+    """The users' keys may have been of another type once."""
+    keys = [b"550e8400-e29b-41d4-a716-446655440000x", b"\xf0no text"]
+    store.shards.write(dict.fromkeys(keys, Move(5)), LATER)
+    for _ in range(16):
+        collect()
+    assert store.shards.count([0], LATER).since == {0: 31}
+
+
+@with_databases
+def test_filling__that_fails_is_told_once_a_minute(
+    redis_entry: Any, clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with servers.redis() as (url, process), using({**redis_entry, "LOCATION": url}) as store:
+        wipe(store)
+        store.activity([0], LATER, using=ours().alias)
+        with frozen(process.pid):
+            for _ in range(4):
+                collect()
+        assert sum("Filling Redis" in line for line in told(caplog)) <= 1

@@ -11,6 +11,7 @@ from redis import Redis, RedisCluster
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError
 
 untyped: Any = redis
 
@@ -22,6 +23,8 @@ DEFAULTS: dict[str, Any] = {
     "protocol": 2,  # a new connection takes fewer round trips
 }
 ONCE = Retry(NoBackoff(), 0)  # to try again is a breaker's care
+# Options that are ours, or LOCATION's
+OURS = {"retry", "host", "port", "unix_socket_path", "startup_nodes", "connection_pool"}
 
 
 def maker(
@@ -38,17 +41,23 @@ def maker(
     options: of redis-py's clients; they win over the URL, and that over DEFAULTS.
     sentinel: the name of the service that the Sentinels watch.
 
-    Raises ValueError if these do not go together.
+    Raises ValueError if these do not go together, and whatever redis-py raises for options that it
+    does not know.
     """
     urls = [locations] if isinstance(locations, str) else list(locations)
-    if not urls:
-        raise ValueError("LOCATION is empty")
+    if not urls or not all(isinstance(url, str) for url in urls):
+        raise ValueError("LOCATION is no URL and no list of URLs")
+    if wrong := [name for name in options if not isinstance(name, str) or name in OURS]:
+        raise ValueError(f"OPTIONS has {wrong!r}, which is not for you to set, or in LOCATION")
+    if sentinel is not None and not (isinstance(sentinel, str) and sentinel):
+        raise ValueError(f"SENTINEL is {sentinel!r}, which is no name of a service")
     parsed = [url_options(url) for url in urls]
     servers = [(each.get("host", "localhost"), each.get("port", 6379)) for each in parsed]
     kwargs = {**DEFAULTS, **parsed[0], **options, "decode_responses": False}
     if not cluster and sentinel is None:
         if len(urls) > 1:
             raise ValueError("LOCATION has several URLs, which are a CLUSTER's or SENTINEL's")
+        try_out(kwargs)
         return lambda: Redis(retry=ONCE, **kwargs)
     if cluster and sentinel is not None:
         raise ValueError("CLUSTER and SENTINEL exclude each other")
@@ -60,17 +69,40 @@ def maker(
         if kwargs.pop("db", 0):
             raise ValueError("a CLUSTER has no database but 0")
         return lambda: make_cluster(servers, kwargs)
-    own = {name: kwargs[name] for name in (*DEFAULTS, "ssl") if name in kwargs}
+    own = {name: kwargs[name] for name in kwargs if name in DEFAULTS or name.startswith("ssl")}
     own.update(kwargs.pop("sentinel_kwargs", {}))
-    manager = untyped.Sentinel(
-        servers, sentinel_kwargs={**own, "retry": ONCE}, retry=ONCE, **kwargs
-    )
+    try_out(kwargs)
+    try_out(own)
+    manager = Sentinels(servers, sentinel_kwargs={**own, "retry": ONCE}, retry=ONCE, **kwargs)
     return lambda: manager.master_for(sentinel)
 
 
+class Sentinels(untyped.Sentinel):  # type: ignore[misc]
+    def discover_master(self, service_name: str) -> Any:
+        try:
+            return super().discover_master(service_name)
+        except MasterNotFoundError:  # whose message has passwords in some versions
+            message = f"no Sentinel that answers knows a master {service_name!r}"
+            raise MasterNotFoundError(message) from None
+
+
+def try_out(kwargs: Mapping[str, Any]) -> None:
+    """Raises what a client would raise of them when it is used, and asks no server."""
+    Redis(**kwargs).connection_pool.make_connection()
+
+
 def url_options(url: str) -> dict[str, Any]:
-    """The options of a client that a URL tells. Raises ValueError if it is none."""
-    options: dict[str, Any] = dict(untyped.connection.parse_url(url))
+    """The options of a client that a URL tells. Raises ValueError, without the URL and so without
+    its password, if it is none."""
+    try:
+        options: dict[str, Any] = dict(untyped.connection.parse_url(url))
+    except ValueError:
+        raise ValueError(
+            "a URL of LOCATION cannot be read: it begins with redis://, rediss:// or unix://, and"
+            " what is special in a user or password is percent-encoded"
+        ) from None
+    if wrong := OURS.intersection(options) - {"host", "port"}:
+        raise ValueError(f"a URL of LOCATION has {sorted(wrong)!r}, which is not for you to set")
     if options.pop("connection_class", None) is not None and "path" not in options:
         options["ssl"] = True
     if "path" in options:

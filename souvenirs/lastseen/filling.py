@@ -1,12 +1,14 @@
-"""The table of LastSeen -> shards that have been lost; and members who are no users any more."""
+"""The table of LastSeen -> shards that were lost; and what else keeps the two alike."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Container, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
+from django.core.exceptions import ValidationError
 from django.db import router
 from django.db.models import QuerySet
 
@@ -47,65 +49,105 @@ def fill(shards: Shards, *, all_of_them: bool = False) -> int | None:
     does it. `all_of_them`: also those that are, with what may be in the table only.
 
     Who is written meanwhile is written, for times only go forward. Users who are deleted meanwhile
-    may stay: see `Sweep`.
+    may stay: see `Round`.
     """
     if not shards.lock(LOCK_SECONDS):
         return None
     try:
         token = uuid4().hex
         found = shards.begin_filling(token)
+        for key in found:  # of an old snapshot, those who were deleted after it
+            cursor = sweep(shards, key, 0, BATCH)
+            while cursor:
+                shards.keep_lock(LOCK_SECONDS)
+                cursor = sweep(shards, key, cursor, BATCH)
         newest = 0
         for batch in _batches() if found or all_of_them else ():
             shards.keep_lock(LOCK_SECONDS)
-            times = {member_of(user_pk): seen for user_pk, seen in batch}
-            shards.write(
-                {
-                    member: Move(seen)
-                    for member, seen in times.items()
-                    if all_of_them or shards.key_of(member) in found
-                }
-            )
-            newest = max(newest, *times.values())
+            copy(shards, batch, shards.keys if all_of_them else found)
+            newest = max(newest, *(seen for _, _, seen in batch))
         shards.finish_filling(token, found, exact_from(newest or None, time.time()))
         return len(found)
     finally:
         shards.unlock()
 
 
-def _batches() -> Iterator[list[tuple[Any, int]]]:
-    """(user, seen) of the whole table; not times that a wrong clock made."""
-    rows = _table().filter(seen__lte=time.time() + conf.last_seen_seconds).order_by("pk")
+Rows = Sequence[tuple[int, Any, int]]
+
+
+def _rows(after: int, most: int) -> Rows:
+    """The next (pk, user, seen) of the table; not times that a wrong clock made."""
+    rows = _table().filter(seen__lte=latest(), pk__gt=after).order_by("pk")
+    return list(rows.values_list("pk", "user_id", "seen")[:most])
+
+
+def _batches() -> Iterator[Rows]:
+    """All of them."""
     last = 0
-    while batch := list(rows.filter(pk__gt=last).values_list("pk", "user_id", "seen")[:BATCH]):
-        yield [(user_pk, seen) for _, user_pk, seen in batch]
+    while batch := _rows(last, BATCH):
+        yield batch
         last = batch[-1][0]
 
 
-class Sweep:
-    """Goes round the shards, and removes members who are no users: whose deletion went past us, or
-    who were written again by somebody who did not know of it yet."""
+def latest() -> float:
+    """The latest time, in unix seconds, that may be right."""
+    return time.time() + conf.last_seen_seconds
+
+
+def copy(shards: Shards, rows: Rows, keys: Container[str]) -> None:
+    """Moves users of these shards forward to the table's times."""
+    moves = {member_of(user_pk): Move(seen) for _, user_pk, seen in rows}
+    of_keys = {member: move for member, move in moves.items() if shards.key_of(member) in keys}
+    shards.write(of_keys, latest())
+
+
+def sweep(shards: Shards, key: str, cursor: int, users: int) -> int:
+    """Removes about so many members who are no users from a shard: whose deletion went past us, or
+    who were written again by somebody who did not know of it yet. Returns the next cursor, 0 at
+    the end."""
+    cursor, members = shards.scan(key, cursor, users)
+    existing = existing_of(members)
+    gone = {member: Move(None) for member in members if member not in existing}
+    shards.write(gone, latest())
+    return cursor
+
+
+class Round:
+    """Goes round the shards and the table, and corrects what is in one only: members who are no
+    users, and users whose time a process had no chance to write."""
 
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
         self._number = self._cursor = 0
+        self._last = 0
+        self._is_swept = self._is_copied = False
 
     def step(self, users: int) -> bool:
-        """Looks at about so many users. True at the end of the round."""
+        """Looks at about so many. True once it is round."""
         key = self.shards.keys[self._number]
-        self._cursor, members = self.shards.scan(key, self._cursor, users)
-        existing = set(_existing(members))
-        self.shards.write({member: Move(None) for member in members if member not in existing})
+        self._cursor = sweep(self.shards, key, self._cursor, users)
         if self._cursor == 0:
             self._number = (self._number + 1) % len(self.shards.keys)
-        return self._cursor == 0 and self._number == 0
+            self._is_swept |= self._number == 0
+        rows = _rows(self._last, users)
+        copy(self.shards, rows, self.shards.keys)
+        self._last = rows[-1][0] if rows else 0
+        self._is_copied |= not rows
+        return self._is_swept and self._is_copied
 
 
-def _existing(members: Iterable[bytes]) -> Iterator[bytes]:
+def existing_of(members: Collection[bytes]) -> set[bytes]:
+    """Those of the members who are users with a souvenir."""
     field = _user_field()
-    keys = [field.to_python(member.decode()) for member in members]
+    keys = []
+    for member in members:
+        with suppress(ValueError, ValidationError):  # of users whose keys once were of another type
+            keys.append(field.to_python(member.decode()))
+    found: set[bytes] = set()
     for at in range(0, len(keys), 500):
-        found = _table().filter(user_id__in=keys[at : at + 500]).values_list("user_id", flat=True)
-        yield from map(member_of, found)
+        rows = _table().filter(user_id__in=keys[at : at + 500])
+        found.update(map(member_of, rows.values_list("user_id", flat=True)))
+    return found
 
 
 def _table() -> QuerySet[LastSeen]:

@@ -39,10 +39,12 @@ class Outbox:
             return {m: self._moves.pop(m) for m in list(islice(self._moves, users))}
 
     def give_back(self, moves: Mapping[bytes, Move]) -> None:
-        """Takes moves back that could not be written, before those that came meanwhile."""
+        """Takes moves back that could not be written, before those that came meanwhile. They are
+        not sure any more: others may have written."""
         with self._lock:
-            newer = {m: moves[m].then(move) for m, move in self._moves.items() if m in moves}
-            self._moves = {**moves, **self._moves, **newer}
+            old = {member: move._replace(is_sure=False) for member, move in moves.items()}
+            newer = {m: old[m].then(move) for m, move in self._moves.items() if m in old}
+            self._moves = {**old, **self._moves, **newer}
             self._bound()
 
     def _bound(self) -> None:

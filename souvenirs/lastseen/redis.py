@@ -13,22 +13,31 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, connections, router
 
 from souvenirs.breaker import PROBE_SECONDS, Breaker
 from souvenirs.conf import conf
-from souvenirs.lastseen import clients
+from souvenirs.lastseen import clients, outbox
 from souvenirs.lastseen.base import Activity, LastSeenStore, Reading, Warned
 from souvenirs.lastseen.database import DatabaseStore
-from souvenirs.lastseen.filling import Sweep, exact_from, fill, member_of, slot_start
+from souvenirs.lastseen.filling import (
+    Round,
+    exact_from,
+    existing_of,
+    fill,
+    latest,
+    member_of,
+    slot_start,
+)
 from souvenirs.lastseen.outbox import Outbox
 from souvenirs.lastseen.shards import Counts, Move, Shards
-from souvenirs.models import Sighting
+from souvenirs.models import LastSeen, Sighting
 
 logger = logging.getLogger("souvenirs")
 
 DELAY = 0.05  # seconds that moves wait for others, to be written with them
 AT_ONCE = 500  # users that are written together
+OLDEST = (6, 2)  # version of Redis: ZADD GT, ZMSCORE
 
 T = TypeVar("T")
 
@@ -51,13 +60,15 @@ class RedisStore(LastSeenStore):
         self.breaker = Breaker("The Redis of last-seen times")
         self.is_to_be_filled = False
         self._exact_from = 0.0  # as an Activity's, when Redis was asked for the last time
-        self._round = Sweep(self.shards)
+        self._filling = Breaker("Filling Redis with last-seen times")
+        self._round = Round(self.shards)
         self._filler: threading.Thread | None = None
         self.begin_outbox()
 
     def begin_outbox(self) -> None:
         """Leaves what is to be written to whoever else has it, such as the parent of a fork."""
         self.outbox = Outbox()
+        self.unsure = Outbox()
         self._is_waited_for = threading.Event()  # something is to be written
         self._starting = threading.Lock()
         self._sending = threading.Lock()
@@ -69,7 +80,7 @@ class RedisStore(LastSeenStore):
         if self.with_table:
             self.table.touch(sighting)
         if sighting.seen is not None:
-            move = Move(sighting.seen, is_known=True, latest=sighting.latest)
+            move = Move(sighting.seen, is_sure=False, latest=sighting.latest)
             self._put({sighting.user_pk: move})
 
     def follow(self, newest: Mapping[Any, int], latest: int | None = None) -> None:
@@ -79,19 +90,17 @@ class RedisStore(LastSeenStore):
         self._put({user_pk: Move(None)})
 
     def _put(self, moves: Mapping[Any, Move]) -> None:
-        if len(moves) == 1:
-            self.outbox.add({member_of(user_pk): move for user_pk, move in moves.items()})
-            if not self._is_waited_for.is_set():
-                self._call_sender()
-            return
         waiting = iter(moves.items())
         while some := {member_of(user_pk): move for user_pk, move in islice(waiting, AT_ONCE)}:
             self.outbox.add(some)
-            self.flush()
+            if len(moves) > 1 and len(self.outbox) > outbox.MOST // 2:
+                self.flush()
+        if not (self._is_waited_for.is_set() and self._sender and self._sender.is_alive()):
+            self._call_sender()
 
     def _call_sender(self) -> None:
         with self._starting:
-            if self._sender is None:
+            if self._sender is None or not self._sender.is_alive():
                 self._sender = self._start_thread("souvenirs-outbox", self._send_in_thread)
             if self._sender is not None:
                 self._is_waited_for.set()
@@ -113,6 +122,33 @@ class RedisStore(LastSeenStore):
             self._is_waited_for.clear()
             while not self.flush():
                 time.sleep(PROBE_SECONDS)
+            if self.unsure:
+                try:
+                    self.settle()
+                finally:
+                    connections.close_all()
+                if self.outbox:
+                    self._is_waited_for.set()
+
+    def settle(self, reading: Reading = nullcontext) -> None:
+        """Asks the table about moves that are not sure: of users who exist, times are written;
+        others are removed. Not in somebody's transaction, which need not see who exists now."""
+        using = router.db_for_write(LastSeen)
+        if connections[using].in_atomic_block:
+            return
+        while moves := self.unsure.take(AT_ONCE):
+            try:
+                with reading(using):
+                    existing = existing_of(moves)
+            except Exception:  # whoever else asks that database tells that it fails
+                self.unsure.give_back(moves)
+                return
+            for member, move in moves.items():
+                if member not in existing:
+                    self.outbox.add({member: Move(None)})
+                elif move.seen is not None:
+                    self.outbox.add({member: move._replace(is_sure=True)})
+            self.flush()
 
     def flush(self) -> bool:
         """Writes what is to be written. False if that has to wait, for Redis is away."""
@@ -138,7 +174,7 @@ class RedisStore(LastSeenStore):
                 raise
         while moves := self.outbox.take(AT_ONCE):
             try:
-                self.shards.write(moves)
+                self.unsure.add(self.shards.write(moves, latest()))
             except BaseException:
                 self.outbox.give_back(moves)
                 raise
@@ -169,6 +205,8 @@ class RedisStore(LastSeenStore):
     def activity(
         self, cuts: Sequence[float], until: float, using: str, reading: Reading = nullcontext
     ) -> Activity:
+        if self.flush() and self.unsure:
+            self.settle(reading)
         counts = self._ask(lambda: self._count(cuts, until))
         now = time.time()
         if counts is not None and counts.is_whole:
@@ -208,7 +246,7 @@ class RedisStore(LastSeenStore):
     def keep_up(self) -> None:
         """Begins to fill lost shards, in a thread of its own."""
         is_filling = self._filler is not None and self._filler.is_alive()
-        if self.is_to_be_filled and not is_filling:
+        if self.is_to_be_filled and not is_filling and self._filling.allows():
             self._filler = self._start_thread("souvenirs-filling", self._fill_in_thread)
 
     def _fill_in_thread(self) -> None:
@@ -221,9 +259,10 @@ class RedisStore(LastSeenStore):
         started = time.monotonic()
         try:
             filled = fill(self.shards, all_of_them=self.with_table)
-        except Exception as error:  # the next scrape begins again
-            logger.exception("Redis cannot be filled with last-seen times: %r", error)
+        except Exception as error:  # a later scrape begins again
+            self._filling.failure(error)
             return
+        self._filling.success()
         if filled:
             took = time.monotonic() - started
             logger.warning("Filled %d lost shards of last-seen times in %.1f s", filled, took)
@@ -244,22 +283,35 @@ class RedisStore(LastSeenStore):
 
     def _sweep_all(self) -> None:
         self.flush()
-        round_ = Sweep(self.shards)
+        whole = Round(self.shards)
         try:
-            while not round_.step(AT_ONCE):
+            while not whole.step(AT_ONCE):
                 pass
         except Exception as error:
             logger.exception("Redis cannot be swept of users who are none: %r", error)
 
     def warning(self) -> Warned | None:
-        policies = self.shards.evicting()
-        if not policies:
-            return None
-        return Warned(
-            f"The Redis of SOUVENIRS_LAST_SEEN_STORE may evict keys (maxmemory-policy"
-            f" {', '.join(sorted(policies))}), a sixteenth of all last-seen times each.",
-            "Set its maxmemory-policy to noeviction, or use a server of its own.",
-        )
+        facts = self.shards.servers()
+        versions = {each["redis_version"] for each in facts}
+        if old := {each for each in versions if version_of(each) < OLDEST}:
+            return Warned(
+                f"The Redis of SOUVENIRS_LAST_SEEN_STORE is {', '.join(sorted(old))}, and has to be"
+                f" {'.'.join(map(str, OLDEST))} at least.",
+                "Upgrade it, or set SOUVENIRS_LAST_SEEN_STORE to another one.",
+            )
+        policies = {each["maxmemory_policy"] for each in facts if each["maxmemory"]}
+        # The others drop keys that expire only, and ours do not
+        if evicting := {policy for policy in policies if policy.startswith("allkeys")}:
+            return Warned(
+                "The Redis of SOUVENIRS_LAST_SEEN_STORE may evict keys (maxmemory-policy"
+                f" {', '.join(sorted(evicting))}), a sixteenth of all last-seen times each.",
+                "Set its maxmemory-policy to noeviction, or use a server of its own.",
+            )
+        return None
+
+
+def version_of(text: Any) -> tuple[int, ...]:
+    return tuple(int(part) for part in str(text).split(".")[:2])
 
 
 def current_store() -> RedisStore | None:
@@ -270,11 +322,13 @@ def current_store() -> RedisStore | None:
 def after_fork() -> None:
     if store := current_store():
         store.begin_outbox()
+        store.shards.after_fork()
 
 
 def at_exit() -> None:
     """A process that ends writes what is left, if the server lets it."""
     if store := current_store():
+        store.breaker.untried()
         store.flush()
 
 
@@ -297,5 +351,8 @@ def read(
         raise ValueError('LOCATION is missing, such as "redis://127.0.0.1:6379/1"')
     if not isinstance(KEY_PREFIX, str) or "{" in KEY_PREFIX:
         raise ValueError(f"KEY_PREFIX is {KEY_PREFIX!r}, which is no string without a hash tag")
+    for name, value in {"CLUSTER": CLUSTER, "WITH_TABLE": WITH_TABLE}.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}, which is neither True nor False")
     make_client = clients.maker(LOCATION, OPTIONS or {}, cluster=CLUSTER, sentinel=SENTINEL)
     return Shards(make_client, KEY_PREFIX), WITH_TABLE

@@ -46,14 +46,14 @@ class Move(NamedTuple):
     """What is to be written of a user.
 
     seen: their last-seen time goes forward to this. None: they have been deleted.
-    is_known: nothing, if they are not there, for then they have been deleted, or the shard is still
-        to be filled.
+    is_sure: the table said so just now. Else somebody else may have deleted them meanwhile, or made
+        a user with the same key.
     latest: as a Sighting's.
     is_new: somebody else had their key before, and has been deleted.
     """
 
     seen: int | None
-    is_known: bool = False
+    is_sure: bool = True
     latest: int | None = None
     is_new: bool = False
 
@@ -62,11 +62,11 @@ class Move(NamedTuple):
         if later.seen is None or later.is_new:
             return later
         if self.seen is None:
-            return self if later.is_known else later._replace(is_new=True)
+            return later._replace(is_new=True)
         is_wrong = later.latest is not None and self.seen > later.latest
         return Move(
             later.seen if is_wrong else max(self.seen, later.seen),
-            self.is_known and later.is_known,
+            self.is_sure or later.is_sure,
             self.latest if later.latest is None else later.latest,
             self.is_new,
         )
@@ -105,6 +105,11 @@ class Shards:
         """Has the next call find out anew which servers there are."""
         self._client = None
 
+    def after_fork(self) -> None:
+        # Kept: to close it may wait for a lock that a thread of the parent holds
+        self._client_of_parent = self._client
+        self.reconnect()
+
     def server_of(self, key: str) -> Any:
         # Not a Cluster's client: where a node is away, some of its versions try again for seconds
         ((server, _),) = by_server(self.client, [key])
@@ -120,36 +125,47 @@ class Shards:
         seen = self.server_of(key).zscore(key, member)
         return None if seen is None else int(seen)
 
-    def write(self, moves: Mapping[bytes, Move]) -> None:
-        """In one round trip to each server; in two, if some may replace a time after `latest`."""
+    def write(self, moves: Mapping[bytes, Move], latest: float) -> dict[bytes, Move]:
+        """In one round trip to each server; in two, if times after `latest` are to be replaced.
+
+        Returns those that are not sure, and have to be: who are not there, or were deleted.
+        """
+        unsure = {
+            member: move
+            for member, move in moves.items()
+            if not move.is_sure and (move.seen is None or move.is_new)
+        }
         of_key: dict[str, dict[bytes, Move]] = {}
         for member, move in moves.items():
-            of_key.setdefault(self.key_of(member), {})[member] = move
+            if member not in unsure:
+                of_key.setdefault(self.key_of(member), {})[member] = move
         for server, keys in by_server(self.client, of_key):
-            pipe = server.pipeline(transaction=False)
-            sent: list[tuple[str, dict[bytes, int]]] = []
+            pipe: Any = server.pipeline(transaction=False)
+            sent: list[tuple[str, list[bytes]]] = []
             for key in keys:
                 of = of_key[key]
                 gone = [member for member, move in of.items() if move.seen is None or move.is_new]
                 if gone:
                     pipe.zrem(key, *gone)
-                    sent.append((key, {}))
-                for is_known in (False, True):
-                    times = {
-                        member: move.seen
-                        for member, move in of.items()
-                        if move.seen is not None and move.is_known == is_known
-                    }
-                    if times:
-                        pipe.zadd(key, times, gt=True, xx=is_known, ch=True)
-                        sent.append((key, times))
-            for (key, times), moved in zip(sent, pipe.execute()):
-                if moved >= len(times):
-                    continue
-                for member, seen in times.items():
-                    if (latest := of_key[key][member].latest) is not None:
-                        pipe.eval(REPLACE, 1, key, member, seen, latest)
+                times = {member: move.seen for member, move in of.items() if move.seen is not None}
+                asked = [m for m in times if not of[m].is_sure or of[m].latest is not None]
+                if asked:
+                    sent.append((key, asked))
+                    pipe.zmscore(key, asked)
+                for is_sure in (True, False):
+                    some = {m: seen for m, seen in times.items() if of[m].is_sure == is_sure}
+                    if some:
+                        pipe.zadd(key, some, gt=True, xx=not is_sure)
+            known_before = [answer for answer in pipe.execute() if isinstance(answer, list)]
+            for (key, asked), scores in zip(sent, known_before):
+                for member, known in zip(asked, scores):
+                    move = moves[member]
+                    if known is None and not move.is_sure:
+                        unsure[member] = move
+                    elif known is not None and known > latest and move.latest is not None:
+                        pipe.eval(REPLACE, 1, key, member, move.seen, latest)
             pipe.execute()
+        return unsure
 
     def count(self, cuts: Sequence[float], until: float) -> Counts:
         """All ranks in one round trip to each server. Each shard's are of one moment; those of two
@@ -181,13 +197,12 @@ class Shards:
             whole_since=max(whole, default=0),
         )
 
-    def evicting(self) -> set[str]:
-        """The policies by which servers drop keys when their memory is full."""
-        found = set()
+    def servers(self) -> list[dict[str, Any]]:
+        """What INFO says of each, in its sections "server" and "memory"."""
+        found = []
         for server, _ in by_server(self.client, self.keys):
-            memory = server.info("memory")  # CONFIG GET is often forbidden
-            if memory["maxmemory"] and memory["maxmemory_policy"] != "noeviction":
-                found.add(memory["maxmemory_policy"])
+            server.eval("return 1", 0)  # as often forbidden as needed
+            found.append({**server.info("server"), **server.info("memory")})
         return found
 
     def scan(self, key: str, cursor: int, count: int) -> tuple[int, list[bytes]]:
