@@ -397,7 +397,7 @@ def test_windows__are_back_as_soon_as_they_are_known(
             collect()
         for minutes in range(0, 150, 5):
             known = [
-                name for name, length in durations.items() if length >= 120 or minutes >= length
+                name for name, length in durations.items() if length >= 120 or minutes > length
             ]
             samples = collect()
             assert list(windows(samples)) == known, minutes
@@ -405,7 +405,7 @@ def test_windows__are_back_as_soon_as_they_are_known(
             for name, length in durations.items():
                 if length >= 120:
                     start = datetime.now(timezone.utc) - length * MINUTE
-                    start = start if start >= wiped else start.replace(minute=0)
+                    start = start if start > wiped else start.replace(minute=0)
                     people = sum(when >= start for when in visits.values())
                     assert windows(samples)[name] == people, (minutes, name)
             clock.shift(5 * MINUTE)

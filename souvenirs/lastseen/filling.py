@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import suppress
@@ -34,14 +35,15 @@ def slot_start(t: float) -> float:
     return slot_containing(t, conf.ratelimit_seconds, conf.zone).start
 
 
-def exact_from(newest: int | None, now: float) -> float:
+def exact_from(newest: int | None, now: float) -> int:
     """From when on the table's times are as good as a store's, if this is its newest one: a time
     in the table is up to a slot behind, but not beyond the slot's end."""
     if newest is None:
         return 0
     if not conf.ratelimit_seconds:
         return newest
-    return min(now, slot_containing(newest, conf.ratelimit_seconds, conf.zone).end)
+    slot = slot_containing(newest, conf.ratelimit_seconds, conf.zone)
+    return min(math.floor(now) + 1, math.ceil(slot.end))
 
 
 def fill(shards: Shards, *, all_of_them: bool = False) -> int | None:

@@ -9,7 +9,6 @@ moments), has no such mark of its own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -126,7 +125,8 @@ class Shards:
         return None if seen is None else int(seen)
 
     def write(self, moves: Mapping[bytes, Move], latest: float) -> dict[bytes, Move]:
-        """In one round trip to each server; in two, if times after `latest` are to be replaced.
+        """In one round trip to each server, and more for those whose time did not move: one after
+        `latest` is replaced.
 
         Returns those that are not sure, and have to be: who are not there, or were deleted.
         """
@@ -147,23 +147,27 @@ class Shards:
                 gone = [member for member, move in of.items() if move.seen is None or move.is_new]
                 if gone:
                     pipe.zrem(key, *gone)
-                times = {member: move.seen for member, move in of.items() if move.seen is not None}
-                asked = [m for m in times if not of[m].is_sure or of[m].latest is not None]
-                if asked:
-                    sent.append((key, asked))
-                    pipe.zmscore(key, asked)
+                    sent.append((key, []))
                 for is_sure in (True, False):
-                    some = {m: seen for m, seen in times.items() if of[m].is_sure == is_sure}
-                    if some:
-                        pipe.zadd(key, some, gt=True, xx=not is_sure)
-            known_before = [answer for answer in pipe.execute() if isinstance(answer, list)]
-            for (key, asked), scores in zip(sent, known_before):
-                for member, known in zip(asked, scores):
-                    move = moves[member]
-                    if known is None and not move.is_sure:
+                    times = {
+                        member: move.seen
+                        for member, move in of.items()
+                        if move.seen is not None and move.is_sure == is_sure
+                    }
+                    if times:
+                        pipe.zadd(key, times, gt=True, xx=not is_sure, ch=True)
+                        sent.append((key, list(times)))
+            moved = pipe.execute()
+            behind = [each for each, number in zip(sent, moved) if number < len(each[1])]
+            for key, members in behind:
+                pipe.zmscore(key, members)
+            for (key, members), scores in zip(behind, pipe.execute()):
+                for member, known in zip(members, scores):
+                    seen, is_sure, replaced_after, _ = move = moves[member]
+                    if not is_sure and (known is None or known < seen):
                         unsure[member] = move
-                    elif known is not None and known > latest and move.latest is not None:
-                        pipe.eval(REPLACE, 1, key, member, move.seen, latest)
+                    elif replaced_after is not None and known is not None and known > latest:
+                        pipe.eval(REPLACE, 1, key, member, seen, latest)
             pipe.execute()
         return unsure
 
@@ -225,11 +229,11 @@ class Shards:
                     found[key] = run
         return found
 
-    def finish_filling(self, token: str, found: Mapping[str, bytes], since: float) -> None:
+    def finish_filling(self, token: str, found: Mapping[str, bytes], since: int) -> None:
         """Marks those as whole that have not been lost again meanwhile."""
         for key, run in found.items():
             mark = FILLING + token.encode()
-            self.server_of(key).eval(FINISH, 1, key, mark, BELOW + math.ceil(since), WHOLE + run)
+            self.server_of(key).eval(FINISH, 1, key, mark, BELOW + since, WHOLE + run)
 
     def unmark(self) -> None:
         """No shard is whole: something is lost that was to be written."""
