@@ -122,7 +122,9 @@ def visits(stores: dict[str, Any], rounds: int, bar: Any) -> dict[tuple[str, str
         for turn in range(rounds + 1):
             for ahead, kind in (HOUR, FIRST_HOUR), (60, FIRST_MINUTE):
                 clock.set_forward(ahead)
-                for number, (name, store) in enumerate(stores.items()):
+                numbered = list(enumerate(stores.items()))
+                first = turn % len(numbered)
+                for number, (name, store) in numbered[first:] + numbered[:first]:
                     conf.__dict__["last_seen_store"] = store
                     own = users[number * VISITORS : (number + 1) * VISITORS]
                     took = seconds(lambda: record(store, own)) / len(own) * 1e6  # noqa: B023
@@ -170,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ),
         }
         stores: dict[str, Any] = {"table": DatabaseStore({}), **on_redis}
-        bar = stack.enter_context(tqdm(total=5 * options.rounds, unit="round"))
+        bar = stack.enter_context(tqdm(total=6 * options.rounds, unit="round"))
         found: dict[tuple[str, int], float] = {}
         rows: list[list[Any]] = []
         facts: list[list[Any]] = []
@@ -193,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, each in times.items():
                 found[name, users] = statistics.median(each)
                 rows.append([users, name, found[name, users], statistics.quantiles(each, n=20)[-1]])
-        recording = visits(stores, options.rounds // 5, bar)
+        recording = visits(stores, options.rounds // 2, bar)
 
     print("Scrapes\n\n" + tabulate(rows, ["users", "", "median, ms", "95%, ms"], floatfmt=".2f"))
     headers = ["users", "", "to fill it, s", "bytes a user"]
