@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +146,7 @@ def test_key_prefix__keeps_sites_apart(redis_entry: Any) -> None:
 @with_databases
 @pytest.mark.own_site
 def test_location__with_a_password_and_tls(tmp_path: Path) -> None:
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
-         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key", "-out",
-         "cert"],
-        cwd=tmp_path, check=True, capture_output=True,
-    )  # fmt: skip
+    make_certificate(tmp_path)
     port = servers.free_port()
     options = [
         "--tls-port", str(port), "--tls-cert-file", str(tmp_path / "cert"), "--tls-key-file",
@@ -168,6 +165,47 @@ def test_location__with_a_password_and_tls(tmp_path: Path) -> None:
         socket = {**REDIS, "LOCATION": f"unix://{tmp_path}/socket?db=3"}
         with using({**socket, "OPTIONS": {"password": "a:b"}}) as store:
             assert store.shards.client.dbsize() == 16
+
+
+@with_databases
+@pytest.mark.own_site
+def test_location__of_sentinels_with_tls(tmp_path: Path) -> None:
+    make_certificate(tmp_path)
+    trust = ["--tls-ca-cert-file", str(tmp_path / "cert"), "--tls-auth-clients", "no"]
+    own = ["--tls-cert-file", str(tmp_path / "cert"), "--tls-key-file", str(tmp_path / "key")]
+    master, port = servers.free_port(), servers.free_port()
+    config = tmp_path / "sentinel.conf"
+    config.write_text(f"bind 127.0.0.1\ndir {tmp_path}\nsentinel monitor m 127.0.0.1 {master} 1\n")
+    tls = [*own, *trust, "--tls-replication", "yes", "--port", "0", "--tls-port"]
+    command = ["redis-server", str(config), "--sentinel", *tls, str(port)]
+    ready = partial(servers.accepts, port)
+    with (
+        servers.redis(master, *tls, str(master)),
+        servers.running(command, ready, tmp_path / "log"),
+    ):
+        entry = {**REDIS, "LOCATION": f"rediss://127.0.0.1:{port}", "SENTINEL": "m"}
+        trusted = {"ssl_ca_certs": str(tmp_path / "cert")}
+        with override_settings(SOUVENIRS_LAST_SEEN_STORE={**entry, "OPTIONS": trusted}):
+            store: Any = conf.last_seen_store
+            servers.wait_until(lambda: knows_master(store))
+            store.follow({NOBODY: 5})
+            assert store.get(NOBODY) == 5
+            stores.retire(store)
+
+
+def knows_master(store: Any) -> bool:
+    with suppress(redis.ConnectionError):
+        return bool(store.shards.client.ping())
+    return False
+
+
+def make_certificate(path: Path) -> None:
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key", "-out",
+         "cert"],
+        cwd=path, check=True, capture_output=True,
+    )  # fmt: skip
 
 
 AT = {"LOCATION": "redis://a"}
