@@ -66,7 +66,17 @@ def clear(store: RedisStore) -> None:
         store.shards.client.delete(key)
 
 
-@pytest.fixture(params=["database", "redis", "sentinel", "cluster"])
+OWN_SITE = pytest.mark.own_site  # with one database only, for they take their time
+
+
+@pytest.fixture(
+    params=[
+        "database",
+        "redis",
+        pytest.param("sentinel", marks=OWN_SITE),
+        pytest.param("cluster", marks=OWN_SITE),
+    ]
+)
 def store(request: Any, transactional_db: None) -> Iterator[LastSeenStore]:
     entry = DATABASE
     if request.param != "database":

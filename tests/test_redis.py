@@ -42,7 +42,7 @@ LATER = (NOON + timedelta(days=9)).timestamp()
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 
 
-@pytest.fixture(params=["redis", "cluster"])
+@pytest.fixture(params=["redis", pytest.param("cluster", marks=stores.OWN_SITE)])
 def store(request: Any, transactional_db: None) -> Iterator[RedisStore]:
     with using(request.getfixturevalue(f"{request.param}_entry")) as made:
         yield made
