@@ -17,7 +17,8 @@ class Breaker:
     After a failure `allows` says no for PROBE_SECONDS, then lets one caller through to probe, and
     everybody again after a success. Whoever was let through tells what came of it: `success`,
     `failure`, or `untried` if the server was not asked. Failures are logged with their cause, at
-    most once in LOG_SECONDS; the message tells how many were not logged.
+    most once in LOG_SECONDS; the message tells how many were not logged. So is the first success
+    after a failure that was logged.
     """
 
     def __init__(self, what: str) -> None:
