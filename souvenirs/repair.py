@@ -29,7 +29,6 @@ def repair(on_step: Callable[[Interval], None] | None = None) -> None:
     """
     using = router.db_for_write(Rollup)
     catch_up_last_seen(using)
-    conf.last_seen_store.fill()
     conf.last_seen_store.sweep()
     start = first_recorded(using)
     while start is not None and start < rollups.watermark(using).rolled_up:

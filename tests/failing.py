@@ -3,6 +3,7 @@ over the fixtures."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import signal
@@ -21,6 +22,7 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import override_settings
 
+from souvenirs.breaker import PROBE_SECONDS
 from tests import servers
 
 LOCK_SECONDS = 0.6  # how long a site here waits for a lock
@@ -357,3 +359,35 @@ def case(request: Any, keep_history_in: Callable[..., None]) -> Case:
 def cases(*functions: Callable[..., Case]) -> pytest.MarkDecorator:
     ids = [function.__name__ for function in functions]
     return pytest.mark.parametrize("case", functions, indirect=True, ids=ids)
+
+
+# Breakers, and what they say
+
+
+class BreakerClock:
+    """A monotonic clock that stands still, so that a slow machine gets no second probe."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pass_period(self) -> None:
+        self.now += PROBE_SECONDS
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> BreakerClock:
+    clock = BreakerClock()
+    monkeypatch.setattr("souvenirs.breaker.time", clock)
+    return clock
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged as an error, with its cause."""
+    return [
+        f"{record.getMessage()} {record.exc_info and record.exc_info[1]}"
+        for record in caplog.records
+        if record.name == "souvenirs" and record.levelno == logging.ERROR
+    ]

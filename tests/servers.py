@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 START_SECONDS = 60
@@ -220,6 +221,22 @@ def redis(
             yield f"redis://127.0.0.1:{port}/0", process
 
 
+def port_of(url: str) -> int:
+    port = urlsplit(url).port
+    assert port is not None
+    return port
+
+
+def certificate(path: Path) -> None:
+    """Makes the files "cert" and "key" there, of a server on loopback."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key", "-out",
+         "cert"],
+        cwd=path, check=True, capture_output=True,
+    )  # fmt: skip
+
+
 class RedisNodes:
     """Servers by their ports, which can be ended and started again."""
 
@@ -252,8 +269,8 @@ def redis_cli(*arguments: str) -> str:
     return done.stdout
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def wait_until(is_so: Callable[[], bool], seconds: float = START_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -18,6 +18,7 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from tests import servers
 from tests.conftest import site_environ
 
 pytestmark = pytest.mark.own_site
@@ -123,15 +124,10 @@ def test_exporter__token_file(site: Path) -> None:
 
 
 def test_exporter__tls(site: Path) -> None:
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
-         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key", "-out",
-         "cert"],
-        cwd=site, check=True, capture_output=True,
-    )  # fmt: skip
+    servers.certificate(site)
     with exporter(site, ":0", "--tls-cert", "cert", "--tls-key", "key") as (url, _):
         assert url.startswith("https://")
-        port = int(url.split(":")[-1])
+        port = servers.port_of(url)
         with socket.create_connection(("127.0.0.1", port)):  # who says nothing stops nobody
             page = requests.get(f"{url}/metrics", verify=str(site / "cert"), timeout=30)
     assert "souvenirs_up 1.0" in page.text
@@ -176,7 +172,7 @@ def test_exporter__closes_its_connections(site: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_exporter__ends_on_a_signal_when_requests_are_answered(site: Path, number: int) -> None:
     with exporter(site, ":0") as (url, process):
-        port = int(url.split(":")[-1])
+        port = servers.port_of(url)
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"GET /metrics HTTP/1.0\r\n")
             time.sleep(0.3)  # it waits for the rest
@@ -190,7 +186,7 @@ def test_exporter__ends_on_a_signal_when_requests_are_answered(site: Path, numbe
 
 def test_exporter__ends_though_a_client_never_gets_to_its_point(site: Path) -> None:
     with exporter(site, ":0") as (url, process):
-        port = int(url.split(":")[-1])
+        port = servers.port_of(url)
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
             time.sleep(0.3)

@@ -7,7 +7,6 @@ works again. Souvenirs are in a database of their own here, so that what fails i
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -36,9 +35,11 @@ from tests.failing import (
     LOCK_SECONDS,
     REFUSING,
     Asked,
+    BreakerClock,
     Case,
     Entry,
     cases,
+    errors,
     frozen,
     locked,
     new_database,
@@ -58,6 +59,7 @@ pytestmark = [
 
 postgresql, mariadb = failing.postgresql, failing.mariadb
 asked, keep_history_in, case = failing.asked, failing.keep_history_in, failing.case
+clock = failing.clock
 
 
 # A site, and its users
@@ -146,35 +148,6 @@ def crowd(transactional_db: None, asked: Asked) -> Iterator[Crowd]:
 @pytest.fixture
 def ada(crowd: Crowd) -> User:
     return User.objects.get(username="ada")
-
-
-class BreakerClock:
-    """A monotonic clock that stands still, so that a slow machine gets no second probe."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def pass_period(self) -> None:
-        self.now += PROBE_SECONDS
-
-
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> BreakerClock:
-    clock = BreakerClock()
-    monkeypatch.setattr("souvenirs.breaker.time", clock)
-    return clock
-
-
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged as an error, with its cause."""
-    return [
-        f"{record.getMessage()} {record.exc_info and record.exc_info[1]}"
-        for record in caplog.records
-        if record.name == "souvenirs" and record.levelno == logging.ERROR
-    ]
 
 
 # The database of souvenirs fails
@@ -400,7 +373,7 @@ def redis_stopped(stack: ExitStack, url: str, process: Any) -> Case:
         process.terminate()
         process.wait(10)
         yield
-        stack.enter_context(servers.redis(int(url.split(":")[-1].split("/")[0])))
+        stack.enter_context(servers.redis(servers.port_of(url)))
 
     return Case(broken, "Error 111")
 

@@ -146,7 +146,7 @@ def test_key_prefix__keeps_sites_apart(redis_entry: Any) -> None:
 @with_databases
 @pytest.mark.own_site
 def test_location__with_a_password_and_tls(tmp_path: Path) -> None:
-    make_certificate(tmp_path)
+    servers.certificate(tmp_path)
     port = servers.free_port()
     options = [
         "--tls-port", str(port), "--tls-cert-file", str(tmp_path / "cert"), "--tls-key-file",
@@ -170,7 +170,7 @@ def test_location__with_a_password_and_tls(tmp_path: Path) -> None:
 @with_databases
 @pytest.mark.own_site
 def test_location__of_sentinels_with_tls(tmp_path: Path) -> None:
-    make_certificate(tmp_path)
+    servers.certificate(tmp_path)
     trust = ["--tls-ca-cert-file", str(tmp_path / "cert"), "--tls-auth-clients", "no"]
     own = ["--tls-cert-file", str(tmp_path / "cert"), "--tls-key-file", str(tmp_path / "key")]
     master, port = servers.free_port(), servers.free_port()
@@ -197,15 +197,6 @@ def knows_master(store: Any) -> bool:
     with suppress(redis.ConnectionError):
         return bool(store.shards.client.ping())
     return False
-
-
-def make_certificate(path: Path) -> None:
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
-         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key", "-out",
-         "cert"],
-        cwd=path, check=True, capture_output=True,
-    )  # fmt: skip
 
 
 AT = {"LOCATION": "redis://a"}
@@ -305,7 +296,7 @@ def test_check__tells_that_a_command_is_forbidden(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with servers.redis() as (url, _):
-        port = url.split(":")[-1].split("/")[0]
+        port = str(servers.port_of(url))
         rules = ["on", ">pw", "~*", "+@all", f"-{command}"]
         servers.redis_cli("-p", port, "acl", "setuser", "site", *rules)
         entry = {**REDIS, "LOCATION": f"redis://site:pw@127.0.0.1:{port}"}

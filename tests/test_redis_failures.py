@@ -6,7 +6,6 @@ and all is over when the server works again.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -25,7 +24,6 @@ from django.http import HttpRequest, HttpResponse
 from django.test import Client, override_settings
 from django.urls import path
 
-from souvenirs.breaker import PROBE_SECONDS
 from souvenirs.conf import conf
 from souvenirs.control import last_seen, souvenez
 from souvenirs.lastseen import outbox
@@ -35,8 +33,8 @@ from souvenirs.lastseen.redis import RedisStore
 from souvenirs.lastseen.shards import Shards
 from souvenirs.models import LastSeen, Rollup, Souvenir
 from souvenirs.signals import souvenir_recorded
-from tests import servers, stores
-from tests.failing import frozen
+from tests import failing, servers, stores
+from tests.failing import BreakerClock, errors, frozen
 from tests.stores import REDIS, collect, windows
 
 pytestmark = [
@@ -44,6 +42,8 @@ pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.urls(__name__),
 ]
+
+clock = failing.clock
 
 SECONDS = 0.3  # how long the site here waits for Redis
 NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
@@ -93,7 +93,7 @@ def redis_frozen(stack: ExitStack, tmp_path: Path) -> Case:
 
 def redis_full(stack: ExitStack, tmp_path: Path) -> Case:
     url, _ = stack.enter_context(servers.redis())
-    port = url.split(":")[-1].split("/")[0]
+    port = str(servers.port_of(url))
 
     @contextmanager
     def broken() -> Iterator[None]:
@@ -165,7 +165,7 @@ def wait_for_cluster(nodes: servers.RedisNodes, *ports: int) -> None:
 
 
 def wait_for_sentinel(url: str, master: int) -> None:
-    sentinel: Any = redis.Sentinel([("127.0.0.1", int(url.split(":")[-1]))])  # type: ignore
+    sentinel: Any = redis.Sentinel([("127.0.0.1", servers.port_of(url))])  # type: ignore
 
     def is_told() -> bool:
         with suppress(redis.ConnectionError):  # while it finds out whether that one is well
@@ -228,26 +228,6 @@ def site(entry: dict[str, Any]) -> Iterator[None]:
         stores.retire(store())
 
 
-class BreakerClock:
-    """A monotonic clock that stands still, so that a slow machine gets no second probe."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def pass_period(self) -> None:
-        self.now += PROBE_SECONDS
-
-
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> BreakerClock:
-    clock = BreakerClock()
-    monkeypatch.setattr("souvenirs.breaker.time", clock)
-    return clock
-
-
 class Crowd:
     """Users who are signed in. results: those of their visits, as the signal tells them."""
 
@@ -296,14 +276,6 @@ def store() -> RedisStore:
     made = conf.last_seen_store
     assert isinstance(made, RedisStore)
     return made
-
-
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [
-        f"{record.getMessage()} {record.exc_info and record.exc_info[1]}"
-        for record in caplog.records
-        if record.name == "souvenirs" and record.levelno == logging.ERROR
-    ]
 
 
 def test_redis__that_fails_does_no_harm_and_nothing_is_lost(

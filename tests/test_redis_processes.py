@@ -62,6 +62,12 @@ class Process:
         with self.running():
             return what(*arguments, **more)
 
+    def do_while_frozen(self, server: Any, what: Callable[..., Any], *arguments: Any) -> None:
+        """What it has to write waits, then."""
+        with frozen(server.pid):
+            self.do(what, *arguments)
+            assert not self.write()
+
     def write(self) -> bool:
         """What its thread does; and five seconds have passed since it tried before. False if Redis
         is away."""
@@ -116,12 +122,10 @@ def test_time__that_waited_takes_no_newer_one_back(
     a, b = processes
     a.do(souvenez, user)
     assert a.write()
-    with frozen(server.pid):
-        clock.shift(MINUTE)
-        a.do(souvenez, user)
-        assert not a.write()
-        clock.shift(5 * MINUTE)
-        b.do(souvenez, user)
+    clock.shift(MINUTE)
+    a.do_while_frozen(server, souvenez, user)
+    clock.shift(5 * MINUTE)
+    b.do(souvenez, user)
     assert b.write()
     assert a.write()
     assert seen_in_redis(site) == NOON + 6 * MINUTE
@@ -131,11 +135,9 @@ def test_first_souvenir__that_waited_loses_no_later_time(
     site: RedisStore, processes: list[Process], user: Any, clock: Any, server: Any
 ) -> None:
     a, b = processes
-    with frozen(server.pid):
-        a.do(souvenez, user)
-        assert not a.write()
-        clock.shift(30 * MINUTE)
-        b.do(souvenez, user)
+    a.do_while_frozen(server, souvenez, user)
+    clock.shift(30 * MINUTE)
+    b.do(souvenez, user)
     assert b.write()
     assert a.write()
     assert seen_in_redis(site) == NOON + 30 * MINUTE
@@ -145,9 +147,7 @@ def test_first_souvenir__of_a_process_that_ended_is_made_good_by_the_next_visit(
     site: RedisStore, processes: list[Process], user: Any, clock: Any, server: Any
 ) -> None:
     a, b = processes
-    with frozen(server.pid):
-        a.do(souvenez, user)
-        assert not a.write()
+    a.do_while_frozen(server, souvenez, user)
     clock.shift(5 * MINUTE)
     b.do(souvenez, user)
     assert b.write()
@@ -157,8 +157,7 @@ def test_first_souvenir__of_a_process_that_ended_is_made_good_by_the_next_visit(
 def test_first_souvenir__of_a_process_that_ended_is_made_good_by_scrapes(
     site: RedisStore, processes: list[Process], user: Any, clock: Any, server: Any
 ) -> None:
-    with frozen(server.pid):
-        processes[0].do(souvenez, user)
+    processes[0].do_while_frozen(server, souvenez, user)
     clock.shift(2 * HOUR)
     collect()
     assert windows(collect())["1d"] == 1
@@ -168,10 +167,8 @@ def test_deleted_user__is_not_made_by_a_time_that_waited(
     site: RedisStore, processes: list[Process], user: Any, clock: Any, server: Any
 ) -> None:
     a, b = processes
-    with frozen(server.pid):
-        a.do(souvenez, user)
-        assert not a.write()
-        b.do(user.delete)
+    a.do_while_frozen(server, souvenez, user)
+    b.do(user.delete)
     assert b.write()
     assert a.write()
     assert site.shards.count([0], 2**40).since == {0: 0}
@@ -183,9 +180,7 @@ def test_deletion__that_waited_leaves_a_new_user_with_the_same_key(
     a, b = processes
     a.do(souvenez, user)
     assert a.write()
-    with frozen(server.pid):
-        a.do(user.delete)
-        assert not a.write()
+    a.do_while_frozen(server, user.delete)
     clock.shift(HOUR)
     b.do(souvenez, User.objects.create(pk=5, username="bob"))
     assert b.write()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,7 @@ def value(families: dict[str, Metric], name: str, label: str = "") -> float:
     return sample.value
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+wait_until = partial(servers.wait_until, seconds=WAIT_SECONDS)
 
 
 def scrape_until(is_so: Callable[[dict[str, Metric]], bool]) -> dict[str, Metric]:

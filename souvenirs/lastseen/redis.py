@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from django.db import DatabaseError, connections, router
+from django.utils.version import get_version_tuple
 
 from souvenirs.breaker import PROBE_SECONDS, Breaker
 from souvenirs.conf import conf
@@ -292,8 +293,8 @@ class RedisStore(LastSeenStore):
 
     def warning(self) -> Warned | None:
         facts = self.shards.servers()
-        versions = {each["redis_version"] for each in facts}
-        if old := {each for each in versions if version_of(each) < OLDEST}:
+        versions = {str(each["redis_version"]) for each in facts}  # redis-py has "7.0" as a number
+        if old := {each for each in versions if get_version_tuple(each) < OLDEST}:
             return Warned(
                 f"The Redis of SOUVENIRS_LAST_SEEN_STORE is {', '.join(sorted(old))}, and has to be"
                 f" {'.'.join(map(str, OLDEST))} at least.",
@@ -308,10 +309,6 @@ class RedisStore(LastSeenStore):
                 "Set its maxmemory-policy to noeviction, or use a server of its own.",
             )
         return None
-
-
-def version_of(text: Any) -> tuple[int, ...]:
-    return tuple(int(part) for part in str(text).split(".")[:2])
 
 
 def current_store() -> RedisStore | None:
