@@ -11,7 +11,7 @@ import pytest
 import time_machine
 from django.conf import settings as django_settings
 from django.test import override_settings
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs import clock, counting, rollups
@@ -47,9 +47,6 @@ instants = st.integers(0, DAYS * 96).map(lambda n: START + n * BUCKET) | st.floa
 ).map(lambda t: round(t, 3))
 facts = st.tuples(st.integers(0, 5), instants)
 ranges = st.lists(st.builds(Interval, instants, instants), min_size=1, max_size=12)
-deep = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 
 
 @given(
@@ -58,7 +55,6 @@ deep = settings(
     asked=ranges,
     at=instants,
 )
-@deep
 def test_count__is_that_of_the_rows_however_much_is_rolled_up_of_them(
     history: list[tuple[tuple[int, float], float]],
     rolls: list[float],
@@ -105,7 +101,6 @@ shifts = st.builds(lambda a, b, c: a + b + c, near, far, st.sampled_from([0, 0, 
     asked=st.lists(st.tuples(shifts, shifts), min_size=1, max_size=12),
     buckets=st.none() | st.integers(1, 9),
 )
-@settings(deep, max_examples=25)
 def test_count__is_that_of_the_rows_in_odd_time_zones(
     zone: str,
     center: int,
