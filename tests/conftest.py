@@ -42,7 +42,8 @@ DATABASE_FIXTURES = {"db", "transactional_db"}
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("django_db") or DATABASE_FIXTURES.intersection(item.fixturenames):
+        fixtures = DATABASE_FIXTURES.intersection(item.fixturenames)
+        if fixtures or item.get_closest_marker("django_db"):
             item.add_marker("database")
     elsewhere = [item for item in items if not all(m.args[0] for m in item.iter_markers("where"))]
     if elsewhere:
