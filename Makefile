@@ -36,12 +36,12 @@ matrix: .venv/test
 	DATABASE=sqlite     SHAPE=""                  $(PYTEST) $(NIGHTLY)
 	DATABASE=postgresql SHAPE="uuid routed"       $(PYTEST) $(NIGHTLY) -m "database and not own_site"
 	DATABASE=mariadb    SHAPE="string naive"      $(PYTEST) $(NIGHTLY) -m "database and not own_site"
-	DATABASE=sqlite     SHAPE="uuid naive routed" $(PYTEST) $(GATE) -m "$(FAST)"
-	DATABASE=sqlite     SHAPE="string routed"     $(PYTEST) $(GATE) -m "$(FAST)"
-	DATABASE=postgresql SHAPE="string naive"      $(PYTEST) $(GATE) -m "database and $(FAST)"
-	DATABASE=postgresql SHAPE="naive"             $(PYTEST) $(GATE) -m "database and $(FAST)"
-	DATABASE=mariadb    SHAPE="routed"            $(PYTEST) $(GATE) -m "database and $(FAST)"
-	DATABASE=mariadb    SHAPE="uuid"              $(PYTEST) $(GATE) -m "database and $(FAST)"
+	DATABASE=sqlite     SHAPE="uuid naive routed" $(PYTEST) $(GATE) -m "not own_site and not soak"
+	DATABASE=sqlite     SHAPE="string routed"     $(PYTEST) $(GATE) -m "not own_site and not soak"
+	DATABASE=postgresql SHAPE="string naive"      $(PYTEST) $(GATE) -m "database and not own_site and not soak"
+	DATABASE=postgresql SHAPE="naive"             $(PYTEST) $(GATE) -m "database and not own_site and not soak"
+	DATABASE=mariadb    SHAPE="routed"            $(PYTEST) $(GATE) -m "database and not own_site and not soak"
+	DATABASE=mariadb    SHAPE="uuid"              $(PYTEST) $(GATE) -m "database and not own_site and not soak"
 
 coverage:
 	rm -f .coverage

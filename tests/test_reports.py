@@ -516,6 +516,7 @@ def count_queries(report: Callable[[int], Iterator[dict[str, Any]]]) -> list[int
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CUSTOMER)
 def test_customer__queries_are_as_many_however_many_periods(name: str, now: datetime) -> None:
     few, many = count_queries(
@@ -524,6 +525,7 @@ def test_customer__queries_are_as_many_however_many_periods(name: str, now: date
     assert few == many
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALENDAR)
 def test_calendar__queries_are_as_many_however_many_periods(name: str, now: datetime) -> None:
     few, many = count_queries(lambda years: CALENDAR[name](NOW - years * 365 * DAY))

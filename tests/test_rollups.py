@@ -93,6 +93,7 @@ far = st.sampled_from([-90, -65, -33, -31, 0, 0, 0, 32, 64]).map(lambda n: n * D
 shifts = st.builds(lambda a, b, c: a + b + c, near, far, st.sampled_from([0, 0, 1, -1, 450]))
 
 
+@pytest.mark.slow
 @pytest.mark.where(django_settings.USE_TZ)  # else times that clocks show twice are but one
 @pytest.mark.parametrize(("zone", "center"), ODD)
 @given(
