@@ -14,7 +14,7 @@ from django.db import connections, models, router
 from hypothesis import HealthCheck, settings
 
 from souvenirs import middleware
-from souvenirs.throttle import throttle
+from souvenirs.recording.throttle import throttle
 from souvenirs_metrics import exposition
 from tests import flushing
 
