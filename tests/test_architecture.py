@@ -25,8 +25,8 @@ SOUVENIRS = [
 ]  # fmt: skip
 METRICS = [
     "__init__", "conf", "families", "deadline", "collection", "collector", "backfill",
-    "instruments", "exposition", "access", "views", "urls", "exporter", "checks", "apps",
-    "management", "management.commands", "management.commands.souvenirs_exporter",
+    "allocation", "instruments", "exposition", "access", "views", "urls", "exporter", "checks",
+    "apps", "management", "management.commands", "management.commands.souvenirs_exporter",
     "management.commands.souvenirs_history", "management.commands.souvenirs_dashboards",
 ]  # fmt: skip
 FLOW = [f"souvenirs.{name}" for name in SOUVENIRS] + [f"souvenirs_metrics.{n}" for n in METRICS]
