@@ -31,7 +31,9 @@ SetLimit = Callable[[int], object]
 
 # How long a collection that begins in this context may take. A context variable, since registries
 # ask their collectors without arguments
-seconds: ContextVar[float] = ContextVar("souvenirs_metrics_seconds", default=DEFAULT_SECONDS)
+scrape_timeout: ContextVar[float] = ContextVar(
+    "souvenirs_metrics_scrape_timeout", default=DEFAULT_SECONDS
+)
 
 
 def seconds_for(header: str) -> float:
@@ -83,7 +85,7 @@ LIMITS: Mapping[str, Callable[[Any], AbstractContextManager[SetLimit]]] = {
 
 
 class Deadline:
-    """When a collection has to end. Its methods but `extend` and `sever` are for the thread that
+    """When a collection has to end. Its methods but `extend` and `abort` are for the thread that
     collects, which has database connections of its own and must not be in a transaction."""
 
     def __init__(self, seconds: float) -> None:
@@ -105,7 +107,7 @@ class Deadline:
             self._at = max(self._at, self._began + seconds)
 
     @contextmanager
-    def asking(self, using: str) -> Iterator[BaseDatabaseWrapper]:
+    def connect_within(self, using: str) -> Iterator[BaseDatabaseWrapper]:
         """A connection for statements that begin before the deadline.
 
         A database that has been lost is not asked again: its error is raised again. Raises
@@ -124,10 +126,10 @@ class Deadline:
             raise
 
     @contextmanager
-    def reading(self, using: str) -> Iterator[None]:
+    def read_context(self, using: str) -> Iterator[None]:
         """A snapshot, in which the database ends statements at the deadline. Afterwards, the
-        connection is as it was: it may be a pool's. Raises as `asking`."""
-        with self.asking(using) as connection:
+        connection is as it was: it may be a pool's. Raises as `connect_within`."""
+        with self.connect_within(using) as connection:
             granted = math.inf
 
             def limited(execute: Callable[..., Any], *args: Any) -> Any:
@@ -175,7 +177,7 @@ class Deadline:
         self._check_time()
         return execute(*args)
 
-    def sever(self) -> None:
+    def abort(self) -> None:
         """Ends what runs on the connections: for a database that does not do so by itself, if it
         still answers at all. For any thread."""
         with self._lock:

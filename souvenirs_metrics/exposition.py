@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from souvenirs_metrics import deadline, families, instruments
 from souvenirs_metrics.collector import SouvenirsCollector
+from souvenirs_metrics.deadline import scrape_timeout
 
 logger = logging.getLogger("souvenirs_metrics")
 
@@ -62,7 +63,7 @@ def register() -> None:
         is_registered = True
 
 
-class Selected(Collector):
+class NameFilter(Collector):
     """What of a collector's metrics goes by one of the names: of a family, or of its samples."""
 
     def __init__(self, source: Collector, names: Collection[str]) -> None:
@@ -92,7 +93,7 @@ def build_registry(names: Collection[str] = ()) -> CollectorRegistry:
     if names:
         if not any(map(is_collected, names)):
             collectors = collectors[-1:]  # then nothing is asked of the database
-        collectors = [Selected(each, names) for each in collectors]
+        collectors = [NameFilter(each, names) for each in collectors]
     registry = CollectorRegistry()
     for each in collectors:
         registry.register(each)
@@ -169,12 +170,12 @@ def render(
     instruments.flush()
     encode, content_type = negotiate(accept)
     started = time.monotonic()
-    token = deadline.seconds.set(seconds)
+    token = scrape_timeout.set(seconds)
     try:
         return encode(build_registry(names)), content_type
     except Exception as error:  # others' samples are encoded here too, whatever is in them
         logger.exception("Left process metrics out of the page: %r", error)
-        deadline.seconds.set(max(0, seconds - (time.monotonic() - started)))
-        return encode(Selected(collector, names) if names else collector), content_type
+        scrape_timeout.set(max(0, seconds - (time.monotonic() - started)))
+        return encode(NameFilter(collector, names) if names else collector), content_type
     finally:
-        deadline.seconds.reset(token)
+        scrape_timeout.reset(token)

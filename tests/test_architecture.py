@@ -23,8 +23,10 @@ SOUVENIRS = [
     "management.commands.rollup_souvenirs",
 ]  # fmt: skip
 METRICS = [
-    "__init__", "conf", "families", "deadline", "collection", "collector", "backfill",
-    "instruments", "exposition", "access", "views", "urls", "exporter", "checks", "apps",
+    "__init__", "conf", "families", "deadline", "readers.base",
+    "readers.build", "readers.active_users", "readers.rollup_lag", "readers.previous_periods",
+    "readers.accounts", "readers", "run", "maintenance", "collector", "history",
+    "instruments", "exposition", "access", "views", "urls", "server", "checks", "apps",
     "management", "management.commands", "management.commands.souvenirs_exporter",
     "management.commands.souvenirs_history", "management.commands.souvenirs_dashboards",
 ]  # fmt: skip
