@@ -200,7 +200,7 @@ def test_scrape__without_the_right_to_read_a_table(
 class Interruption(Reader):
     """Something happens when it is read, once."""
 
-    name = "interruption"
+    name, families = "interruption", ()
 
     def __init__(self, happening: Callable[[], None]) -> None:
         self.happenings = [happening]
