@@ -21,8 +21,10 @@ from django.test import Client, override_settings
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from souvenirs import rollups
+from souvenirs import clock, rollups
+from souvenirs.conf import conf as souvenirs_conf
 from souvenirs.control import souvenez
+from souvenirs.periods import previous_calendar_period
 from souvenirs_metrics import exposition
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.readers import load_readers
@@ -113,11 +115,12 @@ def ada() -> User:
 
 
 def be_active(user: User) -> None:
-    """Now, and in the years before, of which some is rolled up and some is due."""
+    """Now, yesterday (which is due to be rolled up), and in the years before (which is)."""
     now = datetime.now(timezone.utc)
     souvenez(user, when=now - timedelta(days=800))
     rollups.roll_up()
-    souvenez(user, when=now - timedelta(days=2))
+    yesterday = previous_calendar_period("day", now.timestamp(), souvenirs_conf.zone)
+    souvenez(user, when=clock.to_datetime(yesterday.start))
     souvenez(user)
 
 
