@@ -372,6 +372,28 @@ def test_scrape__of_a_server_that_lets_in_and_never_answers(
         pooler.close()
 
 
+def test_scrape__of_a_server_that_never_answers_until_it_is_replaced(
+    postgresql: Entry, keep_history_in: Keep, ada: User
+) -> None:
+    """Such as by a failover, after which the old connections stay silent for hours."""
+    old, new = Pooler(int(postgresql["PORT"])), Pooler(int(postgresql["PORT"]))
+    try:
+        keep_history_in({**new_database(postgresql), "PORT": old.port})
+        be_active(ada)
+        assert is_up(scrape())
+        old.is_silent = True
+        for _ in range(3):  # more than one, each on its own connection
+            assert not is_up(scrape(1))
+        connections["history"].close()
+        connections["history"].settings_dict["PORT"] = new.port
+        assert names(scrape_until(is_up)) == EVERYTHING
+        assert len(collecting()) <= 1
+        connections["history"].close()
+    finally:
+        old.close()
+        new.close()
+
+
 # Statements that take too long
 
 
