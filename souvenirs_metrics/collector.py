@@ -17,8 +17,9 @@ from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 import souvenirs
-from souvenirs import accounts, counting, periods, rollups
+from souvenirs import periods
 from souvenirs.conf import conf as souvenirs_conf
+from souvenirs.history import accounts, counting, rollups
 from souvenirs.lastseen.base import Reading
 from souvenirs.models import LastSeen, Rollup, Souvenir
 from souvenirs_metrics import deadline, families

@@ -17,7 +17,7 @@ from django.db import connections
 from django.http import HttpRequest, HttpResponse, HttpResponseNotFound
 from django.views.decorators.http import require_safe
 
-from souvenirs import rollups
+from souvenirs.history import rollups
 from souvenirs.periods import Interval
 from souvenirs_metrics import views
 from souvenirs_metrics.collection import cause_of

@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Metric
 
 import souvenirs
-from souvenirs import rollups
 from souvenirs.control import souvenez
+from souvenirs.history import rollups
 from souvenirs.lastseen.base import Reading
 from souvenirs.models import AccountTotals, LastSeen, Rollup, Souvenir, StaleMark, Watermark
 from souvenirs_metrics.collection import Part

@@ -21,8 +21,8 @@ from django.test import Client, override_settings
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from souvenirs import rollups
 from souvenirs.control import souvenez
+from souvenirs.history import rollups
 from souvenirs.lastseen.base import Reading
 from souvenirs_metrics import exposition
 from souvenirs_metrics.collection import Part
