@@ -11,7 +11,7 @@ ROOT = Path(souvenirs.__file__).parent.parent
 
 # The modules in the order of the data flow: each may import those before it, none after it.
 SOUVENIRS = [
-    "__init__", "conf", "signals", "breaker", "timestamps", "periods",
+    "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods",
     "fields", "models", "history", "history.deletion", "isolation", "history.accounts", "bitmaps",
     "history.rollups",
     "lastseen", "lastseen.base", "lastseen.database", "lastseen.clients", "lastseen.shards",
