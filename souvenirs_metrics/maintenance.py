@@ -8,12 +8,12 @@ import time
 
 from django.db import connections, router
 
-from souvenirs import rollups
 from souvenirs.conf import conf as souvenirs_conf
+from souvenirs.history import rollups
+from souvenirs.logs import CauseLogger
 from souvenirs.models import Rollup
 from souvenirs.periods import Interval
 from souvenirs_metrics.deadline import Deadline
-from souvenirs_metrics.run import cause_of
 
 logger = logging.getLogger("souvenirs_metrics")
 
@@ -27,7 +27,7 @@ class Maintenance:
     """The work that a collection does after it has read everything."""
 
     def __init__(self) -> None:
-        self._cause = ""  # of the last failure
+        self._failures = CauseLogger(logger, "Rolled up nothing")
         self._retry_at = 0.0  # on the monotonic clock
 
     def run(self, deadline: Deadline) -> None:
@@ -47,11 +47,12 @@ class Maintenance:
                     rollups.roll_up(buckets=BUCKETS)
                 finally:
                     store.sweep(SWEPT_USERS)
-            self._cause, self._retry_at = "", 0.0
         except Exception as error:
-            known, self._cause = self._cause, cause_of(error)
-            if self._cause != known:
+            if self._failures.is_new(error):
                 raise
+        else:
+            self._failures.success()
+            self._retry_at = 0.0
 
 
 class Stopped(Exception):
@@ -65,17 +66,15 @@ def roll_up_forever(stop: threading.Event) -> None:
         if stop.is_set():
             raise Stopped
 
-    cause = ""
+    failures = CauseLogger(logger, "Rolled up nothing")
     while True:
         try:
             rollups.roll_up(on_step=on_step)
-            cause = ""
+            failures.success()
         except Stopped:
             pass
         except Exception as error:
-            known, cause = cause, cause_of(error)
-            if cause != known:
-                logger.exception("Rolled up nothing: %s", cause)
+            failures.failure(error)
         finally:
             connections.close_all()
         if stop.wait(ROLL_UP_SECONDS):

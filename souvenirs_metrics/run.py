@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
+from souvenirs.logs import cause_of
 from souvenirs_metrics.deadline import Deadline
 from souvenirs_metrics.families import COLLECTION_DURATION, COLLECTION_TIMESTAMP, UP
 from souvenirs_metrics.readers.base import Families, PartialRead, ReadContext, Reader
@@ -17,11 +18,6 @@ logger = logging.getLogger("souvenirs_metrics")
 FAMILIES = (UP, COLLECTION_DURATION, COLLECTION_TIMESTAMP)  # of the run itself
 
 CANCEL_GRACE_SECONDS = 0.1  # that databases have to cancel statements by themselves
-
-
-def cause_of(error: Exception) -> str:
-    """In a line, without what a database adds of the statement."""
-    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 class Failures:

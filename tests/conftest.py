@@ -13,7 +13,7 @@ from django.core.cache import caches
 from django.db import connections, models, router
 
 from souvenirs import middleware
-from souvenirs.throttle import throttle
+from souvenirs.recording.throttle import throttle
 from souvenirs_metrics import exposition
 
 

@@ -11,12 +11,13 @@ ROOT = Path(souvenirs.__file__).parent.parent
 
 # The modules in the order of the data flow: each may import those before it, none after it.
 SOUVENIRS = [
-    "__init__", "conf", "signals", "breaker", "clock", "periods",
-    "fields", "models", "deletion", "snapshot", "accounts", "bitmaps", "rollups",
+    "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods",
+    "fields", "models", "history", "history.deletion", "isolation", "history.accounts", "bitmaps",
+    "history.rollups",
     "lastseen", "lastseen.base", "lastseen.database", "lastseen.clients", "lastseen.shards",
-    "lastseen.outbox",    "lastseen.filling", "lastseen.redis", "throttle",
-    "counting", "pruning", "repair", "control", "reports",
-    "sources", "backfill",
+    "lastseen.outbox", "lastseen.filling", "lastseen.redis", "recording", "recording.throttle",
+    "history.counting", "history.pruning", "history.repair", "control", "reports",
+    "backfill.readers", "backfill.loading", "backfill",
     "middleware", "testing", "pytest_plugin", "checks", "apps",
     "management", "management.options", "management.commands", "management.commands.show_usage",
     "management.commands.backfill_souvenirs", "management.commands.prune_souvenirs",

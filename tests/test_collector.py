@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Metric
 
 import souvenirs
-from souvenirs import rollups
 from souvenirs.control import souvenez
+from souvenirs.history import rollups
 from souvenirs.models import AccountTotals, LastSeen, Rollup, Souvenir, StaleMark, Watermark
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.maintenance import Maintenance

@@ -8,7 +8,8 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from souvenirs import clock, counting, pruning, rollups
+from souvenirs import timestamps
+from souvenirs.history import counting, pruning, rollups
 from souvenirs.models import Souvenir, StaleMark
 from souvenirs.periods import Interval
 from tests.people import User, ours, with_databases
@@ -25,7 +26,7 @@ def make_users(count: int) -> list[Any]:
 
 def record(user: Any, *times: float) -> None:
     Souvenir.objects.bulk_create(
-        Souvenir(user_id=user.pk, when=clock.to_datetime(t)) for t in times
+        Souvenir(user_id=user.pk, when=timestamps.to_datetime(t)) for t in times
     )
 
 
@@ -49,9 +50,15 @@ def test_count_users_of_ranges__is_what_brute_force_counts(
     Souvenir.objects.all().delete()
     for who, t in history:
         record(users[who], t)
-    rows = [(who, clock.to_datetime(t)) for who, t in history]
+    rows = [(who, timestamps.to_datetime(t)) for who, t in history]
     expected = [
-        len({who for who, when in rows if clock.to_datetime(a) <= when < clock.to_datetime(b)})
+        len(
+            {
+                who
+                for who, when in rows
+                if timestamps.to_datetime(a) <= when < timestamps.to_datetime(b)
+            }
+        )
         for a, b in ranges
     ]
     assert counting.count_users_of_ranges(ranges) == expected

@@ -20,10 +20,11 @@ from django.test import override_settings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from souvenirs import periods, rollups
+from souvenirs import periods
 from souvenirs.control import count_active_users, last_seen, souvenez
+from souvenirs.history import rollups
 from souvenirs.models import LastSeen, Souvenir
-from souvenirs.throttle import throttle
+from souvenirs.recording.throttle import throttle
 from souvenirs_metrics.collector import SouvenirsCollector
 from tests.history import clear
 from tests.people import User, ours, with_databases

@@ -20,8 +20,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from souvenirs import backfill, clock, counting, pruning, repair, rollups
+from souvenirs import backfill, timestamps
 from souvenirs.control import active_users_between, souvenez
+from souvenirs.history import counting, pruning, repair, rollups
 from souvenirs.models import Souvenir
 from souvenirs.periods import BUCKET, Interval, bucket_containing
 from tests.history import DAY, HOUR, MINUTE, at, brute, clear, people, to_when, unix
@@ -115,7 +116,7 @@ class Machine(RuleBasedStateMachine):
         with at(self.now):
             backfill.load(entries)
         for row in Souvenir.objects.exclude(pk__in=before):
-            self.happened(numbers[row.user_id], clock.to_seconds(row.when))
+            self.happened(numbers[row.user_id], timestamps.to_seconds(row.when))
 
     @rule(buckets=st.none() | st.integers(1, 5))
     def roll_up(self, buckets: int | None) -> None:

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from souvenirs.control import last_seen, souvenez
+from souvenirs.history.repair import repair
 from souvenirs.lastseen.base import Activity, LastSeenStore
 from souvenirs.lastseen.redis import RedisStore
 from souvenirs.models import LastSeen, Sighting, Souvenir
-from souvenirs.repair import repair
-from souvenirs.throttle import throttle
+from souvenirs.recording.throttle import throttle
 from tests import stores
 from tests.people import NOBODY, User, ours, site, with_databases
 

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from souvenirs import counting, pruning, rollups
 from souvenirs.control import souvenez
+from souvenirs.history import counting, pruning, rollups
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import BUCKET, bucket_containing
 from souvenirs_metrics import history

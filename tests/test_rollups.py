@@ -14,8 +14,9 @@ from django.test import override_settings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from souvenirs import clock, counting, rollups
+from souvenirs import timestamps
 from souvenirs.control import active_users_between, souvenez
+from souvenirs.history import counting, rollups
 from souvenirs.models import LastSeen, Rollup, Souvenir, StaleMark, Watermark
 from souvenirs.periods import BUCKET, Interval, calendar_period
 from tests.history import unix
@@ -29,7 +30,7 @@ DAYS = 4  # clocks change on the second; a month ends with it
 
 
 def to_when(t: float) -> datetime:
-    return clock.to_datetime(t)
+    return timestamps.to_datetime(t)
 
 
 def clear() -> None:

@@ -21,9 +21,10 @@ from django.test import Client, override_settings
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from souvenirs import clock, rollups
+from souvenirs import timestamps
 from souvenirs.conf import conf as souvenirs_conf
 from souvenirs.control import souvenez
+from souvenirs.history import rollups
 from souvenirs.periods import previous_calendar_period
 from souvenirs_metrics import exposition
 from souvenirs_metrics.collector import SouvenirsCollector
@@ -120,7 +121,7 @@ def be_active(user: User) -> None:
     souvenez(user, when=now - timedelta(days=800))
     rollups.roll_up()
     yesterday = previous_calendar_period("day", now.timestamp(), souvenirs_conf.zone)
-    souvenez(user, when=clock.to_datetime(yesterday.start))
+    souvenez(user, when=timestamps.to_datetime(yesterday.start))
     souvenez(user)
 
 

@@ -5,7 +5,7 @@ import time
 from django.contrib.auth import get_user_model
 from django.db.models import Count
 
-from souvenirs.accounts import is_activated
+from souvenirs.history.accounts import is_activated
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import ACTIVATED_USERS, REGISTERED_USERS
 from souvenirs_metrics.readers.base import Families, ReadContext, Reader

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from souvenirs import counting, periods
+from souvenirs import periods
 from souvenirs.conf import conf as souvenirs_conf
+from souvenirs.history import counting
 from souvenirs.models import Souvenir
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import PREVIOUS_CALENDAR_ACTIVE_USERS

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from souvenirs import rollups
+from souvenirs.history import rollups
 from souvenirs.models import Rollup
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import ROLLUP_LAG
