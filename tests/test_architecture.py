@@ -24,7 +24,7 @@ SOUVENIRS = [
     "management.commands.rollup_souvenirs",
 ]  # fmt: skip
 METRICS = [
-    "__init__", "conf", "families", "deadline", "readers.base",
+    "__init__", "conf", "families", "limits", "deadline", "readers.base",
     "readers.build", "readers.active_users", "readers.rollup_lag", "readers.previous_periods",
     "readers.accounts", "readers", "run", "maintenance", "collector", "history",
     "instruments", "exposition", "access", "views", "urls", "server", "checks", "apps",
