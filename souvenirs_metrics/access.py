@@ -13,10 +13,10 @@ from souvenirs_metrics.conf import conf
 logger = logging.getLogger("souvenirs_metrics")
 
 
-def refusal(request: HttpRequest) -> HttpResponse | None:
-    """The answer to a request that may not see the metrics; None if it may.
+def deny_response(request: HttpRequest) -> HttpResponse | None:
+    """The response to a request that may not see the metrics, without a reason; None if it may.
 
-    It says nothing of why. A function of the site that raises refuses, and is logged.
+    If SOUVENIRS_METRICS_AUTHORIZE raises, that is logged, and the request is denied.
     """
     if conf.authorize is not None:
         try:
@@ -36,6 +36,6 @@ def refusal(request: HttpRequest) -> HttpResponse | None:
 def has_token(authorization: str, tokens: Iterable[bytes]) -> bool:
     scheme, _, token = authorization.partition(" ")
     given = token.strip().encode("utf-8", "surrogateescape")
-    # All are compared, each in constant time: how long it takes tells nothing of any
+    # Compare all of them, each in constant time, so that timing reveals nothing
     matches = [compare_digest(given, known) for known in tokens]
     return scheme.lower() == "bearer" and any(matches)
