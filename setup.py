@@ -55,7 +55,7 @@ setup(
     entry_points={"pytest11": ["souvenirs = souvenirs.pytest_plugin"]},
     python_requires=">=3.10",
     install_requires=[
-        "Django>=5.2,<6.2",
+        "Django>=5.2.4,<6.2",
         "prometheus-client>=0.23",
         "pyroaring>=1.0",
         "python-dateutil>=2.9",

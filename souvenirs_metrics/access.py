@@ -14,8 +14,8 @@ from souvenirs_metrics.conf import conf
 logger = logging.getLogger("souvenirs_metrics")
 
 
-def refusal(request: HttpRequest) -> HttpResponse | None:
-    """The answer to a request that may not see the metrics; None if it may.
+def deny_response(request: HttpRequest) -> HttpResponse | None:
+    """The response to a request that may not see the metrics, without a reason; None if it may.
 
     The answer does not say why. The site's function allows with True and nothing else; one that
     raises, or returns something other than True or False, refuses, and is logged.
@@ -52,6 +52,6 @@ def is_authorized(request: HttpRequest, authorize: Callable[[HttpRequest], objec
 def has_token(authorization: str, tokens: Iterable[bytes]) -> bool:
     scheme, _, token = authorization.partition(" ")
     given = token.strip().encode("utf-8", "surrogateescape")
-    # All are compared, each in constant time: how long it takes tells nothing of any
+    # Compare all of them, each in constant time, so that timing reveals nothing
     matches = [compare_digest(given, known) for known in tokens]
     return scheme.lower() == "bearer" and any(matches)

@@ -62,7 +62,7 @@ def fresh_process() -> Iterator[None]:
 def forget() -> None:
     throttle.clear()
     middleware.forget()
-    exposition.collector.forget()
+    exposition.collector.reset()
     for cache in caches.all():
         cache.clear()
 

@@ -405,7 +405,7 @@ with override_settings(SOUVENIRS_METRICS_TOKEN="secret"):
 for table in ("lastseen", "souvenir", "rollup"):  # what is logged of a part that cannot be read
     from django.db import connection
     connection.cursor().execute(f"ALTER TABLE souvenirs_{table} RENAME TO away")
-    collector.forget()
+    collector.reset()
     show()
     connection.cursor().execute(f"ALTER TABLE away RENAME TO souvenirs_{table}")
 print("logged", log.getvalue())
@@ -456,7 +456,7 @@ show()
 SHOW_OF_EXPORTER = f"""{SHOW}
 from io import BytesIO
 from wsgiref.util import setup_testing_defaults
-from souvenirs_metrics.exporter import application
+from souvenirs_metrics.server import application
 def show(method="GET", path="/metrics"):
     environ = {{"REQUEST_METHOD": method, "PATH_INFO": path, "wsgi.input": BytesIO()}}
     setup_testing_defaults(environ)
