@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
+
+REPEAT_SECONDS = 60.0
+MAX_CAUSES = 100
 
 
 def cause_of(error: Exception) -> str:
@@ -33,3 +37,20 @@ class CauseLogger:
 
     def success(self) -> None:
         self._cause = ""
+
+
+class LogLimit:
+    """Allow each cause to be logged once in REPEAT_SECONDS, however often it recurs."""
+
+    def __init__(self) -> None:
+        self._logged_at: dict[str, float] = {}  # on the monotonic clock
+
+    def allows(self, cause: str) -> bool:
+        """Return True if `cause` is due. It counts as logged from then on."""
+        now = time.monotonic()
+        if now - self._logged_at.get(cause, float("-inf")) < REPEAT_SECONDS:
+            return False
+        if len(self._logged_at) >= MAX_CAUSES:
+            self._logged_at.clear()
+        self._logged_at[cause] = now
+        return True

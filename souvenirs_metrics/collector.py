@@ -11,9 +11,10 @@ from django.db import connections
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
+from souvenirs.logs import LogLimit
 from souvenirs_metrics import run
 from souvenirs_metrics.conf import conf
-from souvenirs_metrics.deadline import Deadline, scrape_timeout
+from souvenirs_metrics.deadline import MIN_COLLECTION_SECONDS, Deadline, scrape_timeout
 from souvenirs_metrics.families import Gauge, Info
 from souvenirs_metrics.maintenance import Maintenance
 from souvenirs_metrics.readers import load_readers
@@ -29,8 +30,9 @@ class SouvenirsCollector(Collector):
     deadline) is left out, because a 0 would fire alerts; the cause is logged and souvenirs_up is 0.
 
     One collection runs at a time, in its own thread. Scrapes that arrive meanwhile share its
-    result, and so do those within SOUVENIRS_METRICS_MAX_AGE_SECONDS. Inside a transaction of the
-    caller's (a site's tests) it runs in that one, with no deadline and no maintenance.
+    result, and if it is complete, so do those within SOUVENIRS_METRICS_MAX_AGE_SECONDS. Inside a
+    transaction of the caller's (a site's tests) it runs in that one, with no deadline and no
+    maintenance.
     """
 
     def __init__(self, make_readers: Callable[[], list[Reader]] = load_readers) -> None:
@@ -45,6 +47,7 @@ class SouvenirsCollector(Collector):
         self._latest: CollectionRun | None = None
         self._readers = self._make_readers()
         self._maintenance = Maintenance()
+        self._log_limit = LogLimit()
 
     @property
     def families(self) -> list[Gauge | Info]:
@@ -59,7 +62,7 @@ class SouvenirsCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         if any(c.in_atomic_block for c in connections.all(initialized_only=True)):
             # With new readers: neither may see what the other keeps, as it is not committed
-            collection, seconds = CollectionRun(self._make_readers()), 0.0
+            collection, seconds = CollectionRun(self._make_readers(), self._log_limit), 0.0
             collection.run()
         else:
             seconds = scrape_timeout.get()
@@ -72,9 +75,11 @@ class SouvenirsCollector(Collector):
         with self._lock:
             latest = self._latest
             if latest is None or not latest.can_answer(conf.max_age_seconds):
-                deadline = Deadline(seconds)
+                if latest is not None:
+                    latest.abort()
+                deadline = Deadline(max(seconds, MIN_COLLECTION_SECONDS))
                 maintain = partial(self._maintenance.run, deadline)
-                latest = CollectionRun(self._readers, deadline, maintain)
+                latest = CollectionRun(self._readers, self._log_limit, deadline, maintain)
                 self._latest = latest
                 latest.start()
             elif latest.deadline:

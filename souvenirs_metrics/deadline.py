@@ -24,7 +24,8 @@ from souvenirs_metrics.limits import (
 
 HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 DEFAULT_SECONDS = 10.0  # without the header: Prometheus's own default
-MAX_SECONDS = 3600.0
+MAX_SECONDS = 60.0  # a scrape holds a worker of the site for as long as its database hangs
+MIN_COLLECTION_SECONDS = 0.5  # other scrapes may share what one with less time has begun
 MARGIN_SECONDS = 0.5  # for the network, and for the rest of the page
 
 TOLERANCE_SECONDS = 0.1  # between a statement's limit and the deadline
@@ -38,10 +39,9 @@ scrape_timeout: ContextVar[float] = ContextVar(
 
 def seconds_for(header: str) -> float:
     """The seconds that a collection may take for a scraper that sends this header: its timeout less
-    a margin. Anything but a number of seconds up to an hour is treated as if it were missing."""
+    a margin, at most a minute. Anything but a positive number is treated as if it were missing."""
     timeout = float(header) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,20})?", header) else 0
-    if not 0 < timeout <= MAX_SECONDS:
-        timeout = DEFAULT_SECONDS
+    timeout = min(timeout, MAX_SECONDS) if timeout > 0 else DEFAULT_SECONDS
     return timeout - min(MARGIN_SECONDS, timeout / 4)
 
 

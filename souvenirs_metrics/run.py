@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
-from souvenirs.logs import cause_of
+from souvenirs.logs import LogLimit, cause_of
 from souvenirs_metrics.deadline import Deadline
 from souvenirs_metrics.families import COLLECTION_DURATION, COLLECTION_TIMESTAMP, UP
 from souvenirs_metrics.readers.base import Families, PartialRead, ReadContext, Reader
@@ -17,6 +17,7 @@ logger = logging.getLogger("souvenirs_metrics")
 
 FAMILIES = (UP, COLLECTION_DURATION, COLLECTION_TIMESTAMP)  # of the run itself
 
+ABORT_SECONDS = 0.5  # that the thread has to end after an abort
 CANCEL_GRACE_SECONDS = 0.1  # that databases have to cancel statements by themselves
 
 
@@ -36,12 +37,14 @@ class Failures:
     def __bool__(self) -> bool:
         return bool(self._by_cause)
 
-    def log(self) -> None:
+    def log(self, limit: LogLimit) -> None:
         """Log everything in one line, with the traceback of the first error."""
         causes = "; ".join(
             f"{', '.join(missing)} out of the metrics: {cause}"
             for cause, (missing, _) in self._by_cause.items()
         )
+        if not limit.allows(causes):
+            return
         errors = [e for _, e in self._by_cause.values() if not isinstance(e, PartialRead)]
         if errors:
             logger.error("Left %s", causes, exc_info=errors[0])
@@ -60,12 +63,14 @@ class CollectionRun:
     def __init__(
         self,
         readers: Sequence[Reader],
+        log_limit: LogLimit,
         deadline: Deadline | None = None,
         maintain: Callable[[], None] = lambda: None,
     ) -> None:
         self.started = time.monotonic()
         self.deadline = deadline
         self._now = time.time()
+        self._log_limit = log_limit
         self._readers = readers
         self._missing = {reader.name: reader for reader in readers}
         self._families: Families = []
@@ -86,8 +91,17 @@ class CollectionRun:
             self._end(failures)
 
     def can_answer(self, max_age: float) -> bool:
-        """Whether a scrape may share it: it is running, or began at most so many seconds ago."""
-        return not self._ended.is_set() or time.monotonic() - self.started < max_age
+        """Whether a scrape may share it: it is running and has time left, or it read everything
+        and began at most `max_age` seconds ago."""
+        if not self._ended.is_set():
+            return self.deadline is None or self.deadline.remaining() > 0
+        return not self._missing and time.monotonic() - self.started < max_age
+
+    def abort(self) -> None:
+        """End it if it is still running, as its deadline has passed, and give it time to end."""
+        if self.deadline and not self._ended.is_set():
+            self.deadline.abort()
+            self._ended.wait(ABORT_SECONDS)
 
     def run(self) -> None:
         failures = Failures()
@@ -124,7 +138,7 @@ class CollectionRun:
     def _end(self, failures: Failures) -> None:
         self._duration = time.monotonic() - self.started
         if failures and self._claim_log():
-            failures.log()
+            failures.log(self._log_limit)
         self._ended.set()
 
     def _claim_log(self) -> bool:
@@ -152,12 +166,13 @@ class CollectionRun:
     def _give_up(self, deadline: Deadline, seconds: float) -> None:
         names = ", ".join(self._missing)
         if deadline.remaining() > 0:  # another scrape has more time
-            if names:
-                logger.warning("Left %s out of a page that had to be there in %s s", names, seconds)
+            message = f"Left {names} out of a page that had to be there in {seconds:.1f} s"
+            if names and self._log_limit.allows(message):
+                logger.warning(message)
             return
         deadline.abort()  # by every scrape that gives up, as it may have connected again since
-        if self._claim_log():
-            left_out = f"Left {names} out of the metrics" if names else "Rolled up nothing"
+        left_out = f"Left {names} out of the metrics" if names else "Rolled up nothing"
+        if self._claim_log() and self._log_limit.allows(left_out):
             logger.error(
                 "%s: the database did not answer within %.1f s",
                 left_out,

@@ -30,6 +30,7 @@ from souvenirs.control import souvenez
 from souvenirs.history import rollups
 from souvenirs.models import AccountTotals, LastSeen, Rollup, Souvenir, StaleMark, Watermark
 from souvenirs_metrics.collector import SouvenirsCollector
+from souvenirs_metrics.deadline import scrape_timeout
 from souvenirs_metrics.maintenance import Maintenance
 from souvenirs_metrics.readers.base import Families, ReadContext, Reader
 from tests import servers
@@ -619,6 +620,84 @@ def test_collect__max_age() -> None:
     with override_settings(SOUVENIRS_METRICS_MAX_AGE_SECONDS=0):
         families_of(collector)
     assert slow.times == 2
+
+
+def families_within(collector: SouvenirsCollector, seconds: float) -> dict[str, Metric]:
+    """The families, by name, that a scraper gets which waits so long."""
+    token = scrape_timeout.set(seconds)
+    try:
+        return {family.name: family for family in collector.collect()}
+    finally:
+        scrape_timeout.reset(token)
+
+
+def is_complete(families: dict[str, Metric]) -> bool:
+    return families["souvenirs_up"].samples[0].value == 1
+
+
+@pytest.mark.usefixtures("no_maintenance")
+def test_collect__a_scraper_with_no_time_cuts_nothing_that_others_share() -> None:
+    slow = Slow()
+    collector = SouvenirsCollector(lambda: [slow])
+    assert "times" not in families_within(collector, 0.000001)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(families_within, collector, 30)
+        time.sleep(0.2)  # so that it has asked
+        slow.may_end.set()
+        assert is_complete(other.result(30))
+
+
+@pytest.mark.usefixtures("no_maintenance")
+def test_collect__that_is_overdue_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("souvenirs_metrics.collector.MIN_COLLECTION_SECONDS", 0.1)
+    slow = Slow()
+    collector = SouvenirsCollector(lambda: [slow])
+    assert not is_complete(families_within(collector, 0.1))
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(families_within, collector, 30)
+        servers.wait_until(lambda: slow.times == 2)  # while the first is still stuck
+        slow.may_end.set()
+        assert is_complete(other.result(30))
+
+
+@pytest.mark.usefixtures("no_maintenance")
+@override_settings(SOUVENIRS_METRICS_MAX_AGE_SECONDS=3600)
+def test_collect__only_what_is_complete_is_kept() -> None:
+    class Failing(Slow):
+        def read(self, now: float, context: ReadContext) -> Families:
+            super().read(now, context)
+            if self.times == 1:
+                raise ConnectionError("away")
+            return []
+
+    failing = Failing()
+    failing.may_end.set()
+    collector = SouvenirsCollector(lambda: [failing])
+    assert [is_complete(families_within(collector, 30)) for _ in range(3)] == [False, True, True]
+    assert failing.times == 2
+
+
+@pytest.mark.usefixtures("no_maintenance")
+def test_collect__logs_a_cause_once_however_often_it_is_scraped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Failing(Slow):
+        def read(self, now: float, context: ReadContext) -> Families:
+            raise ConnectionError("away")
+
+    collector = SouvenirsCollector(lambda: [Failing()])
+    for _ in range(5):
+        families_within(collector, 30)
+    slow = Slow()
+    hasty = SouvenirsCollector(lambda: [slow])
+    for _ in range(5):
+        families_within(hasty, 0.000001)
+    slow.may_end.set()
+    for line in (
+        "Left slow out of the metrics: ConnectionError: away",
+        "Left slow out of a page that had to be there in 0.0 s",
+    ):
+        assert caplog.messages.count(line) == 1
 
 
 @pytest.mark.usefixtures("no_maintenance")
