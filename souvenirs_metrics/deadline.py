@@ -8,14 +8,15 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, OperationalError, connections
+from django.db import InterfaceError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from souvenirs.databases import connect_options, statement_limit
 from souvenirs.isolation import snapshot
 
 HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
@@ -23,11 +24,7 @@ DEFAULT_SECONDS = 10.0  # Prometheus's own default, for who does not say
 MOST_SECONDS = 3600.0
 MARGIN_SECONDS = 0.5  # for the way there and back, and for the rest of the page
 
-LEAST_CONNECT_SECONDS = 2  # the least that libpq takes
 TOLERANCE_SECONDS = 0.1  # between a statement's limit and the deadline
-SQLITE_STEPS = 10_000  # instructions of its machine between two looks at the clock
-
-SetLimit = Callable[[int], object]
 
 # How long a collection that begins in this context may take. A context variable, since registries
 # ask their collectors without arguments
@@ -41,45 +38,6 @@ def seconds_for(header: str) -> float:
     if not 0 < timeout <= MOST_SECONDS:
         timeout = DEFAULT_SECONDS
     return timeout - min(MARGIN_SECONDS, timeout / 4)
-
-
-@contextmanager
-def postgresql_limit(connection: BaseDatabaseWrapper) -> Iterator[SetLimit]:
-    # It ends with the transaction, also where a pooler hands the session on
-    yield lambda ms: execute(connection, f"SET LOCAL statement_timeout = {ms}")
-
-
-@contextmanager
-def mysql_limit(connection: Any) -> Iterator[SetLimit]:
-    name = "max_statement_time" if connection.mysql_is_mariadb else "max_execution_time"
-    unit = "/ 1000" if connection.mysql_is_mariadb else ""  # MariaDB's is in seconds
-    (before,) = execute(connection, f"SELECT @@SESSION.{name}")
-    try:
-        yield lambda ms: execute(connection, f"SET SESSION {name} = {ms} {unit}")
-    finally:
-        with suppress(DatabaseError):  # of a connection that is lost
-            execute(connection, f"SET SESSION {name} = {before}")
-
-
-@contextmanager
-def sqlite_limit(connection: BaseDatabaseWrapper) -> Iterator[SetLimit]:
-    def limit(ms: int) -> None:
-        end = time.monotonic() + ms / 1000
-        connection.connection.set_progress_handler(lambda: time.monotonic() > end, SQLITE_STEPS)
-
-    try:
-        yield limit
-    finally:
-        if connection.connection is not None:
-            connection.connection.set_progress_handler(None, 0)
-
-
-# By vendor: a context in which a function sets how many milliseconds each statement may take
-LIMITS: Mapping[str, Callable[[Any], AbstractContextManager[SetLimit]]] = {
-    "postgresql": postgresql_limit,
-    "mysql": mysql_limit,
-    "sqlite": sqlite_limit,
-}
 
 
 class Deadline:
@@ -138,7 +96,7 @@ class Deadline:
                 return execute(*args)
 
             with (
-                LIMITS[connection.vendor](connection) as limit,
+                statement_limit(connection) as limit,
                 connection.execute_wrapper(limited),
                 snapshot(using),
             ):
@@ -146,12 +104,9 @@ class Deadline:
 
     def _connect(self, connection: Any) -> None:
         self._check_time()
-        options = connection.settings_dict["OPTIONS"]
-        if connection.vendor in ("postgresql", "mysql") and not options.get("pool"):
-            limit = max(LEAST_CONNECT_SECONDS, math.ceil(self.remaining()))
-            options = {**options, "connect_timeout": limit}
-            # The entry of DATABASES is all threads'
-            connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
+        options = connect_options(connection, self.remaining())
+        # The entry of DATABASES is all threads'
+        connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
         if connection.connection is None:
             get_new_connection = connection.get_new_connection
 
@@ -189,13 +144,6 @@ class Deadline:
             self._ways_to_end.clear()  # a pool hands its connections on
         connections.close_all()
         self._handles.close()
-
-
-def execute(connection: BaseDatabaseWrapper, sql: str) -> Any:
-    """Runs a statement past the wrappers, and returns its first row if it has some."""
-    with connection.wrap_database_errors, connection.connection.cursor() as cursor:
-        cursor.execute(sql)
-        return cursor.fetchone() if cursor.description else None
 
 
 def way_to_end(connection: Any, handles: ExitStack) -> Callable[[], object]:

@@ -12,7 +12,8 @@ ROOT = Path(souvenirs.__file__).parent.parent
 # The modules in the order of the data flow: each may import those before it, none after it.
 SOUVENIRS = [
     "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods",
-    "fields", "models", "history", "history.deletion", "isolation", "history.accounts", "bitmaps",
+    "fields", "models", "databases", "history", "history.deletion", "isolation",
+    "history.accounts", "bitmaps",
     "history.rollups",
     "lastseen", "lastseen.base", "lastseen.database", "lastseen.clients", "lastseen.shards",
     "lastseen.outbox", "lastseen.filling", "lastseen.redis", "recording", "recording.throttle",
