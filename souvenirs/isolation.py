@@ -6,6 +6,8 @@ from contextvars import ContextVar
 
 from django.db import connections, transaction
 
+from souvenirs.databases import locks_on_read, set_isolation_level
+
 _inside: ContextVar[frozenset[str]] = ContextVar("souvenirs_snapshots", default=frozenset())
 
 
@@ -18,26 +20,13 @@ def snapshot(using: str) -> Iterator[bool]:
         yield True
         return
     connection = connections[using]
-    is_locking = getattr(connection, "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE")
-    if connection.in_atomic_block or not connection.get_autocommit() or is_locking:
+    if connection.in_atomic_block or not connection.get_autocommit() or locks_on_read(using):
         yield False
         return
     with transaction.atomic(using=using):
-        set_up(using, "REPEATABLE READ")
+        set_isolation_level(using, "REPEATABLE READ")
         token = _inside.set(_inside.get() | {using})
         try:
             yield True
         finally:
             _inside.reset(token)
-
-
-def set_up(using: str, isolation: str) -> None:
-    """Sets the isolation level of a transaction that has just begun, where there are such levels;
-    and has PostgreSQL compile nothing (jit): our statements are long, and soon done."""
-    connection = connections[using]
-    if connection.vendor == "sqlite":
-        return
-    with connection.cursor() as cursor:
-        cursor.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
-        if connection.vendor == "postgresql":
-            cursor.execute("SET LOCAL jit = off")

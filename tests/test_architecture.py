@@ -12,7 +12,8 @@ ROOT = Path(souvenirs.__file__).parent.parent
 # The modules in the order of the data flow: each may import those before it, none after it.
 SOUVENIRS = [
     "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods",
-    "fields", "models", "history", "history.deletion", "isolation", "history.accounts", "bitmaps",
+    "fields", "models", "databases", "history", "history.deletion", "isolation",
+    "history.accounts", "bitmaps",
     "history.rollups",
     "lastseen", "lastseen.base", "lastseen.database", "lastseen.clients", "lastseen.shards",
     "lastseen.outbox", "lastseen.filling", "lastseen.redis", "recording", "recording.throttle",
@@ -24,10 +25,10 @@ SOUVENIRS = [
     "management.commands.rollup_souvenirs",
 ]  # fmt: skip
 METRICS = [
-    "__init__", "conf", "families", "limits", "deadline", "readers.base",
+    "__init__", "conf", "families", "deadline", "readers.base",
     "readers.build", "readers.active_users", "readers.rollup_lag", "readers.previous_periods",
     "readers.accounts", "readers", "run", "maintenance", "collector", "history",
-    "instruments", "exposition", "access", "views", "urls", "server", "checks", "apps",
+    "instruments", "formats", "exposition", "access", "views", "urls", "server", "checks", "apps",
     "management", "management.commands", "management.commands.souvenirs_exporter",
     "management.commands.souvenirs_history", "management.commands.souvenirs_dashboards",
 ]  # fmt: skip

@@ -22,9 +22,9 @@ from django.db import connections, router
 from django.db.models import Count, Q, QuerySet, Value
 from pyroaring import BitMap
 
-from souvenirs import timestamps
+from souvenirs import databases, timestamps
 from souvenirs.history import rollups
-from souvenirs.history.rollups import EARLIEST, LATEST, UNION_LIMIT
+from souvenirs.history.rollups import EARLIEST, LATEST
 from souvenirs.isolation import snapshot
 from souvenirs.models import LastSeen, Rollup, Souvenir, SouvenirQuerySet, StaleMark
 from souvenirs.periods import BUCKET, Interval, bucket_after, bucket_containing, merged
@@ -81,9 +81,11 @@ def users_between(start: datetime | None = None, end: datetime | None = None) ->
     user: Any = LastSeen._meta.get_field("user")
     strays = Q(pk__in=[user.target_field.to_python(key) for key in users.strays])
     if user.db_constraint:
-        return _users(Q(souvenirs_last_seen__id__in=rollups.listed(users.members, using)) | strays)
+        return _users(
+            Q(souvenirs_last_seen__id__in=databases.as_in_list(users.members, using)) | strays
+        )
     # They are in another database: they go by their keys
-    rows = LastSeen.objects.using(using).filter(pk__in=rollups.listed(users.members, using))
+    rows = LastSeen.objects.using(using).filter(pk__in=databases.as_in_list(users.members, using))
     return _users(Q(pk__in=list(rows.values_list("user_id", flat=True))) | strays)
 
 
@@ -258,7 +260,7 @@ def _count_rows(ranges: Sequence[Interval], using: str) -> list[int]:
     index on (when, user), and keeps one range's users at a time."""
     if not ranges:
         return []
-    count = _count_by_loop if connections[using].vendor == "postgresql" else _count_by_union
+    count = _count_by_loop if databases.joins_intervals(using) else _count_by_union
     counts = count(ranges, using)
     return [counts.get(number, 0) for number in range(len(ranges))]
 
@@ -277,25 +279,23 @@ def _count_by_union(ranges: Sequence[Interval], using: str) -> dict[int, int]:
     ]
     while len(queries) > 1:
         queries = [
-            queries[i].union(*queries[i + 1 : i + UNION_LIMIT], all=True).order_by()
-            for i in range(0, len(queries), UNION_LIMIT)
+            queries[i].union(*queries[i + 1 : i + databases.UNION_LIMIT], all=True).order_by()
+            for i in range(0, len(queries), databases.UNION_LIMIT)
         ]
     return dict(queries[0])
 
 
 def _count_by_loop(ranges: Sequence[Interval], using: str) -> dict[int, int]:
-    """One SELECT over a list of ranges. PostgreSQL compiles each SELECT of a UNION (jit), which
-    takes it a minute for a thousand of them; MariaDB would read the whole index for each range."""
-    rows = ", ".join(["(%s, CAST(%s AS timestamptz), CAST(%s AS timestamptz))"] * len(ranges))
+    """One SELECT over a list of ranges."""
     params: list[Any] = []
     for position, (start, end) in enumerate(ranges):
         params += [position, timestamps.to_datetime(start), timestamps.to_datetime(end)]
     with connections[using].cursor() as cursor:
         cursor.execute(
             # no value is in the text, but as many placeholders as there are ranges
-            "SELECT ranges.n, (SELECT COUNT(DISTINCT user_id) FROM souvenirs_souvenir"  # noqa: S608
-            ' WHERE "when" >= ranges.first AND "when" < ranges.after)'
-            f" FROM (VALUES {rows}) AS ranges (n, first, after)",
+            "SELECT i.number, (SELECT COUNT(DISTINCT user_id) FROM souvenirs_souvenir"  # noqa: S608
+            ' WHERE "when" >= i.first AND "when" < i.after)'
+            f" FROM {databases.intervals_table(len(ranges))}",
             params,
         )
         return dict(cursor.fetchall())

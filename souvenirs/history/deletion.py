@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from typing import Any
 
 from django.apps import apps
 from django.contrib.auth import get_user_model
-from django.db import connections, models, router, transaction
+from django.db import models, router, transaction
 from django.db.models import F, Min
 
-from souvenirs import timestamps
+from souvenirs import databases, timestamps
 from souvenirs.conf import conf
 from souvenirs.models import LastSeen, Sighting, Souvenir, StaleMark, Watermark
 from souvenirs.periods import bucket_containing
-
-# The souvenirs with these keys, for MySQL: given a list, it may read, and lock, the whole table
-ONE_BY_ONE = (
-    "JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) k"
-    " STRAIGHT_JOIN souvenirs_souvenir s ON s.id = k.id"
-)
-
-
-def has_json_table(using: str) -> bool:
-    """Whether ONE_BY_ONE works: not with MariaDB before 10.6, where a deadlock is left possible."""
-    connection: Any = connections[using]
-    return not connection.mysql_is_mariadb or connection.mysql_version >= (10, 6)
 
 
 def keep_history(user_pk: Any, using: str) -> None:
@@ -36,11 +22,12 @@ def keep_history(user_pk: Any, using: str) -> None:
     other. Marks may say again what a Rollup already knows.
     """
     rows = Souvenir.objects.using(using).filter(user_id=user_pk)
-    if connections[using].vendor == "sqlite":
-        # Who reads first is refused to write when somebody else has written since: not even waits
+    if databases.must_write_first(using):
         Watermark.objects.using(using).update(rolled_up=F("rolled_up"))
-    if connections[using].vendor == "mysql" and has_json_table(using):
-        _lock(list(rows.order_by("pk").values_list("pk", flat=True)), using)
+    if databases.locks_beyond_keys(using):
+        # InnoDB would lock them from the index on users, when they are deleted. Pruning locks the
+        # index after the row: one of the two would fail for a deadlock. So the row comes first.
+        databases.lock_rows(Souvenir, list(rows.order_by("pk").values_list("pk", flat=True)), using)
     watermark = Watermark.objects.using(using).first()
     if watermark is not None:
         stale = StaleMark.objects.using(using).aggregate(first=Min("bucket"))["first"]
@@ -59,18 +46,6 @@ def keep_history(user_pk: Any, using: str) -> None:
     StaleMark.objects.using(using).bulk_create(
         (StaleMark(bucket=bucket, member=ordinal) for bucket in sorted(buckets)), batch_size=5_000
     )
-
-
-def _lock(keys: Sequence[int], using: str) -> None:
-    """Locks these souvenirs, and no others.
-
-    InnoDB would do so from the index on users, when they are deleted. Who prunes locks that after
-    the row: then one of the two would fail for a deadlock. So here too it is the row first.
-    """
-    with connections[using].cursor() as cursor:
-        select = f"SELECT s.id FROM {ONE_BY_ONE} FOR UPDATE"  # noqa: S608
-        cursor.execute(select, [json.dumps(keys)])
-        cursor.fetchall()
 
 
 def keep_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from django.db import connections, router
 
-from souvenirs import timestamps
+from souvenirs import databases, timestamps
 from souvenirs.history import rollups
-from souvenirs.history.deletion import ONE_BY_ONE, has_json_table
 from souvenirs.models import Souvenir, SouvenirQuerySet
 from souvenirs.periods import BUCKET, bucket_containing
 
@@ -51,17 +49,7 @@ def prune(older_than: float, on_batch: Callable[[int], object] | None = None) ->
             rollups.add(rollups.read(buckets, {}, using), using)
             mark.pruned = max(mark.pruned, buckets[-1] + BUCKET)
             mark.save(using=using)
-            _delete([pk for pk, _ in rows], using)
+            databases.delete_rows(Souvenir, [pk for pk, _ in rows], using)
         deleted += len(rows)
         if on_batch:
             on_batch(len(rows))
-
-
-def _delete(keys: Sequence[int], using: str) -> None:
-    """Deletes these souvenirs, and waits for no others."""
-    connection = connections[using]
-    if connection.vendor != "mysql" or not has_json_table(using):
-        Souvenir.objects.using(using).filter(pk__in=rollups.listed(keys, using)).delete()
-        return
-    with connection.cursor() as cursor:
-        cursor.execute(f"DELETE s FROM {ONE_BY_ONE}", [json.dumps(keys)])

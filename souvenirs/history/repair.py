@@ -10,7 +10,7 @@ from django.db import IntegrityError, router
 from django.db.models import Max
 from pyroaring import BitMap
 
-from souvenirs import bitmaps, timestamps
+from souvenirs import bitmaps, databases, timestamps
 from souvenirs.conf import conf
 from souvenirs.history import rollups
 from souvenirs.history.counting import first_recorded
@@ -87,5 +87,5 @@ def _existing(ordinals: BitMap, using: str) -> BitMap:
     active. (They are looked up after the rows: a user who is deleted in between is not lost.)"""
     if not ordinals:
         return BitMap()
-    rows = LastSeen.objects.using(using).filter(pk__in=rollups.listed(ordinals, using))
+    rows = LastSeen.objects.using(using).filter(pk__in=databases.as_in_list(ordinals, using))
     return BitMap(rows.values_list("pk", flat=True))

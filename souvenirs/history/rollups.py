@@ -10,7 +10,6 @@ or without a snapshot.
 
 from __future__ import annotations
 
-import json
 import time
 from array import array
 from bisect import bisect_left
@@ -21,13 +20,11 @@ from typing import Any, NamedTuple
 
 from django.db import connections, router, transaction
 from django.db.models import F, Min, Q
-from django.db.models.expressions import RawSQL
 from pyroaring import BitMap
 
-from souvenirs import bitmaps, timestamps
+from souvenirs import bitmaps, databases, timestamps
 from souvenirs.conf import conf
 from souvenirs.history import accounts
-from souvenirs.isolation import set_up
 from souvenirs.models import (
     GRACE_SECONDS,
     LastSeen,
@@ -49,7 +46,6 @@ from souvenirs.periods import (
 
 EARLIEST, LATEST = -62_135_596_800, 253_402_300_799  # unix seconds: the years 1 and 9999
 FEW = 4  # intervals that PostgreSQL had better plan one by one
-UNION_LIMIT = 400  # SQLite takes 500 SELECTs in a UNION, but as many UNIONs inside of one
 MARKS = 50_000  # that one transaction honours
 KINDS = (Rollup.MONTH, Rollup.DAY, Rollup.BUCKET)  # the longest first
 PERIODS = {Rollup.DAY: "day", Rollup.MONTH: "month"}
@@ -91,12 +87,11 @@ def users_in(intervals: Sequence[Interval], using: str) -> Iterator[Active]:
     for number, (start, end) in enumerate(intervals):
         params += [number, adapt(timestamps.to_datetime(start)), adapt(timestamps.to_datetime(end))]
     ordinals = "LEFT JOIN souvenirs_lastseen l ON l.user_id = s.user_id"
-    if connection.vendor == "postgresql" and len(intervals) > FEW:
+    if databases.joins_intervals(using) and len(intervals) > FEW:
         # It reads the table of last-seen times once for all, and not for each
-        values = ["(%s, CAST(%s AS timestamptz), CAST(%s AS timestamptz))"] * len(intervals)
         query = (
-            f"SELECT i.number, l.id, s.user_id FROM (VALUES {', '.join(values)})"  # noqa: S608
-            f" AS i (number, first, after) JOIN souvenirs_souvenir s"
+            "SELECT i.number, l.id, s.user_id"  # noqa: S608
+            f" FROM {databases.intervals_table(len(intervals))} JOIN souvenirs_souvenir s"
             f" ON s.{when} >= i.first AND s.{when} < i.after {ordinals}"
         )
     else:
@@ -104,25 +99,11 @@ def users_in(intervals: Sequence[Interval], using: str) -> Iterator[Active]:
             f"SELECT %s, l.id, s.user_id FROM souvenirs_souvenir s {ordinals}"  # noqa: S608
             f" WHERE s.{when} >= %s AND s.{when} < %s"
         )
-        query = _union([select] * len(intervals))
+        query = databases.union_all([select] * len(intervals))
     with connection.chunked_cursor() as cursor:
         cursor.execute(query, params)
         while rows := cursor.fetchmany(10_000):
             yield from (Active(*row) for row in rows)
-
-
-def _union(selects: Sequence[str]) -> str:
-    """All of the SELECTs in one, however many they are."""
-    groups = [
-        " UNION ALL ".join(selects[at : at + UNION_LIMIT])
-        for at in range(0, len(selects), UNION_LIMIT)
-    ]
-    if len(groups) == 1:
-        return groups[0]
-    return " UNION ALL ".join(
-        f"SELECT * FROM ({group}) AS g{number}"  # noqa: S608
-        for number, group in enumerate(groups)
-    )
 
 
 # Rollups
@@ -151,7 +132,7 @@ def _choices(kind: int, wanted: Sequence[Interval], using: str) -> Iterator[Choi
     if not wanted:
         return
     fits = Q()
-    if len(wanted) > UNION_LIMIT:  # then better some more than are wanted
+    if len(wanted) > databases.UNION_LIMIT:  # then better some more than are wanted
         wanted = [Interval(wanted[0].start, wanted[-1].end)]
     for start, end in wanted:
         fits |= Q(kind=kind, start__gte=start, start__lt=end, end__lte=end)
@@ -168,19 +149,13 @@ def _fitting(interval: Interval, found: list[Choice], starts: list[int]) -> list
 def members_of(pks: Iterable[int], using: str) -> Iterator[tuple[int, BitMap]]:
     """The bitmaps of these Rollups, by their keys, in the order of time. One query, read as a
     stream."""
-    rows = Rollup.objects.using(using).filter(pk__in=listed(pks, using)).order_by("start")
+    rows = (
+        Rollup.objects.using(using)
+        .filter(pk__in=databases.as_in_list(pks, using))
+        .order_by("start")
+    )
     for pk, members in rows.values_list("pk", "members").iterator(chunk_size=100):
         yield pk, bitmaps.from_bytes(bytes(members))
-
-
-def listed(numbers: Iterable[int], using: str) -> Any:
-    """The numbers, for a filter of any length: as one parameter where those are limited."""
-    vendor = connections[using].vendor
-    if vendor == "postgresql":
-        return RawSQL("SELECT unnest(CAST(%s AS bigint[]))", [list(numbers)])
-    if vendor == "sqlite":
-        return RawSQL("SELECT value FROM json_each(%s)", [json.dumps(list(numbers))])
-    return list(numbers)
 
 
 def lag(now: float, using: str) -> float:
@@ -237,7 +212,7 @@ def locked(using: str, wait: bool = True) -> Iterator[Watermark]:
     with transaction.atomic(using=using):
         if is_ours:
             # Rows that are locked, or in sight of a DELETE, must be in sight of each SELECT too
-            set_up(using, "READ COMMITTED")
+            databases.set_isolation_level(using, "READ COMMITTED")
         rows = Watermark.objects.using(using)
         can_skip = connection.features.has_select_for_update_skip_locked
         if not wait and can_skip and not rows.select_for_update(skip_locked=True):
@@ -341,7 +316,9 @@ def take_marks(
         rows = rows.filter(bucket__lte=first[-1])
     marks = list(rows.order_by("pk").values_list("pk", "bucket", "member")[:MARKS])
     if marks:
-        taken = StaleMark.objects.using(using).filter(pk__in=listed((m[0] for m in marks), using))
+        taken = StaleMark.objects.using(using).filter(
+            pk__in=databases.as_in_list((m[0] for m in marks), using)
+        )
         taken.delete()
     members: dict[int, set[int]] = defaultdict(set)
     for _, bucket, member in marks:
@@ -386,7 +363,7 @@ def add(facts: Mapping[int, BitMap], using: str) -> None:
     known = {}
     rows = Rollup.objects.using(using)
     starts = sorted(bucket for bucket, members in facts.items() if members)
-    for rollup in rows.filter(kind=Rollup.BUCKET, start__in=listed(starts, using)):
+    for rollup in rows.filter(kind=Rollup.BUCKET, start__in=databases.as_in_list(starts, using)):
         known[rollup.start] = rollup
     new = []
     for start in starts:

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db import connections
 
+from souvenirs.databases import counts_in_one_pass
 from souvenirs.lastseen.base import Activity, LastSeenStore, Reading
 from souvenirs.models import LastSeen, Sighting
 
@@ -34,10 +35,8 @@ class DatabaseStore(LastSeenStore):
         newest = f"(SELECT MAX({seen}) FROM {table} WHERE {seen} < %s)"  # noqa: S608
         params = edges[-1:]
         # One statement, so one snapshot, which looks at nobody twice, however windows overlap
-        is_one_pass = connection.vendor == "postgresql" and bool(cuts)
+        is_one_pass = counts_in_one_pass(using) and bool(cuts)
         if is_one_pass:
-            # It visits the row of most entries of an index whose rows change all the time; so one
-            # pass, in whatever order is cheapest, is faster than a look for each slice
             counts = [f"COUNT(*) FILTER (WHERE {seen} >= %s)"] * (len(edges) - 1)
             rows = f"FROM {table} WHERE {seen} >= %s AND {seen} < %s"
             params += [*edges[:-1], edges[0], edges[-1]]
