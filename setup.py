@@ -78,6 +78,7 @@ setup(
             "psycopg[binary,pool]>=3.2",
             "PyYAML>=6",
             "pytest>=8.3",
+            "pytest-cov>=6",
             "pytest-django>=4.9",
             "pytest-randomly>=3.15",
             "pytest-xdist>=3.6",

@@ -28,8 +28,8 @@ METRICS = [
     "__init__", "conf", "families", "deadline", "readers.base",
     "readers.build", "readers.active_users", "readers.rollup_lag", "readers.previous_periods",
     "readers.accounts", "readers", "run", "maintenance", "collector", "history",
-    "instruments", "formats", "exposition", "access", "views", "urls", "server", "checks", "apps",
-    "management", "management.commands", "management.commands.souvenirs_exporter",
+    "allocation", "instruments", "formats", "exposition", "access", "views", "urls", "server",
+    "checks", "apps", "management", "management.commands", "management.commands.souvenirs_exporter",
     "management.commands.souvenirs_history", "management.commands.souvenirs_dashboards",
 ]  # fmt: skip
 FLOW = [f"souvenirs.{name}" for name in SOUVENIRS] + [f"souvenirs_metrics.{n}" for n in METRICS]

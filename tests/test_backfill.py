@@ -18,7 +18,7 @@ from django.core.cache import caches
 from django.db import connections
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs import backfill
@@ -310,9 +310,6 @@ def test_load__interrupted_is_done_again(users: list[Any]) -> None:
 # Brute force
 
 
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 @given(data=st.data(), limit=st.sampled_from([0, 60, 900, HOUR, 7 * HOUR]))
 def test_load__any_order_and_splits(data: st.DataObject, limit: int) -> None:
     Souvenir.objects.all().delete()

@@ -21,7 +21,7 @@ from django.core.management import call_command
 from django.db import connections, models, transaction
 from django.db.models.query_utils import DeferredAttribute
 from django.test.utils import CaptureQueriesContext, override_settings
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Metric
 
@@ -258,7 +258,6 @@ def test_collect__tells_when_periods_began() -> None:
 
 
 @in_transaction
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     offsets=st.lists(st.integers(0, 500 * 86_400) | st.integers(0, 8_000), max_size=20),
     now=st.datetimes(datetime(2022, 1, 1), datetime(2026, 1, 1), timezones=st.just(PARIS)),

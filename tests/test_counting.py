@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from django.test.utils import CaptureQueriesContext
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs import timestamps
@@ -39,9 +39,6 @@ ranges_of_times = st.lists(st.builds(Interval, times, times), max_size=12)
 @given(
     history=st.lists(st.tuples(st.integers(0, 4), times), max_size=30),
     ranges=ranges_of_times,
-)
-@settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_count_users_of_ranges__is_what_brute_force_counts(
     history: list[tuple[int, int]], ranges: list[Interval]

@@ -9,7 +9,7 @@ import pytest
 from django.conf import settings as django_settings
 from django.db import transaction
 from django.test import override_settings
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -179,23 +179,15 @@ class Machine(RuleBasedStateMachine):
             assert counting.count_users_of_ranges([everything]) == [brute(self.facts, *everything)]
 
 
-def run(examples: int, steps: int) -> None:
+def run(steps: int) -> None:
     machine: Any = Machine
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            deadline=None,
-            max_examples=examples,
-            stateful_step_count=steps,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_state_machine_as_test(machine, settings=settings(stateful_step_count=steps))
 
 
 def test_history__counts_what_happened() -> None:
-    run(examples=12, steps=30)
+    run(steps=30)
 
 
 @pytest.mark.slow
 def test_history__counts_what_happened_in_longer_stories() -> None:
-    run(examples=15, steps=60)
+    run(steps=60)

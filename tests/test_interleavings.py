@@ -183,9 +183,8 @@ def test_work__loses_nothing_whatever_comes_between_its_statements(
         story.check()
 
 
-@pytest.mark.parametrize(
-    "name", ["roll_up", *(pytest.param(name, marks=pytest.mark.slow) for name in WORK[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORK)
 def test_work__loses_nothing_of_a_transaction_that_commits_between_its_statements(
     rival: Rival, name: str
 ) -> None:
@@ -196,6 +195,7 @@ def test_work__loses_nothing_of_a_transaction_that_commits_between_its_statement
 # Who counts meanwhile
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_nested", [False, True], ids=["autocommit", "nested"])
 @pytest.mark.parametrize("meanwhile", MEANWHILE)
 def test_count__is_right_whatever_comes_between_its_statements(

@@ -11,7 +11,7 @@ import pytest
 import time_machine
 from django.db import router, transaction
 from django.test import override_settings
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs.control import last_seen, souvenez
@@ -155,11 +155,6 @@ OPS = st.one_of(
 NOW = T + 7_200
 
 
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 @given(ops=st.lists(OPS, max_size=15), cuts=st.lists(st.integers(-5, 125), max_size=6))
 def test_store__is_a_dictionary_of_times(
     store: LastSeenStore, ops: list[Any], cuts: list[int]

@@ -6,7 +6,7 @@ import pytest
 from django.db import router
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
@@ -66,9 +66,6 @@ activity = st.lists(st.tuples(st.integers(0, 4), moments), max_size=20)
     step=st.sampled_from([300, 900, 3600]),
     start=moments,
     zone=st.sampled_from(["UTC", "Europe/Paris", "Asia/Kolkata", "Australia/Lord_Howe"]),
-)
-@settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_openmetrics__is_who_was_active(
     before: list[tuple[int, int]],

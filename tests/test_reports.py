@@ -12,7 +12,7 @@ from django.conf import settings as site_settings
 from django.db import connections
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs import periods, reports, timestamps
@@ -24,9 +24,6 @@ from tests.people import User, site, with_databases
 pytestmark = with_databases
 
 has_date_joined = pytest.mark.where("string" not in site_settings.SHAPE)
-examples = settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 
 PARIS = ZoneInfo("Europe/Paris")
 SUBSCRIPTION_START = datetime(2010, 1, 24, 22, tzinfo=PARIS)
@@ -423,7 +420,6 @@ def brute_force(
     start=st.none() | seconds,
     end=seconds,
 )
-@examples
 def test_customer__counts_as_brute_force_does(
     name: str,
     history: list[tuple[int, bool, list[int]]],
@@ -458,7 +454,6 @@ KEYS: dict[str, Callable[[date], object]] = {
 
 @pytest.mark.parametrize("name", CALENDAR)
 @given(history=histories(), zone=st.sampled_from(ZONES), start=seconds, end=seconds)
-@examples
 def test_calendar__counts_as_brute_force_does(
     name: str, history: list[tuple[int, bool, list[int]]], zone: str, start: int, end: int
 ) -> None:
@@ -494,7 +489,6 @@ def test_calendar__counts_as_brute_force_does(
 
 
 @given(history=histories(), pairs=st.lists(st.tuples(seconds, seconds), max_size=8))
-@examples
 def test_usage_for_periods__counts_as_brute_force_does(
     history: list[tuple[int, bool, list[int]]], pairs: list[tuple[int, int]]
 ) -> None:
@@ -524,6 +518,7 @@ def count_queries(report: Callable[[int], Iterator[dict[str, Any]]]) -> list[int
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CUSTOMER)
 def test_customer__queries_are_as_many_however_many_periods(name: str, now: datetime) -> None:
     few, many = count_queries(
@@ -532,6 +527,7 @@ def test_customer__queries_are_as_many_however_many_periods(name: str, now: date
     assert few == many
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALENDAR)
 def test_calendar__queries_are_as_many_however_many_periods(name: str, now: datetime) -> None:
     few, many = count_queries(lambda years: CALENDAR[name](NOW - years * 365 * DAY))

@@ -15,6 +15,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from prometheus_client.exposition import generate_latest
 
+from souvenirs_metrics import instruments
 from souvenirs_metrics.checks import is_token
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.conf import conf
@@ -60,7 +61,7 @@ class Command(BaseCommand):
             "--token-file",
             metavar="FILE",
             help="bearer tokens that /metrics demands, one a line, in place of"
-            " SOUVENIRS_METRICS_TOKEN",
+            " SOUVENIRS_METRICS_TOKEN and SOUVENIRS_METRICS_AUTHORIZE",
         )
         parser.add_argument(
             "--once",
@@ -75,7 +76,9 @@ class Command(BaseCommand):
             return
         if options["token_file"]:
             settings.SOUVENIRS_METRICS_TOKEN = read_tokens(options["token_file"])
+            settings.SOUVENIRS_METRICS_AUTHORIZE = None  # what the command line says wins
             conf.reset()
+        instruments.hide_process_counters()
         address: Address = options["address"]
         try:
             server = Server(*address, tls_context(options["tls_cert"], options["tls_key"]))
