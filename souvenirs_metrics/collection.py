@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 from prometheus_client import Metric
 
-from souvenirs.lastseen.base import Reading
+from souvenirs.lastseen.base import ReadContext
 from souvenirs_metrics import families
 from souvenirs_metrics.deadline import Deadline
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("souvenirs_metrics")
 
 Families = list[Metric]
 # Reads some families, as of an instant (unix seconds)
-Part = Callable[[float, Reading], Families]
+Part = Callable[[float, ReadContext], Families]
 
 PATIENCE_SECONDS = 0.1  # that the databases have to end statements by themselves
 
@@ -74,7 +74,7 @@ class Collection:
 
     def run(self) -> None:
         failures: dict[str, tuple[list[str], Exception]] = {}
-        reading: Reading = self.deadline.reading if self.deadline else nullcontext
+        reading: ReadContext = self.deadline.reading if self.deadline else nullcontext
         try:
             for name, part in list(self._left.items()):
                 try:

@@ -20,7 +20,8 @@ import souvenirs
 from souvenirs import periods
 from souvenirs.conf import conf as souvenirs_conf
 from souvenirs.history import accounts, counting, rollups
-from souvenirs.lastseen.base import Reading
+from souvenirs.lastseen import get_store
+from souvenirs.lastseen.base import ReadContext
 from souvenirs.models import LastSeen, Rollup, Souvenir
 from souvenirs_metrics import deadline, families
 from souvenirs_metrics.collection import Collection, Families, Part, Partly, cause_of
@@ -106,8 +107,8 @@ class SouvenirsCollector(Collector):
     def keep_up(self, within: Deadline) -> None:
         """Rolls up a little of what is due, and sweeps a little. Raises if that fails, but not for
         the same cause again: a site may have reasons for a role that only reads."""
-        store = souvenirs_conf.last_seen_store
-        store.keep_up()
+        store = get_store()
+        store.run_maintenance()
         if time.monotonic() < self._roll_up_at:
             return
         self._roll_up_at = time.monotonic() + RETRY_SECONDS
@@ -116,14 +117,14 @@ class SouvenirsCollector(Collector):
                 try:
                     rollups.roll_up(buckets=BUCKETS)
                 finally:
-                    store.sweep(SWEPT_USERS)
+                    store.reconcile(SWEPT_USERS)
             self._cause, self._roll_up_at = "", 0.0
         except Exception as error:
             known, self._cause = self._cause, cause_of(error)
             if self._cause != known:
                 raise
 
-    def active_users(self, now: float, reading: Reading) -> Families:
+    def active_users(self, now: float, reading: ReadContext) -> Families:
         """Rolling windows and periods to date: all of them "since when?", so in one pass."""
         resolution = souvenirs_conf.last_seen_seconds
         starts = {
@@ -135,11 +136,11 @@ class SouvenirsCollector(Collector):
             name: (now - seconds) // resolution * resolution
             for name, seconds in conf.windows.items()
         }
-        activity = souvenirs_conf.last_seen_store.activity(
+        activity = get_store().count(
             [*starts.values(), *cuts.values()],
             until=now + resolution,
             using=conf.database(LastSeen),
-            reading=reading,
+            read_context=reading,
         )
         limit = souvenirs_conf.ratelimit_seconds
         coarse = [
@@ -165,12 +166,12 @@ class SouvenirsCollector(Collector):
             )
         return read
 
-    def rollup_lag(self, now: float, reading: Reading) -> Families:
+    def rollup_lag(self, now: float, reading: ReadContext) -> Families:
         using = conf.database(Rollup)
         with reading(using):
             return [families.ROLLUP_LAG.family(rollups.lag(now, using))]
 
-    def previous_periods(self, now: float, reading: Reading) -> Families:
+    def previous_periods(self, now: float, reading: ReadContext) -> Families:
         previous = {
             name: periods.previous_calendar_period(name, now, souvenirs_conf.zone)
             for name in periods.NAMES
@@ -189,14 +190,14 @@ class SouvenirsCollector(Collector):
             )
         ]
 
-    def accounts(self, now: float, reading: Reading) -> Families:
+    def accounts(self, now: float, reading: ReadContext) -> Families:
         """Totals, from all rows of users; so they are kept for a while."""
         counted = time.monotonic()
         if self._accounts is None or counted - self._accounts[0] >= ACCOUNTS_SECONDS:
             self._accounts = counted, self._count_accounts(reading)
         return self._accounts[1]
 
-    def _count_accounts(self, reading: Reading) -> Families:
+    def _count_accounts(self, reading: ReadContext) -> Families:
         model = get_user_model()
         using = conf.database(model)
         with reading(using):
@@ -208,7 +209,7 @@ class SouvenirsCollector(Collector):
             families.ACTIVATED_USERS.family(totals["activated"]),
         ]
 
-    def build(self, now: float, reading: Reading) -> Families:
+    def build(self, now: float, reading: ReadContext) -> Families:
         return [
             families.BUILD.family(
                 {
@@ -216,7 +217,7 @@ class SouvenirsCollector(Collector):
                     "python": platform.python_version(),
                     "django": django.get_version(),
                     "database": connections[conf.database(Souvenir)].vendor,
-                    "last_seen_store": souvenirs_conf.last_seen_store.name,
+                    "last_seen_store": get_store().name,
                 }
             )
         ]

@@ -28,7 +28,7 @@ from prometheus_client import CollectorRegistry, Metric
 import souvenirs
 from souvenirs.control import souvenez
 from souvenirs.history import rollups
-from souvenirs.lastseen.base import Reading
+from souvenirs.lastseen.base import ReadContext
 from souvenirs.models import AccountTotals, LastSeen, Rollup, Souvenir, StaleMark, Watermark
 from souvenirs_metrics.collection import Part
 from souvenirs_metrics.collector import SouvenirsCollector
@@ -579,7 +579,7 @@ class Slow(SouvenirsCollector):
     def parts(self) -> list[Part]:
         return [self.part]
 
-    def part(self, now: float, reading: Reading) -> list[Metric]:
+    def part(self, now: float, reading: ReadContext) -> list[Metric]:
         self.times += 1
         self.begun.set()
         assert self.may_end.wait(30)
@@ -622,7 +622,7 @@ def test_collect__that_breaks_off_is_not_shared(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
 
     class Breaking(Slow):
-        def part(self, now: float, reading: Reading) -> list[Metric]:
+        def part(self, now: float, reading: ReadContext) -> list[Metric]:
             self.times += 1
             raise SystemExit
 

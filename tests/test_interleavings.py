@@ -23,7 +23,8 @@ from django.db import connections, transaction
 from souvenirs import timestamps
 from souvenirs.control import souvenez
 from souvenirs.history import counting, deletion, pruning, repair, rollups
-from souvenirs.models import GRACE_SECONDS, Rollup, Souvenir, StaleMark
+from souvenirs.history.marks import GRACE_SECONDS
+from souvenirs.models import Rollup, Souvenir, StaleMark
 from souvenirs.periods import BUCKET, Interval
 from tests.history import (
     DAY,

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from souvenirs.control import souvenez
 from souvenirs.history import rollups
-from souvenirs.lastseen.base import Reading
+from souvenirs.lastseen.base import ReadContext
 from souvenirs_metrics import exposition
 from souvenirs_metrics.collection import Part
 from souvenirs_metrics.collector import SouvenirsCollector
@@ -207,7 +207,7 @@ class Interrupted(SouvenirsCollector):
         parts = super().parts()
         return [*parts[:2], self.interrupt, *parts[2:]]
 
-    def interrupt(self, now: float, reading: Reading) -> list[Metric]:
+    def interrupt(self, now: float, reading: ReadContext) -> list[Metric]:
         if self.happenings:
             self.happenings.pop()()
         return []
@@ -390,7 +390,7 @@ def test_scrape__of_a_statement_that_takes_too_long(
         " SELECT MAX(i) FROM n",
     }[engine]
 
-    def dawdle(self: Any, now: float, reading: Reading) -> list[Metric]:
+    def dawdle(self: Any, now: float, reading: ReadContext) -> list[Metric]:
         with reading("history"), connections["history"].cursor() as cursor:
             cursor.execute(statement)
         return []

@@ -10,8 +10,9 @@ from django.db import models, router, transaction
 from django.db.models import F, Min
 
 from souvenirs import databases, timestamps
-from souvenirs.conf import conf
-from souvenirs.models import LastSeen, Sighting, Souvenir, StaleMark, Watermark
+from souvenirs.lastseen import get_store, table
+from souvenirs.lastseen.base import LastSeenUpdate
+from souvenirs.models import LastSeen, Souvenir, StaleMark, Watermark
 from souvenirs.periods import bucket_containing
 
 
@@ -40,7 +41,7 @@ def keep_history(user_pk: Any, using: str) -> None:
     last_seen = LastSeen.objects.using(using).filter(user_id=user_pk)
     ordinal = last_seen.values_list("pk", flat=True).first()
     if ordinal is None:  # their souvenirs came past us; Django may not look for such a row again
-        last_seen.touch(Sighting(user_pk=user_pk, seen=None))
+        table.touch(LastSeenUpdate(user_pk=user_pk, seen=None), using)
         ordinal = last_seen.get().pk
         last_seen.delete()
     StaleMark.objects.using(using).bulk_create(
@@ -53,7 +54,7 @@ def keep_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> None
     keep_history(instance.pk, using)
 
     def forget(user_pk: Any = instance.pk) -> None:
-        conf.last_seen_store.remove(user_pk)
+        get_store().remove(user_pk)
 
     transaction.on_commit(forget, using=using, robust=True)
 
@@ -70,7 +71,7 @@ def forget_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> No
             keep_history(user_pk, ours)
             for model in (LastSeen, Souvenir):
                 model._base_manager.using(ours).filter(user_id=user_pk).delete()
-        conf.last_seen_store.remove(user_pk)
+        get_store().remove(user_pk)
 
     transaction.on_commit(forget, using=using)
 

@@ -14,6 +14,7 @@ from souvenirs import bitmaps, databases, timestamps
 from souvenirs.conf import conf
 from souvenirs.history import rollups
 from souvenirs.history.counting import first_recorded
+from souvenirs.lastseen import get_store, table
 from souvenirs.models import LastSeen, Rollup, Souvenir
 from souvenirs.periods import BUCKET, Interval, bucket_after, bucket_containing, calendar_period
 
@@ -30,7 +31,7 @@ def repair(on_step: Callable[[Interval], None] | None = None) -> None:
     """
     using = router.db_for_write(Rollup)
     catch_up_last_seen(using)
-    conf.last_seen_store.sweep()
+    get_store().reconcile()
     start = first_recorded(using)
     while start is not None and start < rollups.watermark(using).rolled_up:
         day = calendar_period("day", start, conf.zone)
@@ -55,7 +56,7 @@ def catch_up_last_seen(using: str) -> None:
 
 def _catch_up(newest: Iterable[Mapping[str, Any]], using: str) -> None:
     rows = (Souvenir(user_id=row["user_id"], when=row["newest"]) for row in newest)
-    LastSeen.objects.using(using).catch_up(rows)
+    table.catch_up(rows, using)
 
 
 def _repair_day(day: Interval, using: str) -> None:

@@ -24,16 +24,10 @@ from pyroaring import BitMap
 
 from souvenirs import bitmaps, databases, timestamps
 from souvenirs.conf import conf
-from souvenirs.history import accounts
-from souvenirs.models import (
-    GRACE_SECONDS,
-    LastSeen,
-    Rollup,
-    Sighting,
-    Souvenir,
-    StaleMark,
-    Watermark,
-)
+from souvenirs.history import accounts, marks
+from souvenirs.lastseen import table
+from souvenirs.lastseen.base import LastSeenUpdate
+from souvenirs.models import LastSeen, Rollup, Souvenir, StaleMark, Watermark
 from souvenirs.periods import (
     BUCKET,
     Interval,
@@ -176,7 +170,7 @@ def watermark(using: str) -> Watermark:
 
 def due_until(now: float) -> int:
     """Buckets before have been over for the grace period at `now`."""
-    return bucket_containing(now - GRACE_SECONDS)
+    return bucket_containing(now - marks.GRACE_SECONDS)
 
 
 # Rolling up
@@ -314,17 +308,15 @@ def take_marks(
     if limit is not None:
         first = sorted(rows.order_by().values_list("bucket", flat=True).distinct())[:limit]
         rows = rows.filter(bucket__lte=first[-1])
-    marks = list(rows.order_by("pk").values_list("pk", "bucket", "member")[:MARKS])
-    if marks:
-        taken = StaleMark.objects.using(using).filter(
-            pk__in=databases.as_in_list((m[0] for m in marks), using)
-        )
-        taken.delete()
+    taken = list(rows.order_by("pk").values_list("pk", "bucket", "member")[:MARKS])
+    if taken:
+        keys = databases.as_in_list((pk for pk, _, _ in taken), using)
+        StaleMark.objects.using(using).filter(pk__in=keys).delete()
     members: dict[int, set[int]] = defaultdict(set)
-    for _, bucket, member in marks:
+    for _, bucket, member in taken:
         if member is not None:
             members[bucket].add(member)
-    return {bucket for _, bucket, _ in marks}, members
+    return {bucket for _, bucket, _ in taken}, members
 
 
 def read(buckets: Sequence[int], members: Mapping[int, set[int]], using: str) -> dict[int, BitMap]:
@@ -352,7 +344,8 @@ def _ordinals(strays: Mapping[Any, set[int]], using: str) -> dict[Any, int]:
     found = {}
     for user, buckets in strays.items():
         key = user_field.target_field.to_python(user)
-        rows.touch(Sighting(user_pk=key, seen=max(buckets), slot_start=max(buckets)))
+        update = LastSeenUpdate(user_pk=key, seen=max(buckets), slot_start=max(buckets))
+        table.touch(update, using)
         found[user] = rows.get(user_id=key).pk
     return found
 

@@ -10,9 +10,9 @@ from django.core.management.base import BaseCommand
 from django.db import router
 from tqdm import tqdm
 
-from souvenirs.conf import conf
 from souvenirs.history import repair, rollups
 from souvenirs.history.counting import first_recorded
+from souvenirs.lastseen import get_store
 from souvenirs.models import Rollup
 from souvenirs.periods import Interval
 
@@ -35,7 +35,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        conf.last_seen_store.fill()
+        get_store().resync()
         using = router.db_for_write(Rollup)
         first = first_recorded(using)
         if first is None:
