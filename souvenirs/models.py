@@ -84,9 +84,9 @@ class LastSeen(models.Model):
 class Rollup(models.Model):
     """The users who were active in a closed interval of the past, [start, end) in unix seconds.
 
-    It holds all of them if no StaleMark says otherwise, and never anybody who was not active then.
-    It stays when their souvenirs are pruned, and when a user is deleted. A bucket in which nobody
-    was active has no Rollup, nor has such a day.
+    It holds all of them unless a DirtyBucket or DeletedMember says otherwise, and never anybody who
+    was not active then. It stays when their souvenirs are pruned, and when a user is deleted. A
+    bucket in which nobody was active has no Rollup, nor has such a day.
     """
 
     BUCKET = 0  # a quarter of an hour
@@ -108,25 +108,30 @@ class Rollup(models.Model):
         return f"{self.get_kind_display()} [{self.start}, {self.end}) users={self.active_users}"
 
 
-class StaleMark(models.Model):
-    """Something that the Rollups of a bucket may not know yet: souvenirs that came when it had
-    ended, or (`member`) the LastSeen id of a user who was active in it and is deleted since.
-
-    Marks are only ever added, so writers never wait for each other; the roller takes them away in
-    the transaction that honours them.
-    """
+class DirtyBucket(models.Model):
+    """A bucket of which Rollups may not know all souvenirs yet: some came when it had ended."""
 
     bucket = models.BigIntegerField(db_index=True)  # its start, unix seconds
-    member = models.PositiveIntegerField(null=True)
+
+    def __str__(self) -> str:
+        return f"bucket={self.bucket}"
+
+
+class DeletedMember(models.Model):
+    """A user who is deleted was active in a bucket, of which Rollups may not know it yet."""
+
+    bucket = models.BigIntegerField(db_index=True)  # its start, unix seconds
+    member = models.PositiveIntegerField()  # the id that their LastSeen had
 
     def __str__(self) -> str:
         return f"bucket={self.bucket} member={self.member}"
 
 
 class Watermark(models.Model):
-    """How far the history has come, in unix seconds. One row; who rolls up or prunes locks it."""
+    """How far the history has come, in unix seconds. Its one row is the lock of whoever changes
+    Rollups."""
 
-    rolled_up = models.BigIntegerField()  # all buckets before are rolled up, but for StaleMarks
+    rolled_up = models.BigIntegerField()  # all buckets before are rolled up, except marked ones
     pruned = models.BigIntegerField()  # souvenirs before may be gone
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 import souvenirs
 from souvenirs import periods
 from souvenirs.conf import conf as souvenirs_conf
-from souvenirs.history import accounts, counting, rollups
+from souvenirs.history import accounts, counting, maintenance, progress
 from souvenirs.lastseen import get_store
 from souvenirs.lastseen.base import ReadContext
 from souvenirs.models import LastSeen, Rollup, Souvenir
@@ -115,7 +115,7 @@ class SouvenirsCollector(Collector):
         try:
             with within.asking(router.db_for_write(Rollup)):
                 try:
-                    rollups.roll_up(buckets=BUCKETS)
+                    maintenance.roll_up(buckets=BUCKETS)
                 finally:
                     store.reconcile(SWEPT_USERS)
             self._cause, self._roll_up_at = "", 0.0
@@ -169,7 +169,7 @@ class SouvenirsCollector(Collector):
     def rollup_lag(self, now: float, reading: ReadContext) -> Families:
         using = conf.database(Rollup)
         with reading(using):
-            return [families.ROLLUP_LAG.family(rollups.lag(now, using))]
+            return [families.ROLLUP_LAG.family(progress.lag(now, using))]
 
     def previous_periods(self, now: float, reading: ReadContext) -> Families:
         previous = {

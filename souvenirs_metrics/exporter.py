@@ -17,7 +17,7 @@ from django.db import connections
 from django.http import HttpRequest, HttpResponse, HttpResponseNotFound
 from django.views.decorators.http import require_safe
 
-from souvenirs.history import rollups
+from souvenirs.history import maintenance
 from souvenirs.periods import Interval
 from souvenirs_metrics import views
 from souvenirs_metrics.collection import cause_of
@@ -159,7 +159,7 @@ def keep_up(stopped: threading.Event) -> None:
     cause = ""
     while True:
         try:
-            rollups.roll_up(on_step=on_step)
+            maintenance.roll_up(on_step=on_step)
             cause = ""
         except Stopped:
             pass

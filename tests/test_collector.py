@@ -27,9 +27,17 @@ from prometheus_client import CollectorRegistry, Metric
 
 import souvenirs
 from souvenirs.control import souvenez
-from souvenirs.history import rollups
+from souvenirs.history import maintenance
 from souvenirs.lastseen.base import ReadContext
-from souvenirs.models import AccountTotals, LastSeen, Rollup, Souvenir, StaleMark, Watermark
+from souvenirs.models import (
+    AccountTotals,
+    DeletedMember,
+    DirtyBucket,
+    LastSeen,
+    Rollup,
+    Souvenir,
+    Watermark,
+)
 from souvenirs_metrics.collection import Part
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.deadline import Deadline
@@ -136,7 +144,7 @@ def test_collect__takes_a_fixed_number_of_queries(users: int, windows: list[str]
     for user in User.objects.all():
         record(user, NOW - 800 * DAY, NOW - 8 * DAY, NOW - 2 * DAY)
     with time_machine.travel(NOW, tick=False):
-        rollups.roll_up()
+        maintenance.roll_up()
         with (
             override_settings(SOUVENIRS_METRICS_WINDOWS=windows),
             capture_queries() as queries,
@@ -353,7 +361,7 @@ def test_collect__previous_periods_count_users_once_and_only_those_inside() -> N
     record(ann, PREVIOUS_STARTS["year"], PREVIOUS_STARTS["year"] + HOUR)
     record(bob, STARTS["day"] - timedelta(microseconds=1), STARTS["week"] - HOUR)
     record(eve, STARTS["day"], STARTS["day"] - DAY, STARTS["day"] - DAY - timedelta(microseconds=1))
-    rollups.roll_up()
+    maintenance.roll_up()
     assert of(collect(), "souvenirs_previous_calendar_active_users") == {
         "day": 2,  # Bob, Eve
         "week": 1,  # Bob
@@ -372,7 +380,7 @@ def test_collect__previous_periods_are_absent_if_they_began_before_the_first_rec
 ) -> None:
     first = PREVIOUS_STARTS[period] + timedelta(microseconds=late)
     record(make_users(1)[0], first)
-    rollups.roll_up()
+    maintenance.roll_up()
     assert of(collect(), "souvenirs_previous_calendar_active_users").keys() == {
         name for name, start in PREVIOUS_STARTS.items() if start >= first
     }
@@ -473,7 +481,7 @@ def test_collect__leaves_out_a_part_that_fails(
     now = datetime.now(timezone.utc)
     see(now)
     record(User.objects.get(), now - 800 * DAY)
-    rollups.roll_up()
+    maintenance.roll_up()
     with missing_table(model):
         samples = collect()
     assert names(samples) == (ACTIVITY | LAG | PREVIOUS | ACCOUNTS | ALWAYS) - lost
@@ -557,7 +565,7 @@ def test_collect__reads_from_the_database_of_the_setting(
     ):
         samples = collect()
     # Only rolling up is left to the database that is written to
-    tables = (Watermark, StaleMark, AccountTotals, Souvenir, User)
+    tables = (Watermark, DirtyBucket, DeletedMember, AccountTotals, Souvenir, User)
     asked = {name for sql in queries() for name in re.findall(r'FROM ["`](\w+)', sql)}
     assert asked <= {model._meta.db_table for model in tables}
     assert samples["souvenirs_up", ""] == 1
@@ -652,13 +660,13 @@ def test_collect__rolling_up_that_failed_is_not_waited_for_again(
     missing_table: MissingTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
-    roll_up = rollups.roll_up
+    roll_up = maintenance.roll_up
 
     def counted(buckets: int) -> None:
         tried.append(1)
         roll_up(buckets=buckets)
 
-    monkeypatch.setattr(rollups, "roll_up", counted)
+    monkeypatch.setattr(maintenance, "roll_up", counted)
     record(make_users(1)[0], datetime.now(timezone.utc) - DAY)
     collector = SouvenirsCollector()
     with missing_table(Watermark):

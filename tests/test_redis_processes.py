@@ -379,13 +379,13 @@ class World:
         self.write()
         told: list[LastSeenCounts] = []
         store = self.exporter.store
-        activity = RedisStore.activity
+        activity = RedisStore.count
 
         def noted(*args: Any, **more: Any) -> LastSeenCounts:
             told.append(activity(store, *args, **more))
             return told[-1]
 
-        store.activity = noted  # type: ignore[method-assign]
+        store.count = noted  # type: ignore[method-assign]
         self.compare(self.exporter.do(collect), told[0].exact_from)
 
     def compare(self, samples: Samples, exact_from: float) -> None:

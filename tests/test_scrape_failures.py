@@ -22,7 +22,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from souvenirs.control import souvenez
-from souvenirs.history import rollups
+from souvenirs.history import maintenance
 from souvenirs.lastseen.base import ReadContext
 from souvenirs_metrics import exposition
 from souvenirs_metrics.collection import Part
@@ -115,7 +115,7 @@ def be_active(user: User) -> None:
     """Now, and in the years before, of which some is rolled up and some is due."""
     now = datetime.now(timezone.utc)
     souvenez(user, when=now - timedelta(days=800))
-    rollups.roll_up()
+    maintenance.roll_up()
     souvenez(user, when=now - timedelta(days=2))
     souvenez(user)
 
