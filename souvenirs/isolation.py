@@ -1,3 +1,5 @@
+"""One snapshot of a database for several queries."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -8,14 +10,16 @@ from django.db import connections, transaction
 
 from souvenirs.databases import locks_on_read, set_isolation_level
 
-_inside: ContextVar[frozenset[str]] = ContextVar("souvenirs_snapshots", default=frozenset())
+_inside: ContextVar[frozenset[str]] = ContextVar("souvenirs_repeatable_read", default=frozenset())
 
 
 @contextmanager
-def snapshot(using: str) -> Iterator[bool]:
-    """Whether all queries inside see the same state of the database: not if somebody has begun a
-    transaction before, nor if SQLite is told to lock what it reads (transaction_mode). Inside of a
-    snapshot, it is that one."""
+def repeatable_read(using: str) -> Iterator[bool]:
+    """Run all queries inside on one snapshot of the database: yield True.
+
+    Yield False, and begin nothing, if a transaction is already open or if SQLite would lock what it
+    reads (transaction_mode). Nested calls join the outer one.
+    """
     if using in _inside.get():
         yield True
         return

@@ -15,22 +15,22 @@ from souvenirs_metrics import run
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.deadline import Deadline, scrape_timeout
 from souvenirs_metrics.families import Gauge, Info
-from souvenirs_metrics.maintenance import Maintenance
 from souvenirs_metrics.readers import load_readers
 from souvenirs_metrics.readers.base import Reader
 from souvenirs_metrics.run import CollectionRun
+from souvenirs_metrics.upkeep import Upkeep
 
 
 class SouvenirsCollector(Collector):
     """Collects the gauges of the metric contract, all as of one instant.
 
     A collection takes a fixed number of queries on SOUVENIRS_METRICS_DATABASE, whatever the number
-    of rows. Then it does a little of the maintenance that is due. What cannot be read in time (see
+    of rows. Then it does a little of the upkeep that is due. What cannot be read in time (see
     deadline) is left out, because a 0 would fire alerts; the cause is logged and souvenirs_up is 0.
 
     One collection runs at a time, in its own thread. Scrapes that arrive meanwhile share its
     result, and so do those within SOUVENIRS_METRICS_MAX_AGE_SECONDS. Inside a transaction of the
-    caller's (a site's tests) it runs in that one, with no deadline and no maintenance.
+    caller's (a site's tests) it runs in that one, with no deadline and no upkeep.
     """
 
     def __init__(self, make_readers: Callable[[], list[Reader]] = load_readers) -> None:
@@ -44,7 +44,7 @@ class SouvenirsCollector(Collector):
         self._lock = threading.Lock()
         self._latest: CollectionRun | None = None
         self._readers = self._make_readers()
-        self._maintenance = Maintenance()
+        self._upkeep = Upkeep()
 
     @property
     def families(self) -> list[Gauge | Info]:
@@ -73,8 +73,7 @@ class SouvenirsCollector(Collector):
             latest = self._latest
             if latest is None or not latest.can_answer(conf.max_age_seconds):
                 deadline = Deadline(seconds)
-                maintain = partial(self._maintenance.run, deadline)
-                latest = CollectionRun(self._readers, deadline, maintain)
+                latest = CollectionRun(self._readers, deadline, partial(self._upkeep.run, deadline))
                 self._latest = latest
                 latest.start()
             elif latest.deadline:

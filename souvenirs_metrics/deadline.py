@@ -17,7 +17,7 @@ from django.db import InterfaceError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from souvenirs.databases import connect_options, statement_limit
-from souvenirs.isolation import snapshot
+from souvenirs.isolation import repeatable_read
 
 HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 DEFAULT_SECONDS = 10.0  # without the header: Prometheus's own default
@@ -105,7 +105,7 @@ class Deadline:
             with (
                 statement_limit(connection) as limit,
                 connection.execute_wrapper(limited),
-                snapshot(using),
+                repeatable_read(using),
             ):
                 yield
 

@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from souvenirs.conf import conf as souvenirs_conf
-from souvenirs.history.counting import History, Users, first_recorded
-from souvenirs.isolation import snapshot
+from souvenirs.history.counting import first_recorded
+from souvenirs.history.plans import History, Users
+from souvenirs.isolation import repeatable_read
 from souvenirs.models import Souvenir
 from souvenirs.periods import BUCKET, Interval, bucket_containing
 from souvenirs_metrics.conf import conf
@@ -109,10 +110,10 @@ def read(blocks: range, size: float, using: str, track: Track = iter) -> Iterato
                 bucket_containing(spans[0].start), bucket_containing(spans[-1].end), BUCKET
             )
             quarters = [Interval(q, q + BUCKET) for q in starts if q >= blocks.start * size]
-        with snapshot(using) as is_snapshot:
+        with repeatable_read(using) as is_snapshot:
             history = History([*spans, *quarters], using, is_snapshot)
             numbers = range(len(history.ranges))
-            found = {n: keys(users) for n, users in history.compose(numbers, with_members=True)}
+            found = {n: keys(users) for n, users in history.iter_users(numbers, with_members=True)}
         late: dict[int, list[tuple[int, list[Any]]]] = defaultdict(list)
         for number, (start, end) in enumerate(quarters, len(spans)):
             since = int(start // size) - blocks.start
@@ -123,7 +124,7 @@ def read(blocks: range, size: float, using: str, track: Track = iter) -> Iterato
 
 def keys(users: Users) -> list[Any]:
     """Something that tells each user from all others."""
-    return [*users.members, *((key,) for key in users.strays)]
+    return [*users.members, *((key,) for key in users.without_ordinal)]
 
 
 def quoted(value: str) -> str:

@@ -18,7 +18,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotFound
 from django.views.decorators.http import require_safe
 
 from souvenirs_metrics import views
-from souvenirs_metrics.maintenance import roll_up_forever
+from souvenirs_metrics.upkeep import roll_up_forever
 
 logger = logging.getLogger("souvenirs_metrics")
 

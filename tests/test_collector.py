@@ -27,11 +27,19 @@ from prometheus_client import CollectorRegistry, Metric
 
 import souvenirs
 from souvenirs.control import souvenez
-from souvenirs.history import rollups
-from souvenirs.models import AccountTotals, LastSeen, Rollup, Souvenir, StaleMark, Watermark
+from souvenirs.history import maintenance
+from souvenirs.models import (
+    AccountTotals,
+    DeletedMember,
+    DirtyBucket,
+    LastSeen,
+    Rollup,
+    Souvenir,
+    Watermark,
+)
 from souvenirs_metrics.collector import SouvenirsCollector
-from souvenirs_metrics.maintenance import Maintenance
 from souvenirs_metrics.readers.base import Families, ReadContext, Reader
+from souvenirs_metrics.upkeep import Upkeep
 from tests import servers
 from tests.people import User, ours, site, with_databases
 
@@ -135,7 +143,7 @@ def test_collect__takes_a_fixed_number_of_queries(users: int, windows: list[str]
     for user in User.objects.all():
         record(user, NOW - 800 * DAY, NOW - 8 * DAY, NOW - 2 * DAY)
     with time_machine.travel(NOW, tick=False):
-        rollups.roll_up()
+        maintenance.roll_up()
         with (
             override_settings(SOUVENIRS_METRICS_WINDOWS=windows),
             capture_queries() as queries,
@@ -351,7 +359,7 @@ def test_collect__previous_periods_count_users_once_and_only_those_inside() -> N
     record(ann, PREVIOUS_STARTS["year"], PREVIOUS_STARTS["year"] + HOUR)
     record(bob, STARTS["day"] - timedelta(microseconds=1), STARTS["week"] - HOUR)
     record(eve, STARTS["day"], STARTS["day"] - DAY, STARTS["day"] - DAY - timedelta(microseconds=1))
-    rollups.roll_up()
+    maintenance.roll_up()
     assert of(collect(), "souvenirs_previous_calendar_active_users") == {
         "day": 2,  # Bob, Eve
         "week": 1,  # Bob
@@ -370,7 +378,7 @@ def test_collect__previous_periods_are_absent_if_they_began_before_the_first_rec
 ) -> None:
     first = PREVIOUS_STARTS[period] + timedelta(microseconds=late)
     record(make_users(1)[0], first)
-    rollups.roll_up()
+    maintenance.roll_up()
     assert of(collect(), "souvenirs_previous_calendar_active_users").keys() == {
         name for name, start in PREVIOUS_STARTS.items() if start >= first
     }
@@ -471,7 +479,7 @@ def test_collect__leaves_out_a_part_that_fails(
     now = datetime.now(timezone.utc)
     see(now)
     record(User.objects.get(), now - 800 * DAY)
-    rollups.roll_up()
+    maintenance.roll_up()
     with missing_table(model):
         samples = collect()
     assert names(samples) == (ACTIVITY | LAG | PREVIOUS | ACCOUNTS | ALWAYS) - lost
@@ -555,7 +563,7 @@ def test_collect__reads_from_the_database_of_the_setting(
     ):
         samples = collect()
     # Only rolling up is left to the database that is written to
-    tables = (Watermark, StaleMark, AccountTotals, Souvenir, User)
+    tables = (Watermark, DirtyBucket, DeletedMember, AccountTotals, Souvenir, User)
     asked = {name for sql in queries() for name in re.findall(r'FROM ["`](\w+)', sql)}
     assert asked <= {model._meta.db_table for model in tables}
     assert samples["souvenirs_up", ""] == 1
@@ -583,16 +591,16 @@ class Slow(Reader):
 
 
 @pytest.fixture
-def no_maintenance(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_upkeep(monkeypatch: pytest.MonkeyPatch) -> None:
     """These collections read from no database."""
-    monkeypatch.setattr(Maintenance, "run", lambda self, deadline: None)
+    monkeypatch.setattr(Upkeep, "run", lambda self, deadline: None)
 
 
 def families_of(collector: SouvenirsCollector) -> list[Metric]:
     return list(collector.collect())
 
 
-@pytest.mark.usefixtures("no_maintenance")
+@pytest.mark.usefixtures("no_upkeep")
 def test_collect__who_asks_while_it_runs_gets_its_result() -> None:
     slow = Slow()
     collector = SouvenirsCollector(lambda: [slow])
@@ -608,7 +616,7 @@ def test_collect__who_asks_while_it_runs_gets_its_result() -> None:
     assert slow.times == 2
 
 
-@pytest.mark.usefixtures("no_maintenance")
+@pytest.mark.usefixtures("no_upkeep")
 def test_collect__max_age() -> None:
     slow = Slow()
     slow.may_end.set()
@@ -621,7 +629,7 @@ def test_collect__max_age() -> None:
     assert slow.times == 2
 
 
-@pytest.mark.usefixtures("no_maintenance")
+@pytest.mark.usefixtures("no_upkeep")
 def test_collect__that_breaks_off_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
 
@@ -657,13 +665,13 @@ def test_collect__rolling_up_that_failed_is_not_waited_for_again(
     missing_table: MissingTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
-    roll_up = rollups.roll_up
+    roll_up = maintenance.roll_up
 
     def counted(buckets: int) -> None:
         tried.append(1)
         roll_up(buckets=buckets)
 
-    monkeypatch.setattr(rollups, "roll_up", counted)
+    monkeypatch.setattr(maintenance, "roll_up", counted)
     record(make_users(1)[0], datetime.now(timezone.utc) - DAY)
     collector = SouvenirsCollector()
     with missing_table(Watermark):

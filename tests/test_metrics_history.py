@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from souvenirs.control import souvenez
-from souvenirs.history import counting, pruning, rollups
+from souvenirs.history import counting, progress, pruning
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import BUCKET, bucket_containing
 from souvenirs_metrics import history
@@ -98,7 +98,7 @@ def test_openmetrics__is_who_was_active(
             for who in deleted:
                 users[who].delete()
             first = counting.first_recorded()
-            without_rows = rollups.watermark(router.db_for_read(Souvenir)).pruned
+            without_rows = progress.watermark(router.db_for_read(Souvenir)).pruned
             facts = [
                 # To the quarter: they count once it is over, as long as a window has some of it
                 (
