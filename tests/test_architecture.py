@@ -30,7 +30,7 @@ SOUVENIRS = [
 METRICS = [
     "__init__", "conf", "families", "deadline", "readers.base",
     "readers.build", "readers.active_users", "readers.rollup_lag", "readers.previous_periods",
-    "readers.accounts", "readers", "run", "upkeep", "collector", "history",
+    "readers.accounts", "readers", "run", "upkeep", "collector", "prometheus_history",
     "allocation", "instruments", "formats", "exposition", "access", "views", "urls", "server",
     "checks", "apps", "management", "management.commands", "management.commands.souvenirs_exporter",
     "management.commands.souvenirs_history", "management.commands.souvenirs_dashboards",
