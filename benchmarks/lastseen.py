@@ -79,16 +79,16 @@ def memory_of(store: Any) -> int:
 
 
 def scrapes(stores: dict[str, Any], rounds: int, bar: Any) -> dict[str, list[float]]:
-    """Milliseconds of a collector's reading, from each of the stores in turn."""
-    from souvenirs_metrics.collector import SouvenirsCollector
+    """Milliseconds of reading the active users, from each of the stores in turn."""
+    from souvenirs_metrics.readers.active_users import ActiveUsers
 
-    collector = SouvenirsCollector()
+    reader = ActiveUsers()
     found: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds + 1):
         for name, store in stores.items():
             use_store(store)
             started = time.perf_counter()
-            read = collector.active_users(time.time(), lambda alias: nullcontext())
+            read = reader.read(time.time(), lambda alias: nullcontext())
             found[name].append((time.perf_counter() - started) * 1000)
             assert len(read) == 4
             assert len(read[0].samples) == 4
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, store in on_redis.items():
                 for key in store.shards.keys:
                     store.shards.client.delete(key)
-                took = seconds(store.fill)
+                took = seconds(store.resync)
                 # As long after it was filled as it takes to be exact
                 for key in store.shards.keys:
                     ((mark, _),) = store.shards.client.zrange(key, 0, 0, withscores=True)
