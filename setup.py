@@ -4,6 +4,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+HOME = "https://github.com/appsembler/django-souvenirs"
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "souvenirs/__init__.py").read_text())
 assert VERSION
 
@@ -13,12 +14,27 @@ OPERATORS = {
     "souvenirs_metrics.prometheus": "prometheus",
 }
 
+
+def readme() -> str:
+    """README.md for PyPI, which has no files that its relative links could point to."""
+    text = (ROOT / "README.md").read_text()
+    return re.sub(r"\]\((?![a-z]+:|#)", f"]({HOME}/blob/master/", text)
+
+
 setup(
     name="django-souvenirs",
     version=VERSION[1],
     description="How active are a Django site's users? Exact counts, and a Prometheus exporter.",
-    long_description=(ROOT / "README.md").read_text(),
+    long_description=readme(),
     long_description_content_type="text/markdown",
+    url=HOME,
+    project_urls={
+        "Documentation": f"{HOME}/tree/master/docs",
+        "Source": HOME,
+        "Changes": f"{HOME}/blob/master/CHANGELOG.md",
+        "Issues": f"{HOME}/issues",
+        "Security": f"{HOME}/blob/master/SECURITY.md",
+    },
     license="MIT",
     license_files=["LICENSE"],
     keywords=["django", "activity", "active users", "usage", "prometheus", "openmetrics"],

@@ -158,10 +158,10 @@ def vacuum(database: dict[str, Any]) -> None:
 def roll_up(database: dict[str, Any]) -> tuple[float, float]:
     """In how many seconds, and the process' greatest memory in MB."""
     website.configure(database)
-    from souvenirs.history import rollups
+    from souvenirs.history import maintenance
 
     started = time.perf_counter()
-    rollups.roll_up()
+    maintenance.roll_up()
     seconds = time.perf_counter() - started
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
 

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from benchmarks import website
 from benchmarks.recording import HOUR, Clock
+from souvenirs.lastseen import use_store
 from tests import servers
 
 SCRAPE_TARGET = 5.0  # milliseconds
@@ -78,17 +79,16 @@ def memory_of(store: Any) -> int:
 
 
 def scrapes(stores: dict[str, Any], rounds: int, bar: Any) -> dict[str, list[float]]:
-    """Milliseconds of a collector's reading, from each of the stores in turn."""
-    from souvenirs.conf import conf
-    from souvenirs_metrics.collector import SouvenirsCollector
+    """Milliseconds of reading the active users, from each of the stores in turn."""
+    from souvenirs_metrics.readers.active_users import ActiveUsers
 
-    collector = SouvenirsCollector()
+    reader = ActiveUsers()
     found: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds + 1):
         for name, store in stores.items():
-            conf.__dict__["last_seen_store"] = store
+            use_store(store)
             started = time.perf_counter()
-            read = collector.active_users(time.time(), lambda alias: nullcontext())
+            read = reader.read(time.time(), lambda alias: nullcontext())
             found[name].append((time.perf_counter() - started) * 1000)
             assert len(read) == 4
             assert len(read[0].samples) == 4
@@ -110,8 +110,6 @@ def visits(stores: dict[str, Any], rounds: int, bar: Any) -> dict[tuple[str, str
     """Microseconds of a visit that writes, by kind and store."""
     from django.contrib.auth import get_user_model
 
-    from souvenirs.conf import conf
-
     users = list(get_user_model().objects.order_by("pk")[: VISITORS * len(stores)])
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     clock = Clock()
@@ -125,7 +123,7 @@ def visits(stores: dict[str, Any], rounds: int, bar: Any) -> dict[tuple[str, str
                 numbered = list(enumerate(stores.items()))
                 first = turn % len(numbered)
                 for number, (name, store) in numbered[first:] + numbered[:first]:
-                    conf.__dict__["last_seen_store"] = store
+                    use_store(store)
                     own = users[number * VISITORS : (number + 1) * VISITORS]
                     took = seconds(lambda: record(store, own)) / len(own) * 1e6  # noqa: B023
                     if turn:
@@ -181,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, store in on_redis.items():
                 for key in store.shards.keys:
                     store.shards.client.delete(key)
-                took = seconds(store.fill)
+                took = seconds(store.resync)
                 # As long after it was filled as it takes to be exact
                 for key in store.shards.keys:
                     ((mark, _),) = store.shards.client.zrange(key, 0, 0, withscores=True)

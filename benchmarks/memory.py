@@ -81,7 +81,7 @@ def visit_all(users: int) -> list[int]:
     from django.contrib.sessions.backends.db import SessionStore
 
     from souvenirs import control, middleware
-    from souvenirs.conf import conf
+    from souvenirs.lastseen import get_store
     from souvenirs.recording.throttle import throttle
 
     def write(visit: control.Visit, claim: Any, check_duplicate: bool) -> str:
@@ -100,7 +100,7 @@ def visit_all(users: int) -> list[int]:
     person: Person | None = None
     with (
         mock.patch.object(control.Visit, "write", write),
-        mock.patch.object(conf.last_seen_store, "touch", touch),
+        mock.patch.object(get_store(), "touch", touch),
         mock.patch.object(middleware, "session_user", session_user),
     ):
         before = resident()

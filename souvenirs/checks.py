@@ -7,11 +7,10 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
-from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from souvenirs.conf import DEFAULT_STORE, conf
-from souvenirs.lastseen.base import LastSeenStore
+from souvenirs.conf import DEFAULT_STORE
+from souvenirs.lastseen import get_store, make_store
 
 NUMBER = (int, float)
 PUBLIC = ("BACKEND", "CLUSTER", "SENTINEL", "KEY_PREFIX", "WITH_TABLE")
@@ -125,11 +124,7 @@ def check_function(name: str, signature: str, check_id: str) -> list[CheckMessag
 def check_last_seen_store(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_LAST_SEEN_STORE", DEFAULT_STORE)
     try:
-        params = dict(value)
-        backend = import_string(params.pop("BACKEND"))
-        if not issubclass(backend, LastSeenStore):
-            raise ImproperlyConfigured(f"{backend!r} is no LastSeenStore")
-        backend(params)
+        make_store(value)
     except Exception as error:
         hint = f"Set it to a dictionary like {DEFAULT_STORE!r}, or remove it."
         if isinstance(error, ImportError) and error.name == "redis":
@@ -154,20 +149,5 @@ def shown(value: Any) -> str:
 
 @register(deploy=True)
 def check_last_seen_server(**kwargs: Any) -> list[CheckMessage]:
-    """With --deploy only, for it asks the server: half a second at most, if that is away."""
-    if check_last_seen_store():
-        return []
-    try:
-        warning = conf.last_seen_store.warning()
-    except Exception as error:
-        return [
-            Warning(
-                "The server of SOUVENIRS_LAST_SEEN_STORE cannot be asked:"
-                f" {type(error).__name__}: {error}.",
-                hint="Start it, correct LOCATION and OPTIONS, or allow its user the command.",
-                id="souvenirs.W003",
-            )
-        ]
-    if warning is None:
-        return []
-    return [Warning(warning.problem, hint=warning.remedy, id="souvenirs.W002")]
+    """With --deploy only: it asks the server, and waits half a second if that is away."""
+    return [] if check_last_seen_store() else get_store().check()

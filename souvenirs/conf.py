@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from django.conf import settings
@@ -13,9 +13,6 @@ from django.core.signals import setting_changed
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils.module_loading import import_string
-
-if TYPE_CHECKING:
-    from souvenirs.lastseen.base import LastSeenStore
 
 DEFAULT_STORE = {"BACKEND": "souvenirs.lastseen.database.DatabaseStore"}
 
@@ -55,11 +52,10 @@ class Settings(CachedSettings):
         return int(getattr(settings, "SOUVENIRS_LAST_SEEN_SECONDS", 60))
 
     @cached_property
-    def last_seen_store(self) -> LastSeenStore:
-        """SOUVENIRS_LAST_SEEN_STORE: {"BACKEND": dotted path, ...}, in the manner of CACHES."""
-        params = dict(getattr(settings, "SOUVENIRS_LAST_SEEN_STORE", DEFAULT_STORE))
-        store: LastSeenStore = import_string(params.pop("BACKEND"))(params)
-        return store
+    def last_seen_store(self) -> dict[str, Any]:
+        """SOUVENIRS_LAST_SEEN_STORE: {"BACKEND": dotted path, ...}, in the manner of CACHES.
+        `lastseen.get_store` makes the store of it."""
+        return dict(getattr(settings, "SOUVENIRS_LAST_SEEN_STORE", DEFAULT_STORE))
 
     @cached_property
     def should_record(self) -> Callable[[HttpRequest, HttpResponseBase], bool] | None:

@@ -20,15 +20,10 @@ from django.utils.functional import LazyObject, empty
 from souvenirs import timestamps
 from souvenirs.conf import conf
 from souvenirs.fields import SecondsField
-from souvenirs.history import counting
-from souvenirs.models import (
-    GRACE_SECONDS,
-    LastSeen,
-    Sighting,
-    Souvenir,
-    SouvenirQuerySet,
-    StaleMark,
-)
+from souvenirs.history import counting, marks
+from souvenirs.lastseen import get_store, table
+from souvenirs.lastseen.base import LastSeenUpdate
+from souvenirs.models import LastSeen, Souvenir, SouvenirQuerySet
 from souvenirs.periods import BUCKET, bucket_containing, slot_containing
 from souvenirs.recording.throttle import Claim, Handled, throttle
 from souvenirs.signals import souvenir_recorded
@@ -121,7 +116,7 @@ def last_seen(user: Any) -> datetime | None:
     The time is up to SOUVENIRS_LAST_SEEN_SECONDS behind what the user really did last. It is UTC,
     or naive and in the site's time zone where USE_TZ is False.
     """
-    seen = conf.last_seen_store.get(clean_pk(user))
+    seen = get_store().get(clean_pk(user))
     return None if seen is None else timestamps.to_datetime(seen)
 
 
@@ -248,16 +243,16 @@ class Visit:
                 else:
                     # Last-seen first: deleting a user locks their rows in this order too
                     self.require_user_apart()
-                    LastSeen.objects.touch(self.sighting())
+                    table.touch(self.update(), self.using)
                 result = ADDED
                 if check_duplicate and self.is_duplicate():
                     result = DUPLICATED
                 else:
                     row = Souvenir(user_id=self.user_pk, when=self.when)
-                    row.save(force_insert=True, using=self.using, follow_up=False)
+                    row.save(force_insert=True, using=self.using, announce=False)
                     # When somebody else's transaction will be over, nobody knows
                     if self.is_nested or self.is_manual or time.time() >= self.bucket_end:
-                        self.mark_stale()
+                        self.mark_dirty()
                         self.is_marked = True
                 if claim is not None and self.slot is not None and not self.is_manual:
                     self.on_commit(partial(throttle.confirm, claim, self.slot))
@@ -265,13 +260,13 @@ class Visit:
             if claim is not None:
                 throttle.release(claim)
             raise
-        is_late = time.time() > self.bucket_end + GRACE_SECONDS / 2
+        is_late = time.time() > self.bucket_end + marks.GRACE_SECONDS / 2
         if result == ADDED and is_late and not self.is_marked:  # the roller may have been here
-            self.mark_stale()
+            self.mark_dirty()
         return result
 
-    def mark_stale(self) -> None:
-        StaleMark.objects.using(self.using).mark([self.when])
+    def mark_dirty(self) -> None:
+        marks.mark_dirty([Souvenir(when=self.when)], self.using)
 
     def on_commit(self, do: Callable[[], None]) -> None:
         def follow_up() -> None:  # a function: Django logs its name if it fails, a partial has none
@@ -281,25 +276,25 @@ class Visit:
 
     def follow(self, is_written: bool, written_until: float) -> None:
         """What is left to do once the transaction has committed."""
-        store, sighting = conf.last_seen_store, self.sighting()
+        store, update = get_store(), self.update()
         if self.is_nested or not is_written:
             self.require_user_apart()
         if not is_written:
             if self.limit > conf.ratelimit_seconds > 0:  # the table has each slot of the setting
                 slot = slot_containing(self.t, conf.ratelimit_seconds, conf.zone)
-                LastSeen.objects.touch(replace(sighting, slot_start=int(slot.start)))
-            store.touch(sighting)
+                table.touch(replace(update, slot_start=int(slot.start)))
+            store.touch(update)
         else:
             if self.is_nested:
-                LastSeen.objects.touch(sighting)
-            if sighting.seen is not None:
-                store.follow({self.user_pk: sighting.seen}, sighting.latest)
+                table.touch(update)
+            if update.seen is not None:
+                store.on_table_updated({self.user_pk: update.seen}, update.latest)
         self.remember(written_until)
 
-    def sighting(self) -> Sighting:
+    def update(self) -> LastSeenUpdate:
         latest = math.floor(self.now) + conf.last_seen_seconds
         seen = math.floor(self.t)
-        return Sighting(
+        return LastSeenUpdate(
             user_pk=self.user_pk,
             seen=seen if seen <= latest else None,
             slot_start=int(self.minute.start),

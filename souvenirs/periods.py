@@ -22,6 +22,7 @@ from dateutil.relativedelta import relativedelta
 ONE_DAY = timedelta(days=1)
 NAMES = ("day", "week", "month", "quarter", "year")
 
+EARLIEST, LATEST = -62_135_596_800, 253_402_300_799  # unix seconds: the years 1 and 9999
 BUCKET = 900  # seconds: every modern zone's offset is a multiple of a quarter of an hour
 
 UNITS = {"y": 31_536_000, "w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}

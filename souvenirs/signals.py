@@ -1,4 +1,4 @@
-"""What souvenirs tells the rest of a site."""
+"""What souvenirs announces to the rest of a site, and to its own parts."""
 
 from django.dispatch import Signal
 
@@ -9,3 +9,9 @@ from django.dispatch import Signal
 #       they are tallied, and told together as one "rate-limited" of that count.
 # Receivers that raise are logged and do no harm.
 souvenir_recorded = Signal()
+
+# Internal: Souvenir rows were written. It is sent in their transaction, with
+#   souvenirs: the rows
+#   using: the alias of their database
+# Last-seen times and the history listen; an exception rolls the transaction back.
+souvenirs_written = Signal()

@@ -16,23 +16,23 @@ from souvenirs_metrics import run
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.deadline import MIN_COLLECTION_SECONDS, Deadline, scrape_timeout
 from souvenirs_metrics.families import Gauge, Info
-from souvenirs_metrics.maintenance import Maintenance
 from souvenirs_metrics.readers import load_readers
 from souvenirs_metrics.readers.base import Reader
 from souvenirs_metrics.run import CollectionRun
+from souvenirs_metrics.upkeep import Upkeep
 
 
 class SouvenirsCollector(Collector):
     """Collects the gauges of the metric contract, all as of one instant.
 
     A collection takes a fixed number of queries on SOUVENIRS_METRICS_DATABASE, whatever the number
-    of rows. Then it does a little of the maintenance that is due. What cannot be read in time (see
+    of rows. Then it does a little of the upkeep that is due. What cannot be read in time (see
     deadline) is left out, because a 0 would fire alerts; the cause is logged and souvenirs_up is 0.
 
     One collection runs at a time, in its own thread. Scrapes that arrive meanwhile share its
     result, and if it is complete, so do those within SOUVENIRS_METRICS_MAX_AGE_SECONDS. Inside a
-    transaction of the caller's (a site's tests) it runs in that one, with no deadline and no
-    maintenance.
+    transaction of the caller's (a site's tests) it runs in that one, with neither a deadline nor
+    upkeep.
     """
 
     def __init__(self, make_readers: Callable[[], list[Reader]] = load_readers) -> None:
@@ -46,7 +46,7 @@ class SouvenirsCollector(Collector):
         self._lock = threading.Lock()
         self._latest: CollectionRun | None = None
         self._readers = self._make_readers()
-        self._maintenance = Maintenance()
+        self._upkeep = Upkeep()
         self._log_limit = LogLimit()
 
     @property
@@ -78,8 +78,8 @@ class SouvenirsCollector(Collector):
                 if latest is not None:
                     latest.abort()
                 deadline = Deadline(max(seconds, MIN_COLLECTION_SECONDS))
-                maintain = partial(self._maintenance.run, deadline)
-                latest = CollectionRun(self._readers, self._log_limit, deadline, maintain)
+                upkeep = partial(self._upkeep.run, deadline)
+                latest = CollectionRun(self._readers, self._log_limit, deadline, upkeep)
                 self._latest = latest
                 latest.start()
             elif latest.deadline:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +16,8 @@ from typing import Any
 from django.db import InterfaceError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from souvenirs.isolation import snapshot
-from souvenirs_metrics.limits import (
-    LIMITS,
-    MIN_CONNECT_SECONDS,
-    has_connect_timeout,
-    make_aborter,
-)
+from souvenirs.databases import connect_options, statement_limit
+from souvenirs.isolation import repeatable_read
 
 HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 DEFAULT_SECONDS = 10.0  # without the header: Prometheus's own default
@@ -106,19 +103,17 @@ class Deadline:
                 return execute(*args)
 
             with (
-                LIMITS[connection.vendor](connection) as limit,
+                statement_limit(connection) as limit,
                 connection.execute_wrapper(limited),
-                snapshot(using),
+                repeatable_read(using),
             ):
                 yield
 
     def _connect(self, connection: Any) -> None:
         self._check_time()
-        if has_connect_timeout(connection):
-            limit = max(MIN_CONNECT_SECONDS, math.ceil(self.remaining()))
-            options = {**connection.settings_dict["OPTIONS"], "connect_timeout": limit}
-            # In a copy, as all threads share the entry of DATABASES
-            connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
+        options = connect_options(connection, self.remaining())
+        # In a copy, as all threads share the entry of DATABASES
+        connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
         if connection.connection is None:
             get_new_connection = connection.get_new_connection
 
@@ -161,3 +156,17 @@ class Deadline:
             self._aborters.clear()  # a pool gives its connections to others
         connections.close_all()
         self._handles.close()
+
+
+def make_aborter(connection: Any, handles: ExitStack) -> Callable[[], object]:
+    """Return a callable with which another thread can abort a driver's blocked call.
+
+    Sockets are aborted through a duplicate, closed with `handles`: by then, the number of the
+    driver's own file descriptor may be another file's.
+    """
+    if hasattr(connection, "interrupt"):  # SQLite
+        return connection.interrupt  # type: ignore[no-any-return]
+    if not hasattr(connection, "fileno"):  # PyMySQL
+        return lambda: None
+    duplicate = handles.enter_context(socket.socket(fileno=os.dup(connection.fileno())))
+    return lambda: duplicate.shutdown(socket.SHUT_RDWR)

@@ -53,7 +53,7 @@ class Failures:
 
 
 class CollectionRun:
-    """Reads with one reader after the other, as of one instant, then does `maintain`.
+    """Reads with one reader after the other, as of one instant, then does the `upkeep`.
 
     Whatever fails is left out and logged, in one line.
 
@@ -65,7 +65,7 @@ class CollectionRun:
         readers: Sequence[Reader],
         log_limit: LogLimit,
         deadline: Deadline | None = None,
-        maintain: Callable[[], None] = lambda: None,
+        upkeep: Callable[[], None] = lambda: None,
     ) -> None:
         self.started = time.monotonic()
         self.deadline = deadline
@@ -74,7 +74,7 @@ class CollectionRun:
         self._readers = readers
         self._missing = {reader.name: reader for reader in readers}
         self._families: Families = []
-        self._maintain = maintain
+        self._upkeep = upkeep
         self._ended = threading.Event()
         self._lock = threading.Lock()  # of what both a waiting scrape and the thread change
         self._is_logged = False
@@ -110,7 +110,7 @@ class CollectionRun:
             for reader in self._readers:
                 self._read(reader, context, failures)
             try:
-                self._maintain()
+                self._upkeep()
             except Exception as error:  # such as a read-only database; the lag shows it
                 if error not in failures and not self._is_logged:
                     logger.exception("Rolled up nothing: %s", cause_of(error))

@@ -1,4 +1,4 @@
-"""A server of the metrics that runs beside the site, in a process of its own."""
+"""The standalone exporter: a server of the metrics beside the site."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotFound
 from django.views.decorators.http import require_safe
 
 from souvenirs_metrics import views
-from souvenirs_metrics.maintenance import roll_up_forever
+from souvenirs_metrics.upkeep import roll_up_forever
 
 logger = logging.getLogger("souvenirs_metrics")
 
-CLIENT_SECONDS = 30  # how long a client may take to send its request, or to take the answer
-END_SECONDS = 10  # how long its end waits for requests, and for a step of rolling up
-MOST_REQUESTS = 256  # at once; who comes then waits
-WAIT_SECONDS = 1  # for one of them to end, else the connection is closed
+CLIENT_SECONDS = 30  # that a client may take to send its request, or to receive the response
+SHUTDOWN_SECONDS = 10  # that requests, and a step of rolling up, have to finish
+MAX_REQUESTS = 256  # at a time
+QUEUE_SECONDS = 1  # that further clients wait before their connection is closed
 
 LANDING = b"""<!DOCTYPE html>
 <html lang="en"><head><title>Souvenirs exporter</title></head>
@@ -43,7 +43,7 @@ def landing(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def healthy(request: HttpRequest) -> HttpResponse:
-    """Says that the exporter runs; whether it can read the database is in souvenirs_up."""
+    """The exporter runs. Whether it can read the database is in souvenirs_up."""
     return HttpResponse("Healthy\n", "text/plain")
 
 
@@ -56,7 +56,7 @@ PAGES: dict[str, Callable[[HttpRequest], HttpResponse]] = {
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """The WSGI application: the pages, without the site's URLs and middleware."""
-    environ.pop("CONTENT_TYPE", None)  # nobody reads a body, and Django raises for some charsets
+    environ.pop("CONTENT_TYPE", None)  # no page reads a body, and Django raises for some charsets
     try:
         request = WSGIRequest(environ)
         page = PAGES.get(request.path_info)
@@ -80,63 +80,63 @@ class Handler(WSGIRequestHandler):
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """A thread for each request. Raises OSError if the address is taken, or none of this machine's.
+    """A thread for each request. Raises OSError if the address is in use or not this machine's.
 
-    port: 0 is a free one, which `server_port` then tells. tls: None is plain HTTP.
+    port: with 0, `server_port` has the free port that was found. tls: None is plain HTTP.
     """
 
     request_queue_size = 128
-    daemon_threads = True  # `run` waits for them, but not for ever
+    daemon_threads = True  # `run` waits for them, but not forever
 
     def __init__(self, address: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.tls = tls
-        self.places = threading.BoundedSemaphore(MOST_REQUESTS)
+        self._slots = threading.BoundedSemaphore(MAX_REQUESTS)
         super().__init__((address, port), Handler)
         self.set_app(application)
 
     def server_bind(self) -> None:
-        TCPServer.server_bind(self)  # not HTTPServer's, which asks a name server who we are
+        TCPServer.server_bind(self)  # HTTPServer's would ask a name server for our name
         self.server_name, self.server_port = self.socket.getsockname()[:2]
         self.setup_environ()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         client, address = super().get_request()
         if self.tls is not None:
-            # The handshake is left to the request's thread: a client may be slow, or say nothing
+            # The handshake happens in the request's thread, as a client may be slow or silent
             client = self.tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
         return client, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self.places.acquire(timeout=WAIT_SECONDS):
+        if not self._slots.acquire(timeout=QUEUE_SECONDS):
             self.shutdown_request(request)
             return
         try:
             super().process_request(request, client_address)
-        except Exception:  # no thread was started
-            self.places.release()
+        except Exception:  # no thread could be started
+            self._slots.release()
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self.places.release()
+            self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         logger.debug("A client went away: %r", client_address, exc_info=True)
 
     def run(self) -> None:
-        """Serves, and keeps the history rolled up, until `shutdown` is called by another thread."""
-        stopped = threading.Event()
-        roller = threading.Thread(target=roll_up_forever, args=[stopped], daemon=True)
+        """Serve, and keep the history rolled up, until another thread calls `shutdown`."""
+        stop = threading.Event()
+        roller = threading.Thread(target=roll_up_forever, args=[stop], daemon=True)
         roller.start()
         try:
             self.serve_forever(poll_interval=0.1)
         finally:
-            stopped.set()
+            stop.set()
             self.server_close()
-            end = time.monotonic() + END_SECONDS
-            for _ in range(MOST_REQUESTS):  # until all places are free
-                self.places.acquire(timeout=max(0, end - time.monotonic()))
+            end = time.monotonic() + SHUTDOWN_SECONDS
+            for _ in range(MAX_REQUESTS):  # until all requests have ended
+                self._slots.acquire(timeout=max(0, end - time.monotonic()))
             roller.join(max(0, end - time.monotonic()))

@@ -18,8 +18,16 @@ import time_machine
 from django.db import OperationalError, connections, router, transaction
 
 from souvenirs import timestamps
-from souvenirs.history import counting, rollups
-from souvenirs.models import AccountTotals, LastSeen, Rollup, Souvenir, StaleMark, Watermark
+from souvenirs.history import counting, maintenance
+from souvenirs.models import (
+    AccountTotals,
+    DeletedMember,
+    DirtyBucket,
+    LastSeen,
+    Rollup,
+    Souvenir,
+    Watermark,
+)
 from souvenirs.periods import BUCKET, Interval, bucket_containing
 from souvenirs.recording.throttle import throttle
 from tests.people import User
@@ -48,7 +56,7 @@ def at(t: float) -> Any:
 
 def roll_up(t: float) -> None:
     with at(t):
-        rollups.roll_up()
+        maintenance.roll_up()
 
 
 def to_when(t: float) -> datetime:
@@ -57,7 +65,7 @@ def to_when(t: float) -> datetime:
 
 def clear() -> None:
     """No history."""
-    for model in (Souvenir, LastSeen, Rollup, StaleMark, Watermark, AccountTotals):
+    for model in (Souvenir, LastSeen, Rollup, DirtyBucket, DeletedMember, Watermark, AccountTotals):
         model.objects.all().delete()
     throttle.clear()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.test import override_settings
 
-from souvenirs.conf import conf
+from souvenirs.lastseen import get_store
 from souvenirs.lastseen.base import LastSeenStore
 from souvenirs.lastseen.redis import RedisStore
 from souvenirs_metrics.collector import SouvenirsCollector
@@ -45,10 +45,10 @@ def cluster_entry() -> Iterator[dict[str, Any]]:
 def using(entry: dict[str, Any]) -> Iterator[Any]:
     """The site's store is this one, and knows nobody."""
     with override_settings(SOUVENIRS_LAST_SEEN_STORE=entry):
-        store = conf.last_seen_store
+        store = get_store()
         if isinstance(store, RedisStore):
             clear(store)
-            store.fill()
+            store.resync()
         yield store
         if isinstance(store, RedisStore):
             store.shards.client.close()

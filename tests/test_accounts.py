@@ -10,7 +10,7 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from souvenirs.conf import conf
-from souvenirs.history import accounts, rollups
+from souvenirs.history import accounts, progress
 from souvenirs.history.accounts import Totals, as_of_all
 from souvenirs.models import AccountTotals
 from souvenirs.periods import calendar_period
@@ -33,7 +33,7 @@ def join(name: str, t: float, is_active: bool = True) -> Any:
 
 def close(t: float) -> None:
     with at(t):
-        accounts.close_days(rollups.due_until(t))
+        accounts.close_days(progress.due_until(t))
 
 
 @has_date_joined

@@ -12,11 +12,15 @@ ROOT = Path(souvenirs.__file__).parent.parent
 # The modules in the order of the data flow: each may import those before it, none after it.
 SOUVENIRS = [
     "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods",
-    "fields", "models", "history", "history.deletion", "isolation", "history.accounts", "bitmaps",
-    "history.rollups",
-    "lastseen", "lastseen.base", "lastseen.database", "lastseen.clients", "lastseen.shards",
-    "lastseen.outbox", "lastseen.filling", "lastseen.redis", "recording", "recording.throttle",
-    "history.counting", "history.pruning", "history.repair", "control", "reports",
+    "fields", "models", "databases", "isolation", "bitmaps",
+    "lastseen.base", "lastseen", "lastseen.table", "lastseen.database",
+    "lastseen.clients", "lastseen.shards",
+    "lastseen.outbox", "lastseen.filling", "lastseen.redis",
+    "history", "history.marks", "history.deletion", "history.accounts", "history.rows",
+    "history.progress", "history.rollups", "history.roller", "history.maintenance",
+    "history.plans", "history.counting", "history.pruning", "history.repair",
+    "recording", "recording.throttle",
+    "control", "reports",
     "backfill.readers", "backfill.loading", "backfill",
     "middleware", "testing", "pytest_plugin", "checks", "apps",
     "management", "management.options", "management.commands", "management.commands.show_usage",
@@ -24,9 +28,9 @@ SOUVENIRS = [
     "management.commands.rollup_souvenirs",
 ]  # fmt: skip
 METRICS = [
-    "__init__", "conf", "families", "limits", "deadline", "readers.base",
+    "__init__", "conf", "families", "deadline", "readers.base",
     "readers.build", "readers.active_users", "readers.rollup_lag", "readers.previous_periods",
-    "readers.accounts", "readers", "run", "maintenance", "collector", "history",
+    "readers.accounts", "readers", "run", "upkeep", "collector", "prometheus_history",
     "allocation", "instruments", "formats", "exposition", "access", "views", "urls", "server",
     "checks", "apps", "management", "management.commands", "management.commands.souvenirs_exporter",
     "management.commands.souvenirs_history", "management.commands.souvenirs_dashboards",

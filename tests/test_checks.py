@@ -70,6 +70,7 @@ def test_check__accepts_a_limit(value: float, capsys: pytest.CaptureFixture[str]
 def test_ids_are_unique() -> None:
     ids = []
     for app in ["souvenirs", "souvenirs_metrics"]:
-        for function in (ROOT / app / "checks.py").read_text().split("\ndef ")[1:]:
-            ids += set(re.findall(r'id="(.+?)"', function))
+        for path in (ROOT / app).rglob("*.py"):
+            for function in re.split(r"\n *def ", path.read_text())[1:]:
+                ids += set(re.findall(r'id="(souvenirs.+?)"', function))
     assert len(ids) == len(set(ids)) > 5

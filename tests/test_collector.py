@@ -27,12 +27,20 @@ from prometheus_client import CollectorRegistry, Metric
 
 import souvenirs
 from souvenirs.control import souvenez
-from souvenirs.history import rollups
-from souvenirs.models import AccountTotals, LastSeen, Rollup, Souvenir, StaleMark, Watermark
+from souvenirs.history import maintenance
+from souvenirs.models import (
+    AccountTotals,
+    DeletedMember,
+    DirtyBucket,
+    LastSeen,
+    Rollup,
+    Souvenir,
+    Watermark,
+)
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.deadline import scrape_timeout
-from souvenirs_metrics.maintenance import Maintenance
 from souvenirs_metrics.readers.base import Families, ReadContext, Reader
+from souvenirs_metrics.upkeep import Upkeep
 from tests import servers
 from tests.people import User, ours, site, with_databases
 
@@ -136,7 +144,7 @@ def test_collect__takes_a_fixed_number_of_queries(users: int, windows: list[str]
     for user in User.objects.all():
         record(user, NOW - 800 * DAY, NOW - 8 * DAY, NOW - 2 * DAY)
     with time_machine.travel(NOW, tick=False):
-        rollups.roll_up()
+        maintenance.roll_up()
         with (
             override_settings(SOUVENIRS_METRICS_WINDOWS=windows),
             capture_queries() as queries,
@@ -352,7 +360,7 @@ def test_collect__previous_periods_count_users_once_and_only_those_inside() -> N
     record(ann, PREVIOUS_STARTS["year"], PREVIOUS_STARTS["year"] + HOUR)
     record(bob, STARTS["day"] - timedelta(microseconds=1), STARTS["week"] - HOUR)
     record(eve, STARTS["day"], STARTS["day"] - DAY, STARTS["day"] - DAY - timedelta(microseconds=1))
-    rollups.roll_up()
+    maintenance.roll_up()
     assert of(collect(), "souvenirs_previous_calendar_active_users") == {
         "day": 2,  # Bob, Eve
         "week": 1,  # Bob
@@ -371,7 +379,7 @@ def test_collect__previous_periods_are_absent_if_they_began_before_the_first_rec
 ) -> None:
     first = PREVIOUS_STARTS[period] + timedelta(microseconds=late)
     record(make_users(1)[0], first)
-    rollups.roll_up()
+    maintenance.roll_up()
     assert of(collect(), "souvenirs_previous_calendar_active_users").keys() == {
         name for name, start in PREVIOUS_STARTS.items() if start >= first
     }
@@ -472,7 +480,7 @@ def test_collect__leaves_out_a_part_that_fails(
     now = datetime.now(timezone.utc)
     see(now)
     record(User.objects.get(), now - 800 * DAY)
-    rollups.roll_up()
+    maintenance.roll_up()
     with missing_table(model):
         samples = collect()
     assert names(samples) == (ACTIVITY | LAG | PREVIOUS | ACCOUNTS | ALWAYS) - lost
@@ -556,7 +564,7 @@ def test_collect__reads_from_the_database_of_the_setting(
     ):
         samples = collect()
     # Only rolling up is left to the database that is written to
-    tables = (Watermark, StaleMark, AccountTotals, Souvenir, User)
+    tables = (Watermark, DirtyBucket, DeletedMember, AccountTotals, Souvenir, User)
     asked = {name for sql in queries() for name in re.findall(r'FROM ["`](\w+)', sql)}
     assert asked <= {model._meta.db_table for model in tables}
     assert samples["souvenirs_up", ""] == 1
@@ -584,16 +592,16 @@ class Slow(Reader):
 
 
 @pytest.fixture
-def no_maintenance(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_upkeep(monkeypatch: pytest.MonkeyPatch) -> None:
     """These collections read from no database."""
-    monkeypatch.setattr(Maintenance, "run", lambda self, deadline: None)
+    monkeypatch.setattr(Upkeep, "run", lambda self, deadline: None)
 
 
 def families_of(collector: SouvenirsCollector) -> list[Metric]:
     return list(collector.collect())
 
 
-@pytest.mark.usefixtures("no_maintenance")
+@pytest.mark.usefixtures("no_upkeep")
 def test_collect__who_asks_while_it_runs_gets_its_result() -> None:
     slow = Slow()
     collector = SouvenirsCollector(lambda: [slow])
@@ -609,7 +617,7 @@ def test_collect__who_asks_while_it_runs_gets_its_result() -> None:
     assert slow.times == 2
 
 
-@pytest.mark.usefixtures("no_maintenance")
+@pytest.mark.usefixtures("no_upkeep")
 def test_collect__max_age() -> None:
     slow = Slow()
     slow.may_end.set()
@@ -635,7 +643,7 @@ def is_complete(families: dict[str, Metric]) -> bool:
     return families["souvenirs_up"].samples[0].value == 1
 
 
-@pytest.mark.usefixtures("no_maintenance")
+@pytest.mark.usefixtures("no_upkeep")
 def test_collect__a_scraper_with_no_time_cuts_nothing_that_others_share() -> None:
     slow = Slow()
     collector = SouvenirsCollector(lambda: [slow])
@@ -647,7 +655,7 @@ def test_collect__a_scraper_with_no_time_cuts_nothing_that_others_share() -> Non
         assert is_complete(other.result(30))
 
 
-@pytest.mark.usefixtures("no_maintenance")
+@pytest.mark.usefixtures("no_upkeep")
 def test_collect__that_is_overdue_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("souvenirs_metrics.collector.MIN_COLLECTION_SECONDS", 0.1)
     slow = Slow()
@@ -660,7 +668,7 @@ def test_collect__that_is_overdue_is_not_joined(monkeypatch: pytest.MonkeyPatch)
         assert is_complete(other.result(30))
 
 
-@pytest.mark.usefixtures("no_maintenance")
+@pytest.mark.usefixtures("no_upkeep")
 @override_settings(SOUVENIRS_METRICS_MAX_AGE_SECONDS=3600)
 def test_collect__only_what_is_complete_is_kept() -> None:
     class Failing(Slow):
@@ -677,7 +685,7 @@ def test_collect__only_what_is_complete_is_kept() -> None:
     assert failing.times == 2
 
 
-@pytest.mark.usefixtures("no_maintenance")
+@pytest.mark.usefixtures("no_upkeep")
 def test_collect__logs_a_cause_once_however_often_it_is_scraped(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -700,7 +708,7 @@ def test_collect__logs_a_cause_once_however_often_it_is_scraped(
         assert caplog.messages.count(line) == 1
 
 
-@pytest.mark.usefixtures("no_maintenance")
+@pytest.mark.usefixtures("no_upkeep")
 def test_collect__that_breaks_off_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
 
@@ -736,13 +744,13 @@ def test_collect__rolling_up_that_failed_is_not_waited_for_again(
     missing_table: MissingTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
-    roll_up = rollups.roll_up
+    roll_up = maintenance.roll_up
 
     def counted(buckets: int) -> None:
         tried.append(1)
         roll_up(buckets=buckets)
 
-    monkeypatch.setattr(rollups, "roll_up", counted)
+    monkeypatch.setattr(maintenance, "roll_up", counted)
     record(make_users(1)[0], datetime.now(timezone.utc) - DAY)
     collector = SouvenirsCollector()
     with missing_table(Watermark):

@@ -5,6 +5,7 @@ from zoneinfo import ZoneInfo
 from django.test import override_settings
 
 from souvenirs.conf import conf
+from souvenirs.lastseen import get_store
 from souvenirs.lastseen.database import DatabaseStore
 
 
@@ -13,7 +14,7 @@ def test_defaults() -> None:
     assert conf.cache_name == "default"
     assert conf.cache_prefix == "souvenirs."
     assert conf.last_seen_seconds == 60
-    assert isinstance(conf.last_seen_store, DatabaseStore)
+    assert isinstance(get_store(), DatabaseStore)
 
 
 def test_settings_are_read_anew_after_a_change() -> None:
@@ -25,4 +26,4 @@ def test_settings_are_read_anew_after_a_change() -> None:
 
 
 def test_settings_are_read_once() -> None:
-    assert conf.last_seen_store is conf.last_seen_store
+    assert get_store() is get_store()

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs import timestamps
-from souvenirs.history import counting, pruning, rollups
-from souvenirs.models import Souvenir, StaleMark
+from souvenirs.history import counting, maintenance, plans, pruning
+from souvenirs.models import DirtyBucket, Souvenir
 from souvenirs.periods import Interval
 from tests.people import User, ours, with_databases
 
@@ -78,7 +78,7 @@ def count_days(days: int) -> tuple[list[int], list[str]]:
 def test_count_users_of_ranges__takes_one_query_for_rows(days: int) -> None:
     [user] = make_users(1)
     record(user, START, START + DAY + 5, START + (days - 1) * DAY)
-    StaleMark.objects.all().delete()  # as if they had come in time
+    DirtyBucket.objects.all().delete()  # as if they had come in time
     active, queries = count_days(days)
     assert active == sorted({0, 1, days - 1})
     assert len(queries) == 3  # marks, watermark
@@ -88,7 +88,7 @@ def test_count_users_of_ranges__takes_one_query_for_rows(days: int) -> None:
 def test_count_users_of_ranges__takes_six_queries_at_most_of_the_history(days: int) -> None:
     [user] = make_users(1)
     record(user, START, START + DAY + 5, START + (days - 1) * DAY)
-    rollups.roll_up()
+    maintenance.roll_up()
     active, queries = count_days(days)
     assert active == sorted({0, 1, days - 1})
     assert len(queries) <= 6  # marks, watermark; months, days, buckets; members
@@ -97,8 +97,8 @@ def test_count_users_of_ranges__takes_six_queries_at_most_of_the_history(days: i
 def test_count_users_of_ranges__of_very_many_stale_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = make_users(2)
     record(first, START, START + 50 * DAY)
-    rollups.roll_up()
-    monkeypatch.setattr(counting, "STALE", 10)
+    maintenance.roll_up()
+    monkeypatch.setattr(plans, "MAX_MARKED_INTERVALS", 10)
     record(second, *range(START + HOUR, START + 40 * DAY, HOUR))
     ranges = [Interval(START + i * DAY, START + (i + 10) * DAY) for i in range(45)]
     expected = [(i == 0 or i > 40) + (i < 40) for i in range(45)]
@@ -115,7 +115,7 @@ def test_count_users_of_ranges__reads_ranges_from_the_index() -> None:
     users = make_users(2)
     for user in users:
         record(user, *range(START, START + 2_000 * HOUR, HOUR))
-    StaleMark.objects.all().delete()
+    DirtyBucket.objects.all().delete()
     ranges = [Interval(START + i * DAY, START + (i + 1) * DAY) for i in range(3)]
     with ours().cursor() as cursor:
         if ours().vendor == "postgresql":
@@ -141,7 +141,7 @@ def test_first_recorded__is_the_oldest_row() -> None:
 def test_first_recorded__of_pruned_history_is_to_the_quarter() -> None:
     [user] = make_users(1)
     record(user, START + 5, START + DAY)
-    rollups.roll_up()
+    maintenance.roll_up()
     assert counting.first_recorded() == START + 5
     pruning.prune(older_than=DAY)
     assert counting.first_recorded() == START
@@ -150,8 +150,8 @@ def test_first_recorded__of_pruned_history_is_to_the_quarter() -> None:
 def test_count_users_of_periods__leaves_out_those_of_many_rows() -> None:
     [user] = make_users(1)
     record(user, START - HOUR, START + DAY)
-    StaleMark.objects.all().delete()
-    rollups.roll_up(buckets=4)  # the first hour of the day
+    DirtyBucket.objects.all().delete()
+    maintenance.roll_up(buckets=4)  # the first hour of the day
     hours = {n: Interval(START - HOUR, START + int(n) * HOUR) for n in ("0", "1", "2", "3")}
     counts = counting.count_users_of_periods(hours, Souvenir.objects.db, most_rows=8)
     assert counts == {"0": 1, "1": 1, "2": 1}

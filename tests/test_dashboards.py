@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -21,8 +22,9 @@ from urllib.request import urlopen
 from zoneinfo import ZoneInfo
 
 import pytest
-from souvenirs_metrics.grafana import build
 
+from grafana.generate.__main__ import write
+from grafana.generate.queries import DATASOURCE
 from souvenirs import periods
 from souvenirs_metrics import families
 from souvenirs_metrics.collector import SouvenirsCollector
@@ -33,7 +35,10 @@ pytestmark = pytest.mark.own_site
 
 Json = dict[str, Any]
 
-DASHBOARDS = [json.loads(path.read_text()) for path in sorted(build.DASHBOARDS.glob("*.json"))]
+SHIPPED = files("souvenirs_metrics.grafana").joinpath("dashboards")
+DASHBOARDS = [
+    json.loads(file.read_text()) for file in sorted(SHIPPED.iterdir(), key=lambda file: file.name)
+]
 PANELS = [
     panel for dashboard in DASHBOARDS for panel in dashboard["panels"] if panel["type"] != "row"
 ]
@@ -61,10 +66,10 @@ def selectors(expression: str) -> list[tuple[str, str]]:
 # The JSON
 
 
-def test_files__are_what_build_writes(tmp_path: Path) -> None:
-    build.write(tmp_path)
+def test_files__are_what_the_generator_writes(tmp_path: Path) -> None:
+    write(tmp_path)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert written == {path.name: path.read_bytes() for path in build.DASHBOARDS.iterdir()}
+    assert written == {file.name: file.read_bytes() for file in SHIPPED.iterdir()}
 
 
 def test_dashboards__are_these() -> None:
@@ -90,7 +95,7 @@ def test_dashboard__fits_any_grafana(dashboard: Json) -> None:
     )
     assert (job["name"], job["multi"], job["includeAll"]) == ("job", True, True)
     sources = [each["datasource"] for each in dashboard["annotations"]["list"]]
-    assert [*sources, job["datasource"]] == [build.DATASOURCE] * 2
+    assert [*sources, job["datasource"]] == [DATASOURCE] * 2
 
 
 @each_dashboard
@@ -115,8 +120,8 @@ def test_panel__says_what_it_shows(panel: Json) -> None:
     assert panel["description"].endswith(".")
     assert panel["fieldConfig"]["defaults"]["unit"]
     assert panel["fieldConfig"]["defaults"]["min"] == 0
-    assert panel["datasource"] == build.DATASOURCE
-    assert all(target["datasource"] == build.DATASOURCE for target in panel["targets"])
+    assert panel["datasource"] == DATASOURCE
+    assert all(target["datasource"] == DATASOURCE for target in panel["targets"])
 
 
 @each_panel

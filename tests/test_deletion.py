@@ -12,8 +12,8 @@ from django.db import connections, models, transaction
 from django.test.utils import CaptureQueriesContext, isolate_apps
 
 from souvenirs.control import active_users_between, last_seen, souvenez
-from souvenirs.history import counting, deletion, pruning, repair, rollups
-from souvenirs.models import LastSeen, Rollup, Souvenir, StaleMark
+from souvenirs.history import counting, deletion, maintenance, pruning, repair, rollups
+from souvenirs.models import DeletedMember, LastSeen, Rollup, Souvenir
 from souvenirs.periods import BUCKET, Interval
 from souvenirs_metrics.collector import SouvenirsCollector
 from tests import settings as site_settings
@@ -76,7 +76,7 @@ def test_delete__closed_periods_keep_their_numbers(
         assert set(Souvenir.objects.values_list("user_id", flat=True)) == left
         assert set(LastSeen.objects.values_list("user_id", flat=True)) == left
         assert_counts(FACTS, DAYS)
-        rollups.roll_up()
+        maintenance.roll_up()
         assert_counts(FACTS, DAYS)
         repair.repair()
         assert_counts(FACTS, DAYS)
@@ -90,16 +90,16 @@ def test_delete__that_is_rolled_back_changes_nothing(users: list[Any]) -> None:
     class RollBackError(Exception):
         pass
 
-    marks = StaleMark.objects.count()
+    marks = DeletedMember.objects.count()
     with at(NOW), suppress(RollBackError), transaction.atomic():
         users[0].delete()
         raise RollBackError
     with at(NOW):
         assert_counts(FACTS, DAYS)
-        assert StaleMark.objects.count() == marks
+        assert DeletedMember.objects.count() == marks
         assert Souvenir.objects.count() == len(FACTS)
         assert LastSeen.objects.count() == 3
-        rollups.roll_up()
+        maintenance.roll_up()
         assert_counts(FACTS, DAYS)
 
 
@@ -149,7 +149,7 @@ def test_delete__of_who_has_no_last_seen_row_keeps_the_numbers(users: list[Any])
         users[0].delete()
         assert not LastSeen.objects.filter(user_id=users[0].pk).exists()
         assert_counts(FACTS, DAYS)
-        rollups.roll_up()
+        maintenance.roll_up()
         assert_counts(FACTS, DAYS)
 
 
@@ -200,8 +200,8 @@ def test_count__of_a_deleted_user_is_of_ranges_that_hold_the_whole_bucket() -> N
         user.delete()
         assert counts_around(T + 5) == [1, 1, 0, 0]
         record(*people(1), T - DAY)  # so that there is something to roll up
-        rollups.roll_up()
-        assert not StaleMark.objects.exists()
+        maintenance.roll_up()
+        assert not DeletedMember.objects.exists()
         assert counts_around(T + 5) == [1, 1, 0, 0]
 
 
@@ -273,14 +273,14 @@ def test_delete__leaves_no_trace_of_the_person(users: list[Any], has_last_seen: 
     with at(NOW):
         zoe.delete()
         assert traces() == set()
-        rollups.roll_up()
+        maintenance.roll_up()
         repair.repair()
         pruning.prune(0)
     assert traces() == set()
     if has_last_seen:
-        known = {mark.member for mark in StaleMark.objects.all()}
+        known = {mark.member for mark in DeletedMember.objects.all()}
         rollups_by_key = Rollup.objects.values_list("pk", flat=True)
-        for _, members in rollups.members_of(rollups_by_key, ours().alias):
+        for _, members in rollups.iter_members(rollups_by_key, ours().alias):
             known |= set(members)
         assert ordinal in known  # as a number that is nobody's
     assert not LastSeen.objects.filter(pk=ordinal).exists()
@@ -306,6 +306,6 @@ def test_recreated_key__is_another_person(users: list[Any]) -> None:
         record(zoe, T + 40)
         facts = [*FACTS, ("zoe", T + 30), ("another zoe", T + 40)]
         assert_counts(facts)
-        rollups.roll_up()
+        maintenance.roll_up()
         assert_counts(facts)
         assert zoe in active_users_between()

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from souvenirs import periods
 from souvenirs.control import count_active_users, last_seen, souvenez
-from souvenirs.history import rollups
+from souvenirs.history import maintenance
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.recording.throttle import throttle
 from souvenirs_metrics.collector import SouvenirsCollector
@@ -104,7 +104,7 @@ class Site:
     def roll_up(self, at: float) -> None:
         """All of it, of which a scrape does a little only."""
         self.clock.move_to(at)
-        rollups.roll_up()
+        maintenance.roll_up()
 
     def check_since(self, at: float) -> None:
         """Compares the windows, the periods to date and last-seen."""

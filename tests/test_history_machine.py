@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 
 from souvenirs import backfill, timestamps
 from souvenirs.control import active_users_between, souvenez
-from souvenirs.history import counting, pruning, repair, rollups
+from souvenirs.history import counting, maintenance, pruning, repair
 from souvenirs.models import Souvenir
 from souvenirs.periods import BUCKET, Interval, bucket_containing
 from tests.history import DAY, HOUR, MINUTE, at, brute, clear, people, to_when, unix
@@ -121,7 +121,7 @@ class Machine(RuleBasedStateMachine):
     @rule(buckets=st.none() | st.integers(1, 5))
     def roll_up(self, buckets: int | None) -> None:
         with at(self.now):
-            rollups.roll_up(buckets)
+            maintenance.roll_up(buckets)
 
     @rule(seconds=st.sampled_from([0, HOUR, DAY, 10 * DAY]))
     def prune(self, seconds: int) -> None:

@@ -22,8 +22,9 @@ from django.db import connections, transaction
 
 from souvenirs import timestamps
 from souvenirs.control import souvenez
-from souvenirs.history import counting, deletion, pruning, repair, rollups
-from souvenirs.models import GRACE_SECONDS, Rollup, Souvenir, StaleMark
+from souvenirs.history import counting, deletion, maintenance, pruning, repair
+from souvenirs.history.marks import GRACE_SECONDS
+from souvenirs.models import DirtyBucket, Rollup, Souvenir
 from souvenirs.periods import BUCKET, Interval
 from tests.history import (
     DAY,
@@ -101,13 +102,13 @@ class Story:
             deletion.forget_deleted_user(self.users[1], using=User.objects.db)
 
     def roll_up(self) -> None:
-        rollups.roll_up()
+        maintenance.roll_up()
 
     def prune(self) -> None:
         pruning.prune(60)
 
     def roll_up_and_prune(self) -> None:
-        rollups.roll_up()
+        maintenance.roll_up()
         pruning.prune(60)
 
     def repair(self) -> None:
@@ -129,7 +130,7 @@ class Story:
         assert_counts(self.facts)
         self.roll_up_and_prune()
         assert_counts(self.facts)
-        assert not StaleMark.objects.filter(bucket__lt=THIRD + BUCKET).exists()
+        assert not DirtyBucket.objects.filter(bucket__lt=THIRD + BUCKET).exists()
 
 
 def at_each_statement(
@@ -271,7 +272,7 @@ def test_prune__and_a_deletion_that_waits_for_it_both_succeed(patient: Rival) ->
         jobs[0].wait_until_blocked()
 
     with at(T + DAY):
-        rollups.roll_up()
+        maintenance.roll_up()
         with patient.ours.execute_wrapper(Before(TABLES["prune"], delete)):
             pruning.prune(60)
         jobs[0].finish()
@@ -304,13 +305,13 @@ def test_roll_up__by_several_who_are_the_first(patient: Rival) -> None:
     jobs = []
 
     def start() -> None:
-        jobs.append(patient.start(rollups.roll_up))
+        jobs.append(patient.start(maintenance.roll_up))
         jobs[0].wait_until_blocked()
 
     with at(NOW):
         first = Before("INSERT .*INTO .souvenirs_rollup.", start)
         with patient.ours.execute_wrapper(first):
-            rollups.roll_up()
+            maintenance.roll_up()
         jobs[0].finish()
         assert_counts([(0, T)])
     assert Rollup.objects.filter(kind=Rollup.BUCKET).count() == 1
@@ -341,15 +342,15 @@ def test_souvenez__that_returns_when_the_bucket_may_be_rolled_up_leaves_a_mark(
     clear()
     [user] = people(1)
     with at(T + BUCKET - 1) as traveller:
-        roll_up_meanwhile = partial(rival.do, rollups.roll_up)
+        roll_up_meanwhile = partial(rival.do, maintenance.roll_up)
         late(monkeypatch, traveller, T + BUCKET + GRACE_SECONDS, roll_up_meanwhile)
         souvenez(user)
-        assert list(StaleMark.objects.values_list("bucket", "member")) == [(T, None)]
+        assert list(DirtyBucket.objects.values_list("bucket", flat=True)) == [T]
         rival.settle()
         assert_counts([(0, T + BUCKET - 1)])
-        rollups.roll_up()
+        maintenance.roll_up()
         assert_counts([(0, T + BUCKET - 1)])
-        assert not StaleMark.objects.exists()
+        assert not DirtyBucket.objects.exists()
 
 
 @pytest.mark.parametrize(("seconds", "marks"), [(-1, 0), (59, 0), (61, 1), (500, 1)])
@@ -360,21 +361,21 @@ def test_souvenez__leaves_a_mark_if_it_returns_half_the_grace_period_late(
     with at(T + BUCKET - 1) as traveller:
         late(monkeypatch, traveller, T + BUCKET + seconds, lambda: None)
         souvenez(user)
-    assert StaleMark.objects.count() == marks
+    assert DirtyBucket.objects.count() == marks
 
 
 def test_souvenez__of_a_bucket_that_is_over_leaves_a_mark() -> None:
     [user] = people(1)
     with at(T + BUCKET):
         souvenez(user, when=timestamps.to_datetime(T + BUCKET - 1))
-    assert [mark.bucket for mark in StaleMark.objects.all()] == [T]
+    assert [mark.bucket for mark in DirtyBucket.objects.all()] == [T]
 
 
 def test_souvenez__in_a_transaction_always_leaves_a_mark() -> None:
     [user] = people(1)
     with at(T), transaction.atomic(using=ours().alias):
         souvenez(user)
-    assert [mark.bucket for mark in StaleMark.objects.all()] == [T]
+    assert [mark.bucket for mark in DirtyBucket.objects.all()] == [T]
 
 
 def test_souvenez__usually_leaves_no_mark() -> None:
@@ -382,7 +383,7 @@ def test_souvenez__usually_leaves_no_mark() -> None:
     with at(T):
         souvenez(user)
     assert Souvenir.objects.exists()
-    assert not StaleMark.objects.exists()
+    assert not DirtyBucket.objects.exists()
 
 
 # All at once
@@ -425,7 +426,7 @@ class Crowd:
         self.facts.append((who, t))
 
     def roll_up(self, chance: random.Random) -> None:
-        rollups.roll_up(chance.choice([None, 1, 5]))
+        maintenance.roll_up(chance.choice([None, 1, 5]))
         time.sleep(0.01)
 
     def prune(self, chance: random.Random) -> None:
@@ -489,7 +490,7 @@ def test_all_at_once__nothing_is_lost_and_nobody_fails() -> None:
     buckets = [
         Interval(crowd.start + n * BUCKET, crowd.start + (n + 1) * BUCKET) for n in range(30)
     ]
-    for follow_up in (lambda: None, rollups.roll_up, lambda: pruning.prune(1), repair.repair):
+    for follow_up in (lambda: None, maintenance.roll_up, lambda: pruning.prune(1), repair.repair):
         follow_up()
         expected = [brute(crowd.facts, *each) for each in buckets]
         assert counting.count_users_of_ranges(buckets) == expected

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from souvenirs.control import last_seen, souvenez
 from souvenirs.history.repair import repair
-from souvenirs.lastseen.base import Activity, LastSeenStore
+from souvenirs.lastseen import table
+from souvenirs.lastseen.base import LastSeenCounts, LastSeenStore, LastSeenUpdate
 from souvenirs.lastseen.redis import RedisStore
-from souvenirs.models import LastSeen, Sighting, Souvenir
+from souvenirs.models import LastSeen, Souvenir
 from souvenirs.recording.throttle import throttle
 from tests import stores
 from tests.people import NOBODY, User, ours, site, with_databases
@@ -38,15 +39,17 @@ def user() -> Any:
     return User.objects.create(username="ana")
 
 
-def sighting(user_pk: Any, seen: int, latest: int | None = None, **more: Any) -> Sighting:
-    return Sighting(user_pk=user_pk, seen=seen, slot_start=seen // 60 * 60, latest=latest, **more)
+def sighting(user_pk: Any, seen: int, latest: int | None = None, **more: Any) -> LastSeenUpdate:
+    return LastSeenUpdate(
+        user_pk=user_pk, seen=seen, slot_start=seen // 60 * 60, latest=latest, **more
+    )
 
 
 def record(store: LastSeenStore, user_pk: Any, seen: int, latest: int | None = None) -> None:
     """As a visit that writes a souvenir."""
     with then(store, latest):
-        LastSeen.objects.touch(sighting(user_pk, seen, latest))
-        store.follow({user_pk: seen}, latest)
+        table.touch(sighting(user_pk, seen, latest))
+        store.on_table_updated({user_pk: seen}, latest)
 
 
 def touch(store: LastSeenStore, user_pk: Any, seen: int, latest: int | None = None) -> None:
@@ -65,8 +68,8 @@ def then(store: LastSeenStore, latest: int | None) -> Iterator[None]:
             store.settle()
 
 
-def ask(store: LastSeenStore, cuts: Sequence[float], until: float = T + 10**6) -> Activity:
-    return store.activity(cuts, until, using=router.db_for_read(LastSeen))
+def ask(store: LastSeenStore, cuts: Sequence[float], until: float = T + 10**6) -> LastSeenCounts:
+    return store.count(cuts, until, using=router.db_for_read(LastSeen))
 
 
 # Times
@@ -237,14 +240,14 @@ def test_any_text__is_a_users_key(store: LastSeenStore, key: str) -> None:
     User.objects.create(pk=key, username="ana")
     record(store, key, T)
     assert store.get(key) == T
-    store.sweep()
+    store.reconcile()
     assert ask(store, [T]).since == {T: 1}
 
 
 def test_sweep__removes_users_who_do_not_exist(store: LastSeenStore, user: Any) -> None:
     record(store, user.pk, T)
-    store.follow({NOBODY: T})
-    store.sweep()
+    store.on_table_updated({NOBODY: T})
+    store.reconcile()
     assert ask(store, [T]).since == {T: 1}
     assert store.get(user.pk) == T
     assert ask(store, [T]).exact_from <= T

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from django.db.models import F
 
-from souvenirs.models import LastSeen, Sighting, Souvenir
+from souvenirs.lastseen import table
+from souvenirs.lastseen.base import LastSeenUpdate
+from souvenirs.models import LastSeen, Souvenir
 from tests.people import User, ours, site, with_databases
 
 pytestmark = with_databases
@@ -22,7 +24,7 @@ def user() -> Any:
 
 def touch(user: Any, seen: int | None, latest: int | None = None, seconds: int = 60) -> None:
     start = 0 if seen is None else seen // seconds * seconds
-    LastSeen.objects.touch(Sighting(user_pk=user.pk, seen=seen, slot_start=start, latest=latest))
+    table.touch(LastSeenUpdate(user_pk=user.pk, seen=seen, slot_start=start, latest=latest))
 
 
 def seen_of(user: Any) -> int | None:

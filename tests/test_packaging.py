@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import venv
+from email import message_from_bytes
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -84,17 +86,40 @@ def assert_complete(files: dict[str, list[str]]) -> None:
         assert set(names) <= set(files[package]), package
 
 
-def test_wheel__has_types_migrations_and_operators_files(checkout: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dist")
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", checkout],
+        [sys.executable, "-m", "build", "--wheel", "--outdir", path, checkout],
         check=True, capture_output=True,
     )  # fmt: skip
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    assert_complete(installed_files([str(wheel)], tmp_path / "venv"))
+    (built,) = path.glob("*.whl")
+    return built
+
+
+def test_wheel__has_types_migrations_and_operators_files(wheel: Path, tmp_path: Path) -> None:
+    files = installed_files([str(wheel)], tmp_path / "venv")
+    assert_complete(files)
+    code = [name for name in files["souvenirs_metrics.grafana"] if name.endswith(".py")]
+    assert code == ["__init__.py"]  # and not the generator
     top_level = {name.split("/")[0] for name in ZipFile(wheel).namelist()}
     assert top_level == {
         "souvenirs", "souvenirs_metrics", f"django_souvenirs-{souvenirs.__version__}.dist-info",
     }  # fmt: skip
+
+
+def test_wheel__has_links_that_work_on_pypi(wheel: Path, checkout: Path) -> None:
+    (name,) = (n for n in ZipFile(wheel).namelist() if n.endswith(".dist-info/METADATA"))
+    metadata = message_from_bytes(ZipFile(wheel).read(name))
+    home = "https://github.com/appsembler/django-souvenirs"
+    links = re.findall(r"\]\(([^)]+)\)", str(metadata.get_payload()))
+    assert f"{home}/blob/master/docs/metrics.md" in links
+    assert [link for link in links if not link.startswith("https://")] == []
+    urls = [url.split(", ")[1] for url in metadata.get_all("Project-URL", [])]
+    assert metadata["Home-page"] == home or home in urls
+    prefix = re.compile(rf"{home}/(?:blob|tree)/master/([^#]+)")
+    for match in filter(None, map(prefix.match, [*links, *urls])):
+        assert (checkout / match[1]).exists(), match[1]
 
 
 def test_editable_install__has_types_migrations_and_operators_files(

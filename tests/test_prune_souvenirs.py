@@ -102,7 +102,7 @@ import os
 from django.contrib.auth.models import User
 from django.db import connection
 from souvenirs import timestamps
-from souvenirs.history import counting, pruning, rollups
+from souvenirs.history import counting, maintenance, pruning
 from souvenirs.models import Souvenir
 from souvenirs.periods import BUCKET, Interval
 START = 1_715_724_000
@@ -112,7 +112,7 @@ Souvenir.objects.bulk_create(
     for i, user in enumerate(users)
     for n in range(60)
 )
-rollups.roll_up()
+maintenance.roll_up()
 ranges = [Interval(START, START + n * BUCKET) for n in range(200)]
 expected = counting.count_users_of_ranges(ranges)
 connection.close()
@@ -121,7 +121,7 @@ def kill(*args):
     batches.append(1)
     if len(batches) == 3:
         os.kill(os.getpid(), 9)
-pruning.BATCH = 11
+pruning.BATCH_SIZE = 11
 for step in ("between batches", "in a transaction"):
     batches.clear()
     child = os.fork()
@@ -129,8 +129,8 @@ for step in ("between batches", "in a transaction"):
         if step == "between batches":
             pruning.prune(3600, on_batch=kill)
         else:
-            delete = pruning._delete
-            pruning._delete = lambda *args: (delete(*args), kill())
+            delete = pruning.delete_rows
+            pruning.delete_rows = lambda *args: (delete(*args), kill())
             pruning.prune(3600)
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == 9, status

@@ -11,8 +11,8 @@ from django.db import connections
 
 from souvenirs import timestamps
 from souvenirs.control import active_users_between, count_active_users, souvenez
-from souvenirs.history import counting, pruning, rollups
-from souvenirs.models import Souvenir, StaleMark
+from souvenirs.history import counting, maintenance, progress, pruning
+from souvenirs.models import DirtyBucket, Souvenir
 from souvenirs.periods import BUCKET, Interval
 from tests.history import (
     DAY,
@@ -64,12 +64,12 @@ def test_prune__deletes_nothing_that_is_not_rolled_up(users: list[Any]) -> None:
     roll_up(T + DAY)
     with at(NOW):
         assert pruning.prune(0) > 0
-        assert times() == sorted(t for _, t in FACTS if t >= rollups.due_until(T + DAY))
+        assert times() == sorted(t for _, t in FACTS if t >= progress.due_until(T + DAY))
         assert_counts(FACTS)
 
 
 def test_prune__goes_by_batches(users: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pruning, "BATCH", 7)
+    monkeypatch.setattr(pruning, "BATCH_SIZE", 7)
     roll_up(NOW)
     told: list[int] = []
 
@@ -86,7 +86,7 @@ def test_prune__goes_by_batches(users: list[Any], monkeypatch: pytest.MonkeyPatc
 def test_prune__that_is_interrupted_goes_on_the_next_time(
     users: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruning, "BATCH", 7)
+    monkeypatch.setattr(pruning, "BATCH_SIZE", 7)
     roll_up(NOW)
 
     def interrupt(deleted: int) -> None:
@@ -125,7 +125,7 @@ def test_prune__souvenirs_that_come_afterwards_are_added(users: list[Any]) -> No
         record(late, FACTS[0][1] + 7, T - DAY)
         facts = [*FACTS, ("late", FACTS[0][1] + 7), ("late", T - DAY)]
         assert_counts(facts)
-        rollups.roll_up()
+        maintenance.roll_up()
         assert_counts(facts)
         assert pruning.prune(0) == 2
         assert_counts(facts)
@@ -135,7 +135,7 @@ def test_prune__rows_that_the_rollups_do_not_know_are_not_lost(users: list[Any])
     roll_up(NOW)
     record(users[0], T + 9 * HOUR)
     facts = [*FACTS, (0, T + 9 * HOUR)]
-    StaleMark.objects.all().delete()  # as if somebody had written past us
+    DirtyBucket.objects.all().delete()  # as if somebody had written past us
     with at(NOW):
         pruning.prune(0)
         assert_counts(facts)
@@ -168,7 +168,7 @@ def at_once(*work: Callable[[], object]) -> None:
 def test_prune__several_at_once_while_people_are_recorded(
     users: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruning, "BATCH", 16)
+    monkeypatch.setattr(pruning, "BATCH_SIZE", 16)
     clear()
     facts = [(who, T + who * 100 + n * HOUR) for who in range(4) for n in range(40)]
     for who, user in enumerate(users):
@@ -185,7 +185,7 @@ def test_prune__several_at_once_while_people_are_recorded(
     with at(NOW):
         at_once(lambda: pruning.prune(0), write, lambda: pruning.prune(0))
         assert_counts(facts + recorded)
-        rollups.roll_up()
+        maintenance.roll_up()
         pruning.prune(0)
         assert_counts(facts + recorded)
     assert len(recorded) == 40

@@ -21,9 +21,8 @@ from django.core.management.base import SystemCheckError
 from django.db import router
 from django.test import override_settings
 
-from souvenirs.conf import conf
 from souvenirs.control import last_seen, souvenez
-from souvenirs.lastseen import filling
+from souvenirs.lastseen import filling, get_store
 from souvenirs.lastseen.clients import by_server
 from souvenirs.lastseen.filling import member_of
 from souvenirs.lastseen.redis import RedisStore
@@ -74,7 +73,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_activity__is_one_round_trip_to_each_server(
     store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.follow({NOBODY: 1_700_000_000})
+    store.on_table_updated({NOBODY: 1_700_000_000})
     store.flush()
     sent: list[int] = []
     send = redis.Connection.send_packed_command
@@ -85,7 +84,7 @@ def test_activity__is_one_round_trip_to_each_server(
 
     monkeypatch.setattr(redis.Connection, "send_packed_command", counted)
     cuts = [1_700_000_000 - 60 * number for number in range(30)]
-    activity = store.activity(cuts, 1_700_000_100, using=router.db_for_read(LastSeen))
+    activity = store.count(cuts, 1_700_000_100, using=router.db_for_read(LastSeen))
     assert set(activity.since.values()) == {1}
     assert len(sent) == len(set(sent)) == len(servers_of(store))
 
@@ -96,7 +95,7 @@ def test_activity__asks_no_database(
 ) -> None:
     souvenez(User.objects.create(username="ana"))
     with django_assert_num_queries(0, connection=ours()):
-        store.activity([0], NOON.timestamp(), using=ours().alias)
+        store.count([0], NOON.timestamp(), using=ours().alias)
 
 
 @with_databases
@@ -131,7 +130,7 @@ def test_keys__are_spread_over_a_cluster_evenly(cluster_entry: Any) -> None:
 @with_databases
 def test_key_prefix__keeps_sites_apart(redis_entry: Any) -> None:
     with using({**redis_entry, "KEY_PREFIX": "one."}) as one:
-        one.follow({NOBODY: 5})
+        one.on_table_updated({NOBODY: 5})
         with using({**redis_entry, "KEY_PREFIX": "two."}) as two:
             assert two.get(NOBODY) is None
         assert one.get(NOBODY) == 5
@@ -159,7 +158,7 @@ def test_location__with_a_password_and_tls(tmp_path: Path) -> None:
         trust = {"ssl_ca_certs": str(tmp_path / "cert")}
         tls = {**REDIS, "LOCATION": f"rediss://:a%3Ab@127.0.0.1:{port}/3", "OPTIONS": trust}
         with using(tls) as store:
-            store.follow({NOBODY: 5})
+            store.on_table_updated({NOBODY: 5})
             assert store.get(NOBODY) == 5
             assert store.shards.client.ping()
         socket = {**REDIS, "LOCATION": f"unix://{tmp_path}/socket?db=3"}
@@ -186,9 +185,9 @@ def test_location__of_sentinels_with_tls(tmp_path: Path) -> None:
         entry = {**REDIS, "LOCATION": f"rediss://127.0.0.1:{port}", "SENTINEL": "m"}
         trusted = {"ssl_ca_certs": str(tmp_path / "cert")}
         with override_settings(SOUVENIRS_LAST_SEEN_STORE={**entry, "OPTIONS": trusted}):
-            store: Any = conf.last_seen_store
+            store: Any = get_store()
             servers.wait_until(lambda: knows_master(store))
-            store.follow({NOBODY: 5})
+            store.on_table_updated({NOBODY: 5})
             assert store.get(NOBODY) == 5
             stores.retire(store)
 
@@ -271,7 +270,7 @@ def test_check__warns_of_a_server_that_may_evict_keys(
 ) -> None:
     for entry in (redis_entry, cluster_entry):
         with override_settings(SOUVENIRS_LAST_SEEN_STORE=entry):
-            *_, server = servers_of(conf.last_seen_store)  # type: ignore[arg-type]
+            *_, server = servers_of(get_store())  # type: ignore[arg-type]
             assert "souvenirs.W002" not in deploy_check(capsys)
             server.config_set("maxmemory", "100mb")
             assert "souvenirs.W002" not in deploy_check(capsys)
@@ -347,9 +346,9 @@ def test_process__that_ends_writes_what_is_left(redis_entry: Any) -> None:
         f"settings.configure(SOUVENIRS_LAST_SEEN_STORE={redis_entry!r},"
         " INSTALLED_APPS=['souvenirs', 'django.contrib.auth', 'django.contrib.contenttypes'])\n"
         "django.setup()\n"
-        "from souvenirs.conf import conf; from souvenirs.lastseen import redis\n"
+        "from souvenirs.lastseen import get_store, redis\n"
         "redis.DELAY = 1e6\n"
-        "conf.last_seen_store.follow({1: 5}); conf.last_seen_store.follow({2: 6})\n"
+        "get_store().on_table_updated({1: 5}); get_store().on_table_updated({2: 6})\n"
     )
     with using(redis_entry) as store:
         subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
@@ -525,8 +524,8 @@ def test_filling__takes_no_newer_time_away_and_leaves_out_those_to_come(
     LastSeen.objects.create(user_id=user.pk, seen=int(NOON.timestamp()) - 50)
     LastSeen.objects.create(user_id=other.pk, seen=int(NOON.timestamp()) + 86_400)
     wipe(store)
-    store.follow({user.pk: int(NOON.timestamp())})
-    store.fill()
+    store.on_table_updated({user.pk: int(NOON.timestamp())})
+    store.resync()
     assert store.get(user.pk) == NOON.timestamp()
     assert store.shards.get(member_of(other.pk)) is None
 
@@ -554,7 +553,7 @@ def test_wiped_while_it_is_filled__is_noticed(
 
     wipe(store)
     monkeypatch.setattr(filling, "_batches", interrupted)
-    store.fill()
+    store.resync()
     assert not store.shards.count([], 0).is_whole
     collect()
     assert store.shards.count([], 0).is_whole
@@ -614,14 +613,14 @@ def test_rollup_souvenirs__fills_and_repair_sweeps(
     wipe(store)
     call_command("rollup_souvenirs", verbosity=0)
     assert store.shards.count([0], LATER).since == {0: 31}
-    store.follow({NOBODY: 5})
+    store.on_table_updated({NOBODY: 5})
     call_command("rollup_souvenirs", verbosity=0, repair=True)
     assert store.shards.get(member_of(NOBODY)) is None
 
 
 @with_databases
 def test_scrapes__sweep_bit_by_bit(store: RedisStore, clock: Any, visits: Any) -> None:
-    store.follow({NOBODY: 5})
+    store.on_table_updated({NOBODY: 5})
     for _ in range(16):
         collect()
     assert store.shards.get(member_of(NOBODY)) is None
@@ -646,7 +645,7 @@ def test_filling__that_fails_is_told_once_a_minute(
 ) -> None:
     with servers.redis() as (url, process), using({**redis_entry, "LOCATION": url}) as store:
         wipe(store)
-        store.activity([0], LATER, using=ours().alias)
+        store.count([0], LATER, using=ours().alias)
         with frozen(process.pid):
             for _ in range(4):
                 collect()

@@ -24,9 +24,8 @@ from django.http import HttpRequest, HttpResponse
 from django.test import Client, override_settings
 from django.urls import path
 
-from souvenirs.conf import conf
 from souvenirs.control import last_seen, souvenez
-from souvenirs.lastseen import outbox
+from souvenirs.lastseen import get_store, outbox
 from souvenirs.lastseen import redis as lastseen_redis
 from souvenirs.lastseen.filling import member_of
 from souvenirs.lastseen.redis import RedisStore
@@ -273,7 +272,7 @@ def traveller() -> Iterator[Any]:
 
 
 def store() -> RedisStore:
-    made = conf.last_seen_store
+    made = get_store()
     assert isinstance(made, RedisStore)
     return made
 
@@ -285,7 +284,7 @@ def test_redis__that_fails_does_no_harm_and_nothing_is_lost(
     traveller: Any,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store().fill()
+    store().resync()
     early = User.objects.create(username="early")
     souvenez(early)
     traveller.shift(30 * MINUTE)
@@ -366,7 +365,7 @@ def test_outbox__that_overflows_has_redis_filled_anew(
 ) -> None:
     monkeypatch.setattr(outbox, "MOST", 4)
     with servers.redis() as (url, process), site(entry(url)):
-        store().fill()
+        store().resync()
         with frozen(process.pid):
             crowd.visit()
             assert not store().flush()
@@ -385,7 +384,7 @@ def test_outbox__is_written_once_redis_works_again_with_no_further_visit(
 ) -> None:
     monkeypatch.setattr(lastseen_redis, "PROBE_SECONDS", 0.1)  # of the thread that writes
     with servers.redis() as (url, process), site(entry(url)):
-        store().fill()
+        store().resync()
         with frozen(process.pid):
             crowd.visit()
             assert not store().flush()
@@ -409,9 +408,9 @@ def test_outbox__of_two_nodes_waits_for_the_one_that_is_away(
             if shards.client.get_node_from_key(shards.key_of(b"%d" % number)).port != port
         )
         with case.broken():
-            store().follow({ada: 5, elsewhere: 6})
+            store().on_table_updated({ada: 5, elsewhere: 6})
             clock.pass_period()
-            store().follow({elsewhere: 7})
+            store().on_table_updated({elsewhere: 7})
             assert store().outbox
         clock.pass_period()
         assert store().get(ada) == 5
@@ -424,7 +423,7 @@ def test_outbox__stays_with_the_parent_of_a_fork(crowd: Crowd) -> None:
         assert store().outbox
         with store().outbox._lock, store()._sending:
             if (pid := os.fork()) == 0:
-                store().follow({1: 5})
+                store().on_table_updated({1: 5})
                 os._exit(10 * store().flush() + len(store().outbox))
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
@@ -433,7 +432,7 @@ def test_database__that_is_away_leaves_the_windows_of_redis(
     crowd: Crowd, missing_table: Any
 ) -> None:
     with servers.redis() as (url, _), site(entry(url)):
-        store().fill()
+        store().resync()
         crowd.visit()
         for model in (Souvenir, LastSeen):
             with missing_table(model):

@@ -21,8 +21,9 @@ from django.test import override_settings
 from souvenirs import periods
 from souvenirs.conf import conf
 from souvenirs.control import souvenez
+from souvenirs.lastseen import get_store, use_store
 from souvenirs.lastseen import redis as lastseen_redis
-from souvenirs.lastseen.base import Activity
+from souvenirs.lastseen.base import LastSeenCounts
 from souvenirs.lastseen.filling import member_of, slot_start
 from souvenirs.lastseen.redis import RedisStore
 from souvenirs.models import Souvenir
@@ -51,12 +52,14 @@ class Process:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        before = conf.last_seen_store, throttle.handled
-        conf.__dict__["last_seen_store"], throttle.handled = self.store, self.handled
+        before = get_store(), throttle.handled
+        use_store(self.store)
+        throttle.handled = self.handled
         try:
             yield
         finally:
-            conf.__dict__["last_seen_store"], throttle.handled = before
+            use_store(before[0])
+            throttle.handled = before[1]
 
     def do(self, what: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         with self.running():
@@ -235,7 +238,7 @@ def test_bulk_create__waits_for_nobody_and_is_written_later(
 
 def test_fork__while_a_thread_asks_a_cluster_hangs_nobody(cluster_entry: Any) -> None:
     with using(cluster_entry) as store:
-        store.follow({1: 5})
+        store.on_table_updated({1: 5})
         store.flush()
         with store.shards.client.nodes_manager._lock:
             if (pid := os.fork()) == 0:
@@ -248,8 +251,8 @@ def test_exit__soon_after_a_failure_writes_nevertheless(site: RedisStore) -> Non
     site.breaker.failure(TimeoutError())
     with site._starting:
         site._sender = threading.current_thread()
-    site.follow({1: 5})
-    lastseen_redis.at_exit()
+    site.on_table_updated({1: 5})
+    site.close()
     assert site.shards.get(b"1") == 5
 
 
@@ -259,7 +262,7 @@ def test_sender__that_has_died_is_replaced(site: RedisStore) -> None:
     dead.join()
     site._sender = dead
     site._is_waited_for.set()
-    site.follow({1: 5})
+    site.on_table_updated({1: 5})
     servers.wait_until(lambda: site.shards.get(b"1") == 5)
 
 
@@ -374,15 +377,15 @@ class World:
 
     def scrape(self) -> None:
         self.write()
-        told: list[Activity] = []
+        told: list[LastSeenCounts] = []
         store = self.exporter.store
-        activity = RedisStore.activity
+        activity = RedisStore.count
 
-        def noted(*args: Any, **more: Any) -> Activity:
+        def noted(*args: Any, **more: Any) -> LastSeenCounts:
             told.append(activity(store, *args, **more))
             return told[-1]
 
-        store.activity = noted  # type: ignore[method-assign]
+        store.count = noted  # type: ignore[method-assign]
         self.compare(self.exporter.do(collect), told[0].exact_from)
 
     def compare(self, samples: Samples, exact_from: float) -> None:

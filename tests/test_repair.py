@@ -14,8 +14,8 @@ from django.test import override_settings
 from souvenirs import timestamps
 from souvenirs.conf import conf
 from souvenirs.control import last_seen
-from souvenirs.history import counting, pruning, repair, rollups
-from souvenirs.models import LastSeen, Rollup, Souvenir, StaleMark, Watermark
+from souvenirs.history import counting, progress, pruning, repair
+from souvenirs.models import DirtyBucket, LastSeen, Rollup, Souvenir, Watermark
 from souvenirs.periods import BUCKET, Interval, calendar_period
 from tests.history import (
     DAY,
@@ -96,10 +96,10 @@ def test_repair__counts_rows_of_loaddata(users: list[Any], tmp_path: Path) -> No
     fixture = tmp_path / "rows.json"
     fixture.write_text(serializers.serialize("json", [row]))
     row.delete()
-    StaleMark.objects.all().delete()
+    DirtyBucket.objects.all().delete()
     LastSeen.objects.filter(user_id=users[3].pk).delete()
     call_command("loaddata", fixture, verbosity=0, database=ours().alias)
-    StaleMark.objects.all().delete()
+    DirtyBucket.objects.all().delete()
     run_repair()
     assert_counts([*FACTS, (3, T + 40 * HOUR)], DAYS)
     assert last_seen(users[3]) == to_when(T + 40 * HOUR)
@@ -117,7 +117,7 @@ def test_repair__makes_days_of_the_new_time_zone(users: list[Any]) -> None:
         kept = {(r.start, r.end) for r in Rollup.objects.filter(kind=Rollup.DAY)}
         active = {tuple(day) for day in days if any(day.start <= t < day.end for _, t in facts)}
         assert active
-        assert kept == {day for day in active if day[1] <= rollups.due_until(NOW)}
+        assert kept == {day for day in active if day[1] <= progress.due_until(NOW)}
 
 
 def known_facts(users: list[Any]) -> list[tuple[int, float]]:
@@ -169,7 +169,7 @@ def test_repair__makes_last_seen_rows(users: list[Any]) -> None:
 def test_repair__makes_last_seen_rows_of_many_users(
     users: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repair, "BATCH", 2)
+    monkeypatch.setattr(repair, "BATCH_SIZE", 2)
     LastSeen.objects.all().delete()
     run_repair()
     assert LastSeen.objects.count() == 3

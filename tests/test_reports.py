@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs import periods, reports, timestamps
-from souvenirs.history import accounts, rollups
+from souvenirs.history import accounts, maintenance
 from souvenirs.models import Souvenir
 from souvenirs.reports import registered_users_as_of, usage_for_periods
 from tests.people import User, site, with_databases
@@ -509,7 +509,7 @@ def test_usage_for_periods__counts_as_brute_force_does(
 def count_queries(report: Callable[[int], Iterator[dict[str, Any]]]) -> list[int]:
     """How many queries the report of one year takes, and that of seven."""
     make_history()
-    rollups.roll_up()
+    maintenance.roll_up()
     counts = []
     for years in (1, 7):
         with capture_queries() as queries:

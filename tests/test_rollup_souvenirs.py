@@ -8,8 +8,8 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test.utils import CaptureQueriesContext
 
-from souvenirs.history import rollups
-from souvenirs.models import Rollup, Souvenir, StaleMark, Watermark
+from souvenirs.history import maintenance, progress
+from souvenirs.models import DirtyBucket, Rollup, Souvenir, Watermark
 from souvenirs.periods import Interval
 from tests.history import (
     DAY,
@@ -50,8 +50,8 @@ def users() -> list[Any]:
 def test_rollup_souvenirs__rolls_up_all(users: list[Any]) -> None:
     told = run()
     assert told == f"The history is rolled up ({Rollup.objects.count()} intervals).\n"
-    assert rollups.watermark(ours().alias).rolled_up == rollups.due_until(NOW)
-    assert not StaleMark.objects.exists()
+    assert progress.watermark(ours().alias).rolled_up == progress.due_until(NOW)
+    assert not DirtyBucket.objects.exists()
     assert_counts(FACTS)
     assert run() == told
 
@@ -95,10 +95,10 @@ def test_roll_up__that_is_interrupted_goes_on_where_it_stopped(users: list[Any])
     steps: list[Interval] = []
     with at(NOW):
         with pytest.raises(KeyboardInterrupt):
-            rollups.roll_up(on_step=interrupt)
-        assert rollups.watermark(ours().alias).rolled_up == T + DAY
+            maintenance.roll_up(on_step=interrupt)
+        assert progress.watermark(ours().alias).rolled_up == T + DAY
         assert_counts(FACTS)
-        rollups.roll_up(on_step=steps.append)
+        maintenance.roll_up(on_step=steps.append)
         assert steps[0].start == T + DAY
         assert_counts(FACTS)
 
@@ -108,9 +108,9 @@ def queries_of(days: int, souvenirs: int) -> int:
     for day in range(days):
         for n, user in enumerate(users):
             record(user, *(T + day * DAY + n + each * 2 * HOUR for each in range(10)))
-    StaleMark.objects.all().delete()
+    DirtyBucket.objects.all().delete()
     with at(T + days * DAY + HOUR), CaptureQueriesContext(ours()) as captured:
-        rollups.roll_up()
+        maintenance.roll_up()
     assert_counts(
         (who, T + day * DAY + who + n * 2 * HOUR)
         for day in range(days)
@@ -138,7 +138,7 @@ import os, sys, time
 from django.contrib.auth.models import User
 from django.db import connection
 from souvenirs import timestamps
-from souvenirs.history import rollups
+from souvenirs.history import maintenance, progress
 from souvenirs.models import Souvenir
 users = [User.objects.create(username=f"user{i}") for i in range(3)]
 Souvenir.objects.bulk_create(
@@ -151,7 +151,7 @@ def kill(step):
     os.kill(os.getpid(), 9)
 child = os.fork()
 if not child:
-    rollups.roll_up(on_step=kill)
+    maintenance.roll_up(on_step=kill)
 _, status = os.waitpid(child, 0)
 assert os.WTERMSIG(status) == 9, status
 call_command("rollup_souvenirs")

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from souvenirs import timestamps
 from souvenirs.control import active_users_between, souvenez
-from souvenirs.history import counting, rollups
-from souvenirs.models import LastSeen, Rollup, Souvenir, StaleMark, Watermark
+from souvenirs.history import counting, maintenance, progress
+from souvenirs.models import DeletedMember, DirtyBucket, LastSeen, Rollup, Souvenir, Watermark
 from souvenirs.periods import BUCKET, Interval, calendar_period
 from tests.history import unix
 from tests.people import User, ours, with_databases
@@ -34,7 +34,7 @@ def to_when(t: float) -> datetime:
 
 
 def clear() -> None:
-    for model in (Souvenir, LastSeen, Rollup, StaleMark, Watermark):
+    for model in (Souvenir, LastSeen, Rollup, DirtyBucket, DeletedMember, Watermark):
         model.objects.all().delete()
 
 
@@ -69,7 +69,7 @@ def test_count__is_that_of_the_rows_however_much_is_rolled_up_of_them(
     for t, who, when in sorted(events, key=lambda event: event[0]):
         with time_machine.travel(t, tick=False):
             if when is None:
-                rollups.roll_up()
+                maintenance.roll_up()
             else:
                 Souvenir.objects.create(user_id=users[who].pk, when=to_when(when))
     expected = [
@@ -122,15 +122,15 @@ def test_count__is_that_of_the_rows_in_odd_time_zones(
         for t, who in events:
             with time_machine.travel(t, tick=False):
                 if who < 0:
-                    rollups.roll_up(buckets)
+                    maintenance.roll_up(buckets)
                 else:
                     Souvenir.objects.create(user_id=users[who].pk, when=to_when(t))
         with time_machine.travel(events[-1][0] + 2 * DAY, tick=False):
             for _ in range(2):
                 expected = [len({who for who, t in rows if a <= t < b}) for a, b in ranges]
                 assert counting.count_users_of_ranges(ranges) == expected
-                rollups.roll_up()
-        assert not StaleMark.objects.exists()
+                maintenance.roll_up()
+        assert not DirtyBucket.objects.exists()
         assert not list(unaligned())
 
 
@@ -147,13 +147,13 @@ def test_roll_up__goes_on_at_a_quarter_of_an_hour_where_months_do_not_begin_at_o
     with override_settings(TIME_ZONE="Africa/Monrovia"):
         Souvenir.objects.create(user_id=users[0].pk, when=to_when(month - 20 * DAY))
         with time_machine.travel(month + 40 * DAY, tick=False):
-            rollups.roll_up(on_step=lambda _: stops.append(watermark()))
+            maintenance.roll_up(on_step=lambda _: stops.append(watermark()))
     assert len(stops) >= 4
     assert {stop % BUCKET for stop in stops} == {0}
 
 
 def watermark() -> int:
-    return rollups.watermark(ours().alias).rolled_up
+    return progress.watermark(ours().alias).rolled_up
 
 
 def test_roll_up__after_the_clock_was_set_back_does_live_souvenirs_again() -> None:
@@ -162,11 +162,11 @@ def test_roll_up__after_the_clock_was_set_back_does_live_souvenirs_again() -> No
     for t, who in [(START + DAY, 0), (START + HOUR, 1)]:
         with time_machine.travel(t, tick=False):
             souvenez(users[who].pk)
-            rollups.roll_up()
+            maintenance.roll_up()
     with time_machine.travel(START + 2 * DAY, tick=False):
         day = [Interval(START, START + DAY), Interval(START, START + 2 * DAY)]
         assert counting.count_users_of_ranges(day) == [1, 2]
-        rollups.roll_up()
+        maintenance.roll_up()
         assert counting.count_users_of_ranges(day) == [1, 2]
 
 
@@ -178,7 +178,7 @@ def test_roll_up__makes_few_rollups_of_a_long_time_without_users() -> None:
         with time_machine.travel(t, tick=False):
             souvenez(users[0].pk)
     with time_machine.travel(START + 401 * DAY, tick=False):
-        rollups.roll_up(on_step=steps.append)
+        maintenance.roll_up(on_step=steps.append)
     kinds = [kind for (kind,) in Rollup.objects.order_by("start").values_list("kind")]
     assert kinds.count(Rollup.BUCKET) == kinds.count(Rollup.DAY) == 2
     assert kinds.count(Rollup.MONTH) == 14
@@ -190,9 +190,9 @@ def test_roll_up__a_souvenir_of_long_ago_gets_its_day_and_month() -> None:
     users = people()
     with time_machine.travel(START + 40 * DAY, tick=False):
         Souvenir.objects.create(user_id=users[0].pk, when=to_when(START + 39 * DAY))
-        rollups.roll_up()
+        maintenance.roll_up()
         Souvenir.objects.create(user_id=users[1].pk, when=to_when(START - 300 * DAY))
-        rollups.roll_up()
+        maintenance.roll_up()
     kinds = Rollup.objects.filter(start__lt=START - 200 * DAY).values_list("kind", flat=True)
     assert sorted(kinds) == [Rollup.BUCKET, Rollup.DAY, Rollup.MONTH]
 
@@ -205,7 +205,7 @@ def test_roll_up__a_late_souvenir_counts_in_a_day_and_a_month_that_are_closed() 
         for n, count in [(0, 1), (1, 2), (0, 2)]:
             Souvenir.objects.create(user_id=users[n].pk, when=to_when(START + n * BUCKET))
             assert counting.count_users_of_ranges(spans) == [count, count]
-            rollups.roll_up()
+            maintenance.roll_up()
             assert counting.count_users_of_ranges(spans) == [count, count]
 
 
@@ -215,7 +215,7 @@ def test_lag__is_the_age_of_the_oldest_bucket_that_is_due() -> None:
     using = ours().alias
 
     def lag(t: float) -> float:
-        return rollups.lag(t, using)
+        return progress.lag(t, using)
 
     assert lag(START) == 0
     with time_machine.travel(START + 5, tick=False):
@@ -223,11 +223,11 @@ def test_lag__is_the_age_of_the_oldest_bucket_that_is_due() -> None:
     assert lag(START + BUCKET + 60) == 0  # within the grace period
     with time_machine.travel(START + 3 * HOUR, tick=False):
         assert lag(START + 3 * HOUR) > 2 * HOUR
-        rollups.roll_up()
+        maintenance.roll_up()
         assert lag(START + 3 * HOUR) == 0
         Souvenir.objects.create(user_id=users[1].pk, when=to_when(START + HOUR))
         assert lag(START + 3 * HOUR) == 2 * HOUR - BUCKET
-        rollups.roll_up()
+        maintenance.roll_up()
         assert lag(START + 3 * HOUR) == 0
 
 
@@ -244,14 +244,14 @@ def test_roll_up__in_small_steps_is_as_in_one() -> None:
             return set(Rollup.objects.values_list(*fields))
 
         sizes = []
-        while rollups.lag(START + 2 * DAY, ours().alias):
+        while progress.lag(START + 2 * DAY, ours().alias):
             before = Rollup.objects.filter(kind=Rollup.BUCKET).count()
-            rollups.roll_up(buckets=4)
+            maintenance.roll_up(buckets=4)
             sizes.append(Rollup.objects.filter(kind=Rollup.BUCKET).count() - before)
         in_steps = state()
         Rollup.objects.all().delete()
         Watermark.objects.all().delete()
-        rollups.roll_up()
+        maintenance.roll_up()
         assert state() == in_steps
     assert len(sizes) > 30
     assert max(sizes) <= 4

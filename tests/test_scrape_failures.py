@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from souvenirs import timestamps
 from souvenirs.conf import conf as souvenirs_conf
 from souvenirs.control import souvenez
-from souvenirs.history import rollups
+from souvenirs.history import maintenance
 from souvenirs.periods import previous_calendar_period
 from souvenirs_metrics import exposition
 from souvenirs_metrics.collector import SouvenirsCollector
@@ -119,7 +119,7 @@ def be_active(user: User) -> None:
     """Now, yesterday (which is due to be rolled up), and in the years before (which is)."""
     now = datetime.now(timezone.utc)
     souvenez(user, when=now - timedelta(days=800))
-    rollups.roll_up()
+    maintenance.roll_up()
     yesterday = previous_calendar_period("day", now.timestamp(), souvenirs_conf.zone)
     souvenez(user, when=timestamps.to_datetime(yesterday.start))
     souvenez(user)

@@ -15,7 +15,7 @@ from django.db.models import Case, Count, DateTimeField, Q, Value, When
 
 from souvenirs import timestamps
 from souvenirs.conf import conf
-from souvenirs.isolation import snapshot
+from souvenirs.isolation import repeatable_read
 from souvenirs.models import AccountTotals
 from souvenirs.periods import calendar_period, day_containing, previous_calendar_period
 
@@ -121,7 +121,7 @@ def _joined_before(cuts: Collection[float]) -> dict[float, Totals]:
         .values_list("first", "registered", "activated")
     )
     registered, activated = [0] * len(times), [0] * len(times)
-    with snapshot(rows.db):
+    with repeatable_read(rows.db):
         for first, joined, active in rows:
             registered[first], activated[first] = joined, active
     totals = dict(zip(times, map(Totals, accumulate(registered), accumulate(activated))))

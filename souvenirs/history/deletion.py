@@ -1,50 +1,39 @@
-"""What becomes of a deleted user: their rows go, the numbers of the past stay."""
+"""When a user is deleted: their rows and last-seen time go, the numbers of the past stay."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from typing import Any
 
 from django.apps import apps
 from django.contrib.auth import get_user_model
-from django.db import connections, models, router, transaction
-from django.db.models import F, Min
+from django.db import models, router, transaction
+from django.db.models import F
 
-from souvenirs import timestamps
-from souvenirs.conf import conf
-from souvenirs.models import LastSeen, Sighting, Souvenir, StaleMark, Watermark
+from souvenirs import databases, timestamps
+from souvenirs.history import marks
+from souvenirs.lastseen import get_store, table
+from souvenirs.lastseen.base import LastSeenUpdate
+from souvenirs.models import LastSeen, Souvenir, Watermark
 from souvenirs.periods import bucket_containing
-
-# The souvenirs with these keys, for MySQL: given a list, it may read, and lock, the whole table
-ONE_BY_ONE = (
-    "JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) k"
-    " STRAIGHT_JOIN souvenirs_souvenir s ON s.id = k.id"
-)
-
-
-def has_json_table(using: str) -> bool:
-    """Whether ONE_BY_ONE works: not with MariaDB before 10.6, where a deadlock is left possible."""
-    connection: Any = connections[using]
-    return not connection.mysql_is_mariadb or connection.mysql_version >= (10, 6)
 
 
 def keep_history(user_pk: Any, using: str) -> None:
-    """Keeps the buckets that a user was active in, where they are not rolled up yet, as marks.
+    """Keep the buckets that a user was active in, where they are not rolled up yet, as marks.
 
     Nothing is locked but the user's souvenirs, so people who delete users do not wait for each
     other. Marks may say again what a Rollup already knows.
     """
     rows = Souvenir.objects.using(using).filter(user_id=user_pk)
-    if connections[using].vendor == "sqlite":
-        # Who reads first is refused to write when somebody else has written since: not even waits
+    if databases.must_write_first(using):
         Watermark.objects.using(using).update(rolled_up=F("rolled_up"))
-    if connections[using].vendor == "mysql" and has_json_table(using):
-        _lock(list(rows.order_by("pk").values_list("pk", flat=True)), using)
+    if databases.locks_beyond_keys(using):
+        # InnoDB would lock them from the index on users, when they are deleted. Pruning locks the
+        # index after the row: one of the two would fail for a deadlock. So the row comes first.
+        databases.lock_rows(Souvenir, list(rows.order_by("pk").values_list("pk", flat=True)), using)
     watermark = Watermark.objects.using(using).first()
     if watermark is not None:
-        stale = StaleMark.objects.using(using).aggregate(first=Min("bucket"))["first"]
-        start = watermark.rolled_up if stale is None else min(stale, watermark.rolled_up)
+        marked = marks.oldest_mark(using)
+        start = watermark.rolled_up if marked is None else min(marked, watermark.rolled_up)
         rows = rows.filter(when__gte=timestamps.to_datetime(start))
     times = rows.order_by().values_list("when", flat=True)
     buckets = {bucket_containing(timestamps.to_seconds(when)) for when in times.iterator()}
@@ -52,25 +41,11 @@ def keep_history(user_pk: Any, using: str) -> None:
         return
     last_seen = LastSeen.objects.using(using).filter(user_id=user_pk)
     ordinal = last_seen.values_list("pk", flat=True).first()
-    if ordinal is None:  # their souvenirs came past us; Django may not look for such a row again
-        last_seen.touch(Sighting(user_pk=user_pk, seen=None))
+    if ordinal is None:  # the souvenirs came past us; Django may not look for such a row again
+        table.touch(LastSeenUpdate(user_pk=user_pk, seen=None), using)
         ordinal = last_seen.get().pk
         last_seen.delete()
-    StaleMark.objects.using(using).bulk_create(
-        (StaleMark(bucket=bucket, member=ordinal) for bucket in sorted(buckets)), batch_size=5_000
-    )
-
-
-def _lock(keys: Sequence[int], using: str) -> None:
-    """Locks these souvenirs, and no others.
-
-    InnoDB would do so from the index on users, when they are deleted. Who prunes locks that after
-    the row: then one of the two would fail for a deadlock. So here too it is the row first.
-    """
-    with connections[using].cursor() as cursor:
-        select = f"SELECT s.id FROM {ONE_BY_ONE} FOR UPDATE"  # noqa: S608
-        cursor.execute(select, [json.dumps(keys)])
-        cursor.fetchall()
+    marks.mark_deleted(ordinal, buckets, using)
 
 
 def keep_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> None:
@@ -78,15 +53,15 @@ def keep_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> None
     keep_history(instance.pk, using)
 
     def forget(user_pk: Any = instance.pk) -> None:
-        conf.last_seen_store.remove(user_pk)
+        get_store().remove(user_pk)
 
     transaction.on_commit(forget, using=using, robust=True)
 
 
 def forget_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> None:
-    """post_delete of a user whose database has not our tables: history, and the cascade.
+    """post_delete of a user, where our tables are in another database: history, and the cascade.
 
-    It waits for the commit there; whoever deletes is told if it fails.
+    It waits for the commit there; if it fails, it raises.
     """
 
     def forget(user_pk: Any = instance.pk) -> None:
@@ -95,13 +70,13 @@ def forget_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> No
             keep_history(user_pk, ours)
             for model in (LastSeen, Souvenir):
                 model._base_manager.using(ours).filter(user_id=user_pk).delete()
-        conf.last_seen_store.remove(user_pk)
+        get_store().remove(user_pk)
 
     transaction.on_commit(forget, using=using)
 
 
 def connect() -> None:
-    """Starts listening for deleted users."""
+    """Listen for deleted users."""
     user_model = get_user_model()._meta.concrete_model
     together = router.allow_migrate_model(router.db_for_write(get_user_model()), Souvenir)
     for model in apps.get_models():

@@ -1,4 +1,4 @@
-"""Rows that came past the ORM's save and bulk_create -> last-seen times and Rollups."""
+"""Rows that were changed past the ORM's save and bulk_create -> last-seen times and Rollups."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from pyroaring import BitMap
 
 from souvenirs import bitmaps, timestamps
 from souvenirs.conf import conf
+from souvenirs.databases import as_in_list
 from souvenirs.history import rollups
 from souvenirs.history.counting import first_recorded
+from souvenirs.history.marks import pop_marks
+from souvenirs.history.progress import rollup_lock, watermark
+from souvenirs.lastseen import get_store, table
 from souvenirs.models import LastSeen, Rollup, Souvenir
 from souvenirs.periods import BUCKET, Interval, bucket_after, bucket_containing, calendar_period
 
-BATCH = 5_000  # users whose last-seen times are looked at at a time
+BATCH_SIZE = 5_000  # users whose last-seen times are read at a time
 
 
 def repair(on_step: Callable[[Interval], None] | None = None) -> None:
-    """Makes last-seen times and Rollups agree with the rows, after these were changed by raw SQL,
+    """Make last-seen times and Rollups agree with the rows, after these were changed by raw SQL,
     QuerySet.update or loaddata; and days with those of the site's time zone, after it was changed.
 
     What is rolled up of pruned souvenirs and of deleted users stays. A user who is moved away from
     a bucket by an update leaves it, where souvenirs are not pruned. Each day is a transaction;
-    others may record, roll up and prune meanwhile. `on_step` is told the days.
+    other processes may record, roll up and prune meanwhile. `on_step` is called with each day.
     """
     using = router.db_for_write(Rollup)
     catch_up_last_seen(using)
-    conf.last_seen_store.sweep()
+    get_store().reconcile()
     start = first_recorded(using)
-    while start is not None and start < rollups.watermark(using).rolled_up:
+    while start is not None and start < watermark(using).rolled_up:
         day = calendar_period("day", start, conf.zone)
         _repair_day(day, using)
         if on_step:
@@ -41,29 +45,28 @@ def repair(on_step: Callable[[Interval], None] | None = None) -> None:
 
 
 def catch_up_last_seen(using: str) -> None:
-    """Moves all last-seen times forward to the rows, and makes those that are missing."""
+    """Move all last-seen times forward to the rows, and make those that are missing."""
     rows = Souvenir.objects.using(using).filter(when__lte=timestamps.to_datetime(time.time()))
     newest = rows.order_by("user_id").values("user_id").annotate(newest=Max("when"))
-    batch = list(newest[:BATCH])
+    batch = list(newest[:BATCH_SIZE])
     while batch:
         try:
             _catch_up(batch, using)
-        except IntegrityError:  # somebody was deleted meanwhile, whose rows are gone now
+        except IntegrityError:  # a user was deleted meanwhile, and their rows with them
             _catch_up(newest.filter(user_id__in=[row["user_id"] for row in batch]), using)
-        batch = list(newest.filter(user_id__gt=batch[-1]["user_id"])[:BATCH])
+        batch = list(newest.filter(user_id__gt=batch[-1]["user_id"])[:BATCH_SIZE])
 
 
 def _catch_up(newest: Iterable[Mapping[str, Any]], using: str) -> None:
-    rows = (Souvenir(user_id=row["user_id"], when=row["newest"]) for row in newest)
-    LastSeen.objects.using(using).catch_up(rows)
+    table.catch_up((Souvenir(user_id=row["user_id"], when=row["newest"]) for row in newest), using)
 
 
 def _repair_day(day: Interval, using: str) -> None:
     rows = Rollup.objects.using(using)
-    with rollups.locked(using) as mark:
+    with rollup_lock(using) as mark:
         start, end = bucket_containing(day.start), min(bucket_after(day.end), mark.rolled_up)
-        _, told = rollups.take_marks(Interval(start, end), using)
-        facts = rollups.read(range(start, end, BUCKET), told, using)
+        _, deleted = pop_marks(Interval(start, end), using)
+        facts = rollups.read_members(range(start, end, BUCKET), deleted, using)
         for rollup in rows.filter(kind=Rollup.BUCKET, start__gte=start, start__lt=end):
             kept = bitmaps.from_bytes(bytes(rollup.members))
             if rollup.start >= mark.pruned:
@@ -73,19 +76,19 @@ def _repair_day(day: Interval, using: str) -> None:
                 rollup.save(using=using)
             else:
                 rollup.delete(using=using)
-        rollups.add(facts, using)
+        rollups.merge_into_rollups(facts, using)
         for kind, name in rollups.PERIODS.items():
             period = calendar_period(name, day.start, conf.zone)
             if period.end == day.end:
                 overlapping = rows.filter(kind=kind, start__lt=period.end, end__gt=period.start)
                 overlapping.delete()
-                rollups.close(kind, period, mark.rolled_up, using)
+                rollups.build_period_rollup(kind, period, mark.rolled_up, using)
 
 
 def _existing(ordinals: BitMap, using: str) -> BitMap:
-    """Those of these LastSeen ids that are of users who exist: only rows tell when they were
-    active. (They are looked up after the rows: a user who is deleted in between is not lost.)"""
+    """Those of these LastSeen ids that are of users who exist: only rows say when they were active.
+    (They are looked up after the rows: a user who is deleted in between is not lost.)"""
     if not ordinals:
         return BitMap()
-    rows = LastSeen.objects.using(using).filter(pk__in=rollups.listed(ordinals, using))
+    rows = LastSeen.objects.using(using).filter(pk__in=as_in_list(ordinals, using))
     return BitMap(rows.values_list("pk", flat=True))

@@ -1,3 +1,5 @@
+"""What every store of last-seen times offers."""
+
 from __future__ import annotations
 
 import math
@@ -5,24 +7,42 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from souvenirs.models import Sighting
+from django.core.checks import CheckMessage
 
-# The context in which a database, by its alias, may be read
-Reading = Callable[[str], AbstractContextManager[object]]
+# Given the alias of a database, the context in which to read from it
+ReadContext = Callable[[str], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Activity:
-    """What a store knows of one instant.
+class LastSeenUpdate:
+    """A user was seen: move their last-seen time forward to `seen`. All times in unix seconds.
 
-    since: for each cut point that was asked for, how many users have been seen at or after it.
-    newest: the newest last-seen time, None if there is none. Times are in unix seconds.
-    exact_from: times are known to SOUVENIRS_LAST_SEEN_SECONDS from here on. Those of before are
-        known to the rate limit's slot, so from a cut point before it users are counted from the
-        beginning of its slot on: never fewer.
-    cause: why that is so.
+    seen: None if the time is still to come; then only the table's row is made.
+    slot_start: nothing is moved if the user was already seen at or after this time.
+    latest: a stored time after it is replaced: a wrong clock made it. None: no such time is.
+    has_row: True if LastSeen is known to have a row of the user (it may since be deleted), which
+        saves a query.
+    """
+
+    user_pk: Any
+    seen: int | None
+    slot_start: int = 0
+    latest: int | None = None
+    has_row: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastSeenCounts:
+    """What a store knows at one instant. Times are in unix seconds.
+
+    since: for each cut point, how many users have been seen at or after it.
+    newest: the newest last-seen time, None if there is none.
+    exact_from: from here on times are known to SOUVENIRS_LAST_SEEN_SECONDS. Earlier ones are known
+        to the rate limit's slot: from an earlier cut point, users are counted from the beginning of
+        its slot, so never too few.
+    cause: why earlier times are known to the slot only.
     """
 
     since: Mapping[float, int]
@@ -31,21 +51,14 @@ class Activity:
     cause: str = ""
 
 
-class Warned(NamedTuple):
-    """What is wrong with a server's configuration, and what to do."""
-
-    problem: str
-    remedy: str
-
-
 class LastSeenStore(ABC):
     """Base of the stores that SOUVENIRS_LAST_SEEN_STORE can name.
 
-    It is made with the setting's dictionary, less BACKEND. `name` is its label in metrics.
+    A store is made with the setting's dictionary, less BACKEND. `name` is its label in metrics.
     Methods may raise what their server's client raises.
 
-    Whatever the store, the table of LastSeen is written in the transaction that writes a user's
-    souvenir: once in a rate-limit slot. What is between those is the store's.
+    Whatever the store, the LastSeen table is updated in the transaction that writes a user's
+    souvenir: once in a rate-limit slot. The updates in between are the store's.
     """
 
     name: str
@@ -55,41 +68,56 @@ class LastSeenStore(ABC):
             raise ValueError(f"{type(self).__name__} has no options, got {', '.join(params)}")
 
     @abstractmethod
-    def touch(self, sighting: Sighting) -> None:
-        """Moves the last-seen time of a user forward who has a souvenir, or is about to."""
+    def touch(self, update: LastSeenUpdate) -> None:
+        """Move the last-seen time of a user forward. They have a souvenir, or are about to."""
 
-    def follow(self, newest: Mapping[Any, int], latest: int | None = None) -> None:  # noqa: B027
-        """The table's last-seen times of these users have been moved forward, and committed.
-        `latest` is as a Sighting's."""
+    def on_table_updated(self, newest: Mapping[Any, int], latest: int | None = None) -> None:  # noqa: B027
+        """The table's times of these users have moved forward to `newest`, and are committed.
+        `latest` is as in LastSeenUpdate."""
 
     def remove(self, user_pk: Any) -> None:  # noqa: B027
-        """A user has been deleted, and so the table's row."""
+        """A user has been deleted, and the table's row with them."""
 
     @abstractmethod
     def get(self, user_pk: Any) -> int | None:
-        """When the user was last seen (unix seconds), None for never."""
+        """When the user was last seen, in unix seconds; None for never."""
 
     @abstractmethod
-    def activity(
-        self, cuts: Sequence[float], until: float, using: str, reading: Reading = nullcontext
-    ) -> Activity:
-        """The users seen from each of `cuts` to `until`, both inclusive.
+    def count(
+        self,
+        cuts: Sequence[float],
+        until: float,
+        using: str,
+        read_context: ReadContext = nullcontext,
+    ) -> LastSeenCounts:
+        """Count the users seen from each of `cuts` to `until`, both inclusive.
 
-        `using` is the alias of the database to read from, within `reading`, for what is there.
+        using: the alias of the database to read from, within `read_context`, if that is needed.
         """
 
-    def keep_up(self) -> None:  # noqa: B027
-        """Begins what is to be done from time to time, and waits for nothing."""
+    def run_maintenance(self) -> None:  # noqa: B027
+        """Start what has to be done from time to time, without waiting for it."""
 
-    def fill(self) -> None:  # noqa: B027
-        """Takes from the table what the store has lost."""
+    def resync(self) -> None:  # noqa: B027
+        """Copy from the table what the store has lost."""
 
-    def sweep(self, users: int | None = None) -> None:  # noqa: B027
-        """Removes who is no user any more, whatever has happened.
+    def reconcile(self, users: int | None = None) -> None:  # noqa: B027
+        """Remove users who no longer exist, and add what is in the table only.
 
-        users: looks at the next so many only; raises django.db.DatabaseError then.
+        users: look at about so many, and go on from there at the next call. Raises
+        django.db.DatabaseError then. None: look at all.
         """
 
-    def warning(self) -> Warned | None:
-        """Asks the server whether it is fit for this. None: it is."""
-        return None
+    def flush(self) -> bool:
+        """Write what is pending. Return False if that has to wait."""
+        return True
+
+    def close(self) -> None:  # noqa: B027
+        """The process ends."""
+
+    def after_fork(self) -> None:  # noqa: B027
+        """This is the child of a fork: what is pending belongs to the parent."""
+
+    def check(self) -> list[CheckMessage]:
+        """Ask the server whether it is fit for this: for `check --deploy`."""
+        return []

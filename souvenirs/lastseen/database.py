@@ -1,3 +1,5 @@
+"""Last-seen times in the database: nothing else to run, counts linear in users."""
+
 from __future__ import annotations
 
 import math
@@ -8,44 +10,48 @@ from typing import Any
 
 from django.db import connections
 
-from souvenirs.lastseen.base import Activity, LastSeenStore, Reading
-from souvenirs.models import LastSeen, Sighting
+from souvenirs.databases import counts_in_one_pass
+from souvenirs.lastseen import table
+from souvenirs.lastseen.base import LastSeenCounts, LastSeenStore, LastSeenUpdate, ReadContext
+from souvenirs.models import LastSeen
 
 
 class DatabaseStore(LastSeenStore):
-    """Last-seen times in the LastSeen table: nothing else to run, counts linear in users."""
+    """The LastSeen table is the store."""
 
     name = "database"
 
-    def touch(self, sighting: Sighting) -> None:
-        LastSeen.objects.touch(sighting)
+    def touch(self, update: LastSeenUpdate) -> None:
+        table.touch(update)
 
     def get(self, user_pk: Any) -> int | None:
         row = LastSeen.objects.filter(user_id=user_pk).first()
         return None if row is None else row.seen
 
-    def activity(
-        self, cuts: Sequence[float], until: float, using: str, reading: Reading = nullcontext
-    ) -> Activity:
+    def count(
+        self,
+        cuts: Sequence[float],
+        until: float,
+        using: str,
+        read_context: ReadContext = nullcontext,
+    ) -> LastSeenCounts:
         connection = connections[using]
         quote = connection.ops.quote_name
-        table, seen = quote(LastSeen._meta.db_table), quote("seen")
+        name, seen = quote(LastSeen._meta.db_table), quote("seen")
         edges = [*sorted({math.ceil(cut) for cut in cuts}), math.floor(until) + 1]
-        newest = f"(SELECT MAX({seen}) FROM {table} WHERE {seen} < %s)"  # noqa: S608
+        newest = f"(SELECT MAX({seen}) FROM {name} WHERE {seen} < %s)"  # noqa: S608
         params = edges[-1:]
         # One statement, so one snapshot, which looks at nobody twice, however windows overlap
-        is_one_pass = connection.vendor == "postgresql" and bool(cuts)
+        is_one_pass = counts_in_one_pass(using) and bool(cuts)
         if is_one_pass:
-            # It visits the row of most entries of an index whose rows change all the time; so one
-            # pass, in whatever order is cheapest, is faster than a look for each slice
             counts = [f"COUNT(*) FILTER (WHERE {seen} >= %s)"] * (len(edges) - 1)
-            rows = f"FROM {table} WHERE {seen} >= %s AND {seen} < %s"
+            rows = f"FROM {name} WHERE {seen} >= %s AND {seen} < %s"
             params += [*edges[:-1], edges[0], edges[-1]]
         else:  # the disjoint slices between the cut points, each from the index
-            count = f"(SELECT COUNT(*) FROM {table} WHERE {seen} >= %s AND {seen} < %s)"  # noqa: S608
+            count = f"(SELECT COUNT(*) FROM {name} WHERE {seen} >= %s AND {seen} < %s)"  # noqa: S608
             counts, rows = [count] * (len(edges) - 1), ""
             params += [edge for pair in pairwise(edges) for edge in pair]
-        with reading(using), connection.cursor() as cursor:
+        with read_context(using), connection.cursor() as cursor:
             cursor.execute(f"SELECT {', '.join([newest, *counts])} {rows}", params)
             row = cursor.fetchone()
         assert row is not None
@@ -53,4 +59,4 @@ class DatabaseStore(LastSeenStore):
         if not is_one_pass:
             numbers = list(accumulate(reversed(numbers)))[::-1]
         since = dict(zip(edges, numbers))
-        return Activity(since={cut: since[math.ceil(cut)] for cut in cuts}, newest=last)
+        return LastSeenCounts(since={cut: since[math.ceil(cut)] for cut in cuts}, newest=last)

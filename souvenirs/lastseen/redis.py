@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +11,14 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
+from django.core.checks import CheckMessage, Warning
 from django.db import DatabaseError, connections, router
 from django.utils.version import get_version_tuple
 
 from souvenirs.breaker import PROBE_SECONDS, Breaker
 from souvenirs.conf import conf
 from souvenirs.lastseen import clients, outbox
-from souvenirs.lastseen.base import Activity, LastSeenStore, Reading, Warned
+from souvenirs.lastseen.base import LastSeenCounts, LastSeenStore, LastSeenUpdate, ReadContext
 from souvenirs.lastseen.database import DatabaseStore
 from souvenirs.lastseen.filling import (
     Round,
@@ -32,7 +31,7 @@ from souvenirs.lastseen.filling import (
 )
 from souvenirs.lastseen.outbox import Outbox
 from souvenirs.lastseen.shards import Counts, Move, Shards
-from souvenirs.models import LastSeen, Sighting
+from souvenirs.models import LastSeen
 
 logger = logging.getLogger("souvenirs")
 
@@ -46,10 +45,10 @@ T = TypeVar("T")
 class RedisStore(LastSeenStore):
     """Last-seen times in sorted sets: a rank takes O(log n), and all machines share them.
 
-    Visits do not wait for Redis: what is to be written is written by a thread, DELAY later. But for
-    `warning`, no method raises what the server does. While it is away, a breaker keeps readers from
-    waiting, the process keeps what is to be written, and the table answers: to the rate limit's
-    slot. It also answers while shards are filled from it, which the server has lost.
+    Visits do not wait for Redis: a thread writes what is pending, DELAY later. No method raises
+    what redis-py does. While Redis is down, a breaker keeps readers from waiting, the process keeps
+    what is pending, and counts come from the table, at the rate limit's resolution. So they do
+    while shards that the server has lost are filled from the table.
     """
 
     name = "redis"
@@ -60,7 +59,7 @@ class RedisStore(LastSeenStore):
         self.table = DatabaseStore({})
         self.breaker = Breaker("The Redis of last-seen times")
         self.is_to_be_filled = False
-        self._exact_from = 0.0  # as an Activity's, when Redis was asked for the last time
+        self._exact_from = 0.0  # as in LastSeenCounts, when Redis was asked for the last time
         self._filling = Breaker("Filling Redis with last-seen times")
         self._round = Round(self.shards)
         self._filler: threading.Thread | None = None
@@ -77,14 +76,14 @@ class RedisStore(LastSeenStore):
 
     # Writing
 
-    def touch(self, sighting: Sighting) -> None:
+    def touch(self, update: LastSeenUpdate) -> None:
         if self.with_table:
-            self.table.touch(sighting)
-        if sighting.seen is not None:
-            move = Move(sighting.seen, is_sure=False, latest=sighting.latest)
-            self._put({sighting.user_pk: move})
+            self.table.touch(update)
+        if update.seen is not None:
+            move = Move(update.seen, is_sure=False, latest=update.latest)
+            self._put({update.user_pk: move})
 
-    def follow(self, newest: Mapping[Any, int], latest: int | None = None) -> None:
+    def on_table_updated(self, newest: Mapping[Any, int], latest: int | None = None) -> None:
         self._put({user_pk: Move(seen, latest=latest) for user_pk, seen in newest.items()})
 
     def remove(self, user_pk: Any) -> None:
@@ -131,7 +130,7 @@ class RedisStore(LastSeenStore):
                 if self.outbox:
                     self._is_waited_for.set()
 
-    def settle(self, reading: Reading = nullcontext) -> None:
+    def settle(self, read_context: ReadContext = nullcontext) -> None:
         """Asks the table about moves that are not sure: of users who exist, times are written;
         others are removed. Not in somebody's transaction, which need not see who exists now."""
         using = router.db_for_write(LastSeen)
@@ -139,7 +138,7 @@ class RedisStore(LastSeenStore):
             return
         while moves := self.unsure.take(AT_ONCE):
             try:
-                with reading(using):
+                with read_context(using):
                     existing = existing_of(moves)
             except Exception:  # whoever else asks that database tells that it fails
                 self.unsure.give_back(moves)
@@ -203,27 +202,31 @@ class RedisStore(LastSeenStore):
         seen = self._ask(lambda: self.shards.get(member_of(user_pk)))
         return self.table.get(user_pk) if seen is None else seen
 
-    def activity(
-        self, cuts: Sequence[float], until: float, using: str, reading: Reading = nullcontext
-    ) -> Activity:
+    def count(
+        self,
+        cuts: Sequence[float],
+        until: float,
+        using: str,
+        read_context: ReadContext = nullcontext,
+    ) -> LastSeenCounts:
         if self.flush() and self.unsure:
-            self.settle(reading)
+            self.settle(read_context)
         counts = self._ask(lambda: self._count(cuts, until))
         now = time.time()
         if counts is not None and counts.is_whole:
             is_old = counts.whole_since <= now - conf.ratelimit_seconds
             if is_old or not self.with_table:
-                return Activity(
+                return LastSeenCounts(
                     since=counts.since,
                     newest=counts.newest,
                     exact_from=counts.whole_since,
                     cause="Redis has been filled anew",
                 )
         if self.with_table:
-            return self.table.activity(cuts, until, using, reading)
+            return self.table.count(cuts, until, using, read_context)
         starts = {cut: slot_start(cut) for cut in cuts}
-        table = self.table.activity(list(starts.values()), until, using, reading)
-        return Activity(
+        table = self.table.count(list(starts.values()), until, using, read_context)
+        return LastSeenCounts(
             since={cut: table.since[start] for cut, start in starts.items()},
             newest=table.newest,
             exact_from=exact_from(table.newest, now),
@@ -244,7 +247,7 @@ class RedisStore(LastSeenStore):
 
     # Keeping it whole
 
-    def keep_up(self) -> None:
+    def run_maintenance(self) -> None:
         """Begins to fill lost shards, in a thread of its own."""
         is_filling = self._filler is not None and self._filler.is_alive()
         if self.is_to_be_filled and not is_filling and self._filling.allows():
@@ -252,11 +255,11 @@ class RedisStore(LastSeenStore):
 
     def _fill_in_thread(self) -> None:
         try:
-            self.fill()
+            self.resync()
         finally:
             connections.close_all()
 
-    def fill(self) -> None:
+    def resync(self) -> None:
         started = time.monotonic()
         try:
             filled = fill(self.shards, all_of_them=self.with_table)
@@ -268,9 +271,9 @@ class RedisStore(LastSeenStore):
             took = time.monotonic() - started
             logger.warning("Filled %d lost shards of last-seen times in %.1f s", filled, took)
 
-    def sweep(self, users: int | None = None) -> None:
+    def reconcile(self, users: int | None = None) -> None:
         if users is None:
-            self._sweep_all()
+            self._reconcile_all()
         elif not self.is_to_be_filled and self.breaker.allows():
             try:
                 self._round.step(users)
@@ -282,7 +285,7 @@ class RedisStore(LastSeenStore):
             else:
                 self.breaker.success()
 
-    def _sweep_all(self) -> None:
+    def _reconcile_all(self) -> None:
         self.flush()
         whole = Round(self.shards)
         try:
@@ -291,47 +294,50 @@ class RedisStore(LastSeenStore):
         except Exception as error:
             logger.exception("Redis cannot be swept of users who are none: %r", error)
 
-    def warning(self) -> Warned | None:
-        facts = self.shards.servers()
+    def check(self) -> list[CheckMessage]:
+        """souvenirs.W002 if the server is not fit for this, W003 if it cannot be asked."""
+        try:
+            facts = self.shards.servers()
+        except Exception as error:
+            return [
+                Warning(
+                    "The server of SOUVENIRS_LAST_SEEN_STORE cannot be asked:"
+                    f" {type(error).__name__}: {error}.",
+                    hint="Start it, correct LOCATION and OPTIONS, or allow its user the command.",
+                    id="souvenirs.W003",
+                )
+            ]
         versions = {str(each["redis_version"]) for each in facts}  # redis-py has "7.0" as a number
         if old := {each for each in versions if get_version_tuple(each) < OLDEST}:
-            return Warned(
-                f"The Redis of SOUVENIRS_LAST_SEEN_STORE is {', '.join(sorted(old))}, and has to be"
-                f" {'.'.join(map(str, OLDEST))} at least.",
-                "Upgrade it, or set SOUVENIRS_LAST_SEEN_STORE to another one.",
-            )
+            return [
+                Warning(
+                    f"The Redis of SOUVENIRS_LAST_SEEN_STORE is {', '.join(sorted(old))}, and has"
+                    f" to be {'.'.join(map(str, OLDEST))} at least.",
+                    hint="Upgrade it, or set SOUVENIRS_LAST_SEEN_STORE to another one.",
+                    id="souvenirs.W002",
+                )
+            ]
         policies = {each["maxmemory_policy"] for each in facts if each["maxmemory"]}
         # The others drop keys that expire only, and ours do not
         if evicting := {policy for policy in policies if policy.startswith("allkeys")}:
-            return Warned(
-                "The Redis of SOUVENIRS_LAST_SEEN_STORE may evict keys (maxmemory-policy"
-                f" {', '.join(sorted(evicting))}), a sixteenth of all last-seen times each.",
-                "Set its maxmemory-policy to noeviction, or use a server of its own.",
-            )
-        return None
+            return [
+                Warning(
+                    "The Redis of SOUVENIRS_LAST_SEEN_STORE may evict keys (maxmemory-policy"
+                    f" {', '.join(sorted(evicting))}), a sixteenth of all last-seen times each.",
+                    hint="Set its maxmemory-policy to noeviction, or use a server of its own.",
+                    id="souvenirs.W002",
+                )
+            ]
+        return []
 
+    def close(self) -> None:
+        """Write what is left, if the server lets it."""
+        self.breaker.untried()
+        self.flush()
 
-def current_store() -> RedisStore | None:
-    store = conf.__dict__.get("last_seen_store")
-    return store if isinstance(store, RedisStore) else None
-
-
-def after_fork() -> None:
-    if store := current_store():
-        store.begin_outbox()
-        store.shards.after_fork()
-
-
-def at_exit() -> None:
-    """A process that ends writes what is left, if the server lets it."""
-    if store := current_store():
-        store.breaker.untried()
-        store.flush()
-
-
-atexit.register(at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=after_fork)
+    def after_fork(self) -> None:
+        self.begin_outbox()
+        self.shards.after_fork()
 
 
 def read(

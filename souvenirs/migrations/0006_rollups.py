@@ -36,7 +36,7 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name="StaleMark",
+            name="DirtyBucket",
             fields=[
                 (
                     "id",
@@ -45,7 +45,19 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("bucket", models.BigIntegerField(db_index=True)),
-                ("member", models.PositiveIntegerField(null=True)),
+            ],
+        ),
+        migrations.CreateModel(
+            name="DeletedMember",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("bucket", models.BigIntegerField(db_index=True)),
+                ("member", models.PositiveIntegerField()),
             ],
         ),
         migrations.CreateModel(

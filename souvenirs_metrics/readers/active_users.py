@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from souvenirs import periods
 from souvenirs.conf import conf as souvenirs_conf
+from souvenirs.lastseen import get_store
 from souvenirs.models import LastSeen
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import (
@@ -31,11 +32,11 @@ class ActiveUsers(Reader):
             name: (now - seconds) // resolution * resolution
             for name, seconds in conf.windows.items()
         }
-        activity = souvenirs_conf.last_seen_store.activity(
+        activity = get_store().count(
             [*starts.values(), *cuts.values()],
             until=now + resolution,
             using=conf.database(LastSeen),
-            reading=context,
+            read_context=context,
         )
         limit = souvenirs_conf.ratelimit_seconds
         coarse = [

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from prometheus_client import Metric
 
-from souvenirs.lastseen.base import Reading as ReadContext
+from souvenirs.lastseen.base import ReadContext
 from souvenirs_metrics.families import Gauge, Info
 
 __all__ = ["Families", "PartialRead", "ReadContext", "Reader"]

@@ -6,7 +6,7 @@ import django
 from django.db import connections
 
 import souvenirs
-from souvenirs.conf import conf as souvenirs_conf
+from souvenirs.lastseen import get_store
 from souvenirs.models import Souvenir
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import BUILD
@@ -28,7 +28,7 @@ class Build(Reader):
                     "python": platform.python_version(),
                     "django": django.get_version(),
                     "database": connections[conf.database(Souvenir)].vendor,
-                    "last_seen_store": souvenirs_conf.last_seen_store.name,
+                    "last_seen_store": get_store().name,
                 }
             )
         ]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from souvenirs.history import rollups
+from souvenirs.history import progress
 from souvenirs.models import Rollup
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import ROLLUP_LAG
@@ -17,4 +17,4 @@ class RollupLag(Reader):
     def read(self, now: float, context: ReadContext) -> Families:
         using = conf.database(Rollup)
         with context(using):
-            return [ROLLUP_LAG.family(rollups.lag(now, using))]
+            return [ROLLUP_LAG.family(progress.lag(now, using))]

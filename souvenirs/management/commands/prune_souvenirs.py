@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from tqdm import tqdm
 
-from souvenirs.history import pruning, rollups
+from souvenirs.history import maintenance, pruning
 from souvenirs.management.options import duration
 
 
@@ -38,7 +38,7 @@ class Command(BaseCommand):
         if options["dry_run"]:
             self.stdout.write(f"{pruning.prunable(age).count()} souvenirs would be deleted.")
             return
-        rollups.roll_up()
+        maintenance.roll_up()
         total = pruning.prunable(age).count()
         with tqdm(total=total, desc="pruning", unit=" souvenirs", disable=None) as bar:
             deleted = pruning.prune(age, on_batch=bar.update)

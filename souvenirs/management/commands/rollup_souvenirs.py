@@ -10,9 +10,10 @@ from django.core.management.base import BaseCommand
 from django.db import router
 from tqdm import tqdm
 
-from souvenirs.conf import conf
-from souvenirs.history import repair, rollups
+from souvenirs.history import maintenance, repair
 from souvenirs.history.counting import first_recorded
+from souvenirs.history.progress import due_until, watermark
+from souvenirs.lastseen import get_store
 from souvenirs.models import Rollup
 from souvenirs.periods import Interval
 
@@ -35,7 +36,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        conf.last_seen_store.fill()
+        get_store().resync()
         using = router.db_for_write(Rollup)
         first = first_recorded(using)
         if first is None:
@@ -43,11 +44,11 @@ class Command(BaseCommand):
                 self.stdout.write("There are no souvenirs.")
             return
         if options["repair"]:
-            with self.progress("repairing", first, rollups.watermark(using).rolled_up) as bar:
+            with self.progress("repairing", first, watermark(using).rolled_up) as bar:
                 repair.repair(lambda step: advance(bar, step))
-        start = max(rollups.watermark(using).rolled_up, first)
-        with self.progress("rolling up", start, rollups.due_until(time.time())) as bar:
-            rollups.roll_up(on_step=lambda step: advance(bar, step))
+        start = max(watermark(using).rolled_up, first)
+        with self.progress("rolling up", start, due_until(time.time())) as bar:
+            maintenance.roll_up(on_step=lambda step: advance(bar, step))
         if options["verbosity"]:
             total = Rollup.objects.using(using).count()
             self.stdout.write(f"The history is rolled up ({total} intervals).")

@@ -21,7 +21,7 @@ from souvenirs.management.options import duration, show, to_moment
 from souvenirs.models import Souvenir
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import ACTIVE_USERS
-from souvenirs_metrics.history import openmetrics
+from souvenirs_metrics.prometheus_history import openmetrics
 
 STEP = "5m"
 LOOKBACK = 300  # seconds: Prometheus shows a sample for so long

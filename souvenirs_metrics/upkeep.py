@@ -1,4 +1,4 @@
-"""Keeps the history rolled up: a little after each collection, and all that is due beside it."""
+"""Keeps the history rolled up: a little after each collection; all that is due in the exporter."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 
 from django.db import connections, router
 
-from souvenirs.conf import conf as souvenirs_conf
-from souvenirs.history import rollups
+from souvenirs.history import maintenance
+from souvenirs.lastseen import get_store
 from souvenirs.logs import CauseLogger
 from souvenirs.models import Rollup
 from souvenirs.periods import Interval
@@ -18,12 +18,12 @@ from souvenirs_metrics.deadline import Deadline
 logger = logging.getLogger("souvenirs_metrics")
 
 BUCKETS = 4  # quarters of an hour that one collection rolls up at most
-SWEPT_USERS = 500  # users per collection that are looked up, to remove those who are gone
+RECONCILED_USERS = 500  # users of the last-seen store that a collection compares with the table
 RETRY_SECONDS = 60  # after a failure: scrapes wait for this work
 ROLL_UP_SECONDS = 60  # pause of roll_up_forever
 
 
-class Maintenance:
+class Upkeep:
     """The work that a collection does after it has read everything."""
 
     def __init__(self) -> None:
@@ -31,22 +31,22 @@ class Maintenance:
         self._retry_at = 0.0  # on the monotonic clock
 
     def run(self, deadline: Deadline) -> None:
-        """Roll up a little of what is due, and sweep the last-seen store a little.
+        """Roll up a little of what is due, and reconcile a little of the last-seen store.
 
         Raise if that fails, but only once for the same cause: a site may have reasons to give the
         exporter a role that only reads.
         """
-        store = souvenirs_conf.last_seen_store
-        store.keep_up()
+        store = get_store()
+        store.run_maintenance()
         if time.monotonic() < self._retry_at:
             return
         self._retry_at = time.monotonic() + RETRY_SECONDS
         try:
             with deadline.connect_within(router.db_for_write(Rollup)):
                 try:
-                    rollups.roll_up(buckets=BUCKETS)
+                    maintenance.roll_up(buckets=BUCKETS)
                 finally:
-                    store.sweep(SWEPT_USERS)
+                    store.reconcile(RECONCILED_USERS)
         except Exception as error:
             if self._failures.is_new(error):
                 raise
@@ -69,7 +69,7 @@ def roll_up_forever(stop: threading.Event) -> None:
     failures = CauseLogger(logger, "Rolled up nothing")
     while True:
         try:
-            rollups.roll_up(on_step=on_step)
+            maintenance.roll_up(on_step=on_step)
             failures.success()
         except Stopped:
             pass

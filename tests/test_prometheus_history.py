@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from souvenirs.control import souvenez
-from souvenirs.history import counting, pruning, rollups
+from souvenirs.history import counting, progress, pruning
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import BUCKET, bucket_containing
-from souvenirs_metrics import history
+from souvenirs_metrics import prometheus_history
 from souvenirs_metrics.conf import conf
 from tests.history import DAY, HOUR, MINUTE, at, clear, people, record, roll_up, to_when, unix
 from tests.people import ours, with_databases
@@ -27,7 +27,7 @@ WINDOWS = {"1h": HOUR, "90m": 90 * MINUTE, "1d": DAY}
 
 def values(instants: range, **labels: str) -> dict[tuple[str, int], float]:
     """What is written, by window and instant, as the reference implementation reads it."""
-    text = "".join(history.openmetrics(instants, labels))
+    text = "".join(prometheus_history.openmetrics(instants, labels))
     families = list(text_string_to_metric_families(text))
     assert [(family.name, family.type) for family in families] == [
         ("souvenirs_active_users", "gauge")
@@ -98,7 +98,7 @@ def test_openmetrics__is_who_was_active(
             for who in deleted:
                 users[who].delete()
             first = counting.first_recorded()
-            without_rows = rollups.watermark(router.db_for_read(Souvenir)).pruned
+            without_rows = progress.watermark(router.db_for_read(Souvenir)).pruned
             facts = [
                 # To the quarter: they count once it is over, as long as a window has some of it
                 (
@@ -160,7 +160,9 @@ def test_openmetrics__escapes_labels() -> None:
 def test_openmetrics__writes_series_by_series_in_the_order_of_time() -> None:
     [user] = people(1)
     record(user, T)
-    lines = "".join(history.openmetrics(range(T + DAY, T + DAY + 900, 300), {"job": "a"}))
+    lines = "".join(
+        prometheus_history.openmetrics(range(T + DAY, T + DAY + 900, 300), {"job": "a"})
+    )
     assert lines == (
         "# HELP souvenirs_active_users Users seen in the rolling window that ends now.\n"
         "# TYPE souvenirs_active_users gauge\n"
@@ -210,7 +212,7 @@ def test_openmetrics__reads_each_day_in_nine_queries_at_most() -> None:
     ],
 )
 def test_block_size__is_made_of_slots(step: int, limit: float, size: float) -> None:
-    assert history.block_size(step, WINDOWS.values(), limit) == size
+    assert prometheus_history.block_size(step, WINDOWS.values(), limit) == size
 
 
 @pytest.mark.own_site
@@ -218,12 +220,12 @@ def test_block_size__is_made_of_slots(step: int, limit: float, size: float) -> N
     blocks=st.lists(st.sets(st.integers(0, 6)), max_size=40),
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=4),
 )
-def test_sweep__counts_the_users_of_the_last_blocks(
+def test_count_windows__counts_the_users_of_the_last_blocks(
     blocks: list[set[int]], lengths: list[int]
 ) -> None:
     expected = [
         [len(set().union(*blocks[max(0, n - length) : n])) for length in lengths]
         for n in range(1, len(blocks) + 1)
     ]
-    given = (history.Block(list(users), []) for users in blocks)
-    assert list(history.sweep(given, lengths)) == expected
+    given = (prometheus_history.Block(list(users), []) for users in blocks)
+    assert list(prometheus_history.count_windows(given, lengths)) == expected

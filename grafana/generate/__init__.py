@@ -1,0 +1,1 @@
+"""Generates the dashboards: python -m grafana.generate"""

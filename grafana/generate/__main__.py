@@ -1,0 +1,21 @@
+"""Writes dashboards/*.json, which are kept in the repository: python -m grafana.generate"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from grafana.generate.active_users import active_users
+from grafana.generate.exporter import exporter
+
+DIRECTORY = Path(__file__).parent.parent / "dashboards"
+
+
+def write(directory: Path) -> None:
+    for dashboard in (active_users(), exporter()):
+        text = json.dumps(dashboard, indent=2, ensure_ascii=False)
+        (directory / f"{dashboard['uid']}.json").write_text(f"{text}\n")
+
+
+if __name__ == "__main__":
+    write(DIRECTORY)

@@ -1,0 +1,139 @@
+"""What is around the panels of every dashboard, and the panels that several have."""
+
+from __future__ import annotations
+
+from grafana.generate.panels import stat, steps
+from grafana.generate.queries import ALERTS, ALERTS_OVER_TIME, DATASOURCE, Json, age, now
+
+COLUMNS = 24
+
+
+def row(title: str) -> Json:
+    return {
+        "type": "row",
+        "title": title,
+        "collapsed": False,
+        "gridPos": {"w": COLUMNS, "h": 1},
+        "panels": [],
+    }
+
+
+def layout(panels: list[Json]) -> list[Json]:
+    """Panels in reading order, with ids, and with places from left to right and top to bottom."""
+    x = y = height = 0
+    placed = []
+    for number, each in enumerate(panels, 1):
+        size = each["gridPos"]
+        if x + size["w"] > COLUMNS:
+            x, y, height = 0, y + height, 0
+        placed.append({"id": number, **each, "gridPos": {**size, "x": x, "y": y}})
+        x, height = x + size["w"], max(height, size["h"])
+    return placed
+
+
+def dashboard(uid: str, title: str, description: str, panels: list[Json]) -> Json:
+    """Classic JSON, which Grafana migrates to what its version keeps."""
+    alerts = {
+        "name": "Firing alerts",
+        "datasource": DATASOURCE,
+        "enable": True,
+        "hide": False,
+        "iconColor": "red",
+        "target": {"refId": "Anno", "expr": ALERTS_OVER_TIME},
+        "titleFormat": "{{alertname}}",
+        "textFormat": "{{job}}",
+        "tagKeys": "",
+        "useValueForTime": False,
+    }
+    datasource = {
+        "name": "datasource",
+        "label": "Data source",
+        "type": "datasource",
+        "query": "prometheus",
+        "regex": "",
+        "current": {},
+        "options": [],
+        "refresh": 1,
+        "hide": 0,
+        "multi": False,
+        "includeAll": False,
+    }
+    query = "label_values(souvenirs_up, job)"
+    job = {
+        "name": "job",
+        "label": "Job",
+        "description": "Sites, by the job of Prometheus that scrapes them.",
+        "type": "query",
+        "datasource": DATASOURCE,
+        "definition": query,
+        "query": {"query": query, "refId": "job"},
+        "regex": "",
+        "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
+        "options": [],
+        "refresh": 2,
+        "sort": 1,
+        "hide": 0,
+        "multi": True,
+        "includeAll": True,
+        "allValue": ".+",
+    }
+    link = {
+        "title": "Souvenirs",
+        "type": "dashboards",
+        "tags": ["souvenirs"],
+        "asDropdown": False,
+        "includeVars": True,
+        "keepTime": True,
+        "targetBlank": False,
+        "icon": "external link",
+        "tooltip": "",
+        "url": "",
+    }
+    return {
+        "id": None,
+        "uid": uid,
+        "title": title,
+        "description": f"{description} Times are shown in your browser's time zone; calendar"
+        " periods begin at midnight of the site's (TIME_ZONE).",
+        "tags": ["souvenirs"],
+        "schemaVersion": 39,
+        "editable": True,
+        "graphTooltip": 1,
+        "timezone": "browser",
+        "weekStart": "",
+        "fiscalYearStartMonth": 0,
+        "time": {"from": "now-30d", "to": "now"},
+        "timepicker": {},
+        "refresh": "1m",
+        "annotations": {"list": [alerts]},
+        "templating": {"list": [datasource, job]},
+        "links": [link],
+        "panels": layout(panels),
+    }
+
+
+def alerts_firing(size: tuple[int, int]) -> Json:
+    return stat(
+        "Alerts firing",
+        "How many of the Souvenirs alerts fire now. None too, where their rules are not loaded.",
+        now((f"sum by (alertstate) ({ALERTS})", "Alerts")),
+        size=size,
+        unit="none",
+        defaults={"noValue": "None", "decimals": 0, **steps((None, "green"), (1, "red"))},
+    )
+
+
+def figures_age(size: tuple[int, int]) -> Json:
+    return stat(
+        "Age of the figures",
+        "How long ago the figures of the moment were collected. Without a value nothing was"
+        " scraped in the last five minutes.",
+        now((age("souvenirs_collection_timestamp_seconds"), "{{job}}")),
+        size=size,
+        unit="s",
+        defaults={
+            "noValue": "Not scraped",
+            "decimals": 0,
+            **steps((None, "green"), (300, "orange"), (900, "red")),
+        },
+    )

@@ -1,0 +1,188 @@
+"""Kinds of panels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grafana.generate.queries import DATASOURCE, Json
+
+LAST_MIN_MAX, LAST_MEAN_MAX = ("lastNotNull", "min", "max"), ("lastNotNull", "mean", "max")
+# Of a panel that always shows the last 7 days
+WEEK: Json = {"timeFrom": "7d", "hideTimeOverride": True}
+
+
+def panel(
+    kind: str,
+    title: str,
+    description: str,
+    queries: list[Json],
+    *,
+    size: tuple[int, int],
+    unit: str,
+    options: Json,
+    defaults: Json | None = None,
+    overrides: list[Json] | None = None,
+    **more: Any,
+) -> Json:
+    """A panel of this width (of 24 columns) and height; `layout` puts it in its place."""
+    return {
+        "type": kind,
+        "title": title,
+        "description": description,
+        "datasource": DATASOURCE,
+        "gridPos": {"w": size[0], "h": size[1]},
+        "targets": queries,
+        "fieldConfig": {
+            "defaults": {"unit": unit, "min": 0, **(defaults or {})},
+            "overrides": overrides or [],
+        },
+        "options": options,
+        **more,
+    }
+
+
+def steps(*pairs: tuple[float | None, str]) -> Json:
+    """Colours from these values on; the first is None."""
+    return {
+        "color": {"mode": "thresholds"},
+        "thresholds": {
+            "mode": "absolute",
+            "steps": [{"value": value, "color": color} for value, color in pairs],
+        },
+    }
+
+
+def mapping(**texts: tuple[str, str]) -> Json:
+    """A text and a colour for each value, as in _1=("Up", "green")."""
+    options = {
+        value.lstrip("_"): {"index": index, "text": text, "color": color}
+        for index, (value, (text, color)) in enumerate(texts.items())
+    }
+    return {"mappings": [{"type": "value", "options": options}]}
+
+
+def override(matcher: str, value: str, **properties: Any) -> Json:
+    """Properties of the fields that match; `custom__x` is custom.x."""
+    return {
+        "matcher": {"id": matcher, "options": value},
+        "properties": [
+            {"id": name.replace("__", "."), "value": content}
+            for name, content in properties.items()
+        ],
+    }
+
+
+def fixed(color: str) -> Json:
+    return {"mode": "fixed", "fixedColor": color}
+
+
+def stat(
+    title: str,
+    description: str,
+    queries: list[Json],
+    *,
+    week: bool = False,
+    **more: Any,
+) -> Json:
+    """A number; with `week`, over its graph of the last 7 days, and with the change since then."""
+    options = {
+        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+        "orientation": "auto",
+        "textMode": "auto",
+        "wideLayout": True,
+        "colorMode": "value",
+        "graphMode": "area" if week else "none",
+        "justifyMode": "auto",
+        "showPercentChange": week,
+        "percentChangeColorMode": "standard",
+    }
+    more |= WEEK if week else {}
+    return panel("stat", title, description, queries, options=options, **more)
+
+
+def timeseries(
+    title: str,
+    description: str,
+    queries: list[Json],
+    *,
+    custom: Json | None = None,
+    defaults: Json | None = None,
+    calcs: tuple[str, ...] = (),
+    beside: bool = False,
+    **more: Any,
+) -> Json:
+    """Lines. With `calcs` the legend is a table of these, by the last value, below or beside."""
+    lines = {
+        "drawStyle": "line",
+        "lineInterpolation": "linear",
+        "lineWidth": 2,
+        "fillOpacity": 8,
+        "gradientMode": "none",
+        "showPoints": "never",
+        "spanNulls": False,
+        "axisPlacement": "auto",
+        "scaleDistribution": {"type": "linear"},
+        "stacking": {"mode": "none", "group": "A"},
+    }
+    legend: Json = {
+        "showLegend": True,
+        "displayMode": "table" if calcs else "list",
+        "placement": "right" if beside else "bottom",
+        "calcs": list(calcs),
+    }
+    if calcs:
+        legend |= {"sortBy": "Last *", "sortDesc": True}
+    return panel(
+        "timeseries",
+        title,
+        description,
+        queries,
+        options={"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}},
+        defaults={
+            "color": {"mode": "palette-classic"},
+            "custom": lines | (custom or {}),
+            **(defaults or {}),
+        },
+        **more,
+    )
+
+
+def timeline(title: str, description: str, queries: list[Json], **more: Any) -> Json:
+    """A bar for each series, coloured by its state."""
+    options = {
+        "showValue": "never",
+        "mergeValues": True,
+        "rowHeight": 0.8,
+        "alignValue": "left",
+        "legend": {"showLegend": False, "displayMode": "list", "placement": "bottom", "calcs": []},
+        "tooltip": {"mode": "single", "sort": "none"},
+    }
+    return panel(
+        "state-timeline", title, description, queries, unit="none", options=options, **more
+    )
+
+
+def table(
+    title: str, description: str, queries: list[Json], columns: dict[str, str], **more: Any
+) -> Json:
+    """A row for each combination of labels; `columns` are names of fields and what to call them."""
+    organize = {
+        "excludeByName": {"Time": True, "Value": True},
+        "indexByName": {name: index for index, name in enumerate(columns)},
+        "renameByName": columns,
+    }
+    transformations = [
+        {"id": "merge", "options": {}},
+        {"id": "organize", "options": organize},
+        *more.pop("transformations", []),
+    ]
+    options = {"showHeader": True, "cellHeight": "sm"}
+    return panel(
+        "table",
+        title,
+        description,
+        queries,
+        options=options,
+        transformations=transformations,
+        **more,
+    )

@@ -1,0 +1,70 @@
+"""Queries in PromQL, and the targets of panels that ask them.
+
+Each figure is the same on every replica of a site, so it is the `max by (job, ...)`: a site is a
+job of Prometheus. Panels need none of our recording rules.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Json = dict[str, Any]
+
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+# An alert that names no job (nothing is scraped at all) concerns every site
+ALERTS = 'ALERTS{alertname=~"Souvenirs.+", alertstate="firing", job=~"$job|"}'
+# An alert may be shorter than a step of the graph
+ALERTS_OVER_TIME = f"max by (alertname, job) (max_over_time({ALERTS}[$__rate_interval]))"
+
+
+def select(name: str, *matchers: str, suffix: str = "") -> str:
+    """A metric of the chosen jobs; `suffix` is a range or an offset."""
+    labels = ", ".join(['job=~"$job"', *matchers])
+    return f"{name}{{{labels}}}{suffix}"
+
+
+def figure(name: str, *matchers: str, by: str = "job", suffix: str = "") -> str:
+    """A gauge of the chosen jobs, once for all replicas."""
+    return f"max by ({by}) ({select(name, *matchers, suffix=suffix)})"
+
+
+def age(name: str, by: str = "job") -> str:
+    """How long ago the instant was that a gauge tells."""
+    return f"time() - {figure(name, by=by)}"
+
+
+def active(window: str, suffix: str = "") -> str:
+    return figure("souvenirs_active_users", f'window="{window}"', suffix=suffix)
+
+
+def visits(*matchers: str, by: str = "job") -> str:
+    """Visits in a second, of all processes."""
+    counter = select("souvenirs_records_total", *matchers, suffix="[$__rate_interval]")
+    return f"sum by ({by}) (rate({counter}))"
+
+
+def share(part: str, whole: str) -> str:
+    """A ratio, which has no value where the whole is 0."""
+    return f"{part} / ({whole} > 0)"
+
+
+def targets(*queries: tuple[str, str], **options: Any) -> list[Json]:
+    """Targets A, B, C, ... of pairs of a query and its legend."""
+    return [
+        {
+            "refId": ref,
+            "datasource": DATASOURCE,
+            "editorMode": "code",
+            "expr": expr,
+            "legendFormat": legend,
+            "range": True,
+            "instant": False,
+            **options,
+        }
+        for ref, (expr, legend) in zip("ABCDEFG", queries)
+    ]
+
+
+def now(*queries: tuple[str, str], **options: Any) -> list[Json]:
+    """Targets that are asked for this instant only: what is gone has no value."""
+    return targets(*queries, range=False, instant=True, **options)

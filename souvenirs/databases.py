@@ -1,0 +1,192 @@
+"""What differs between SQLite, PostgreSQL, MySQL and MariaDB, where Django does not hide it.
+
+Every other module of souvenirs asks this one, so that a look here tells what a database needs.
+(Migration 0003 decides for itself, as migrations do.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from django.db import DatabaseError, connections, models
+from django.db.models.expressions import RawSQL
+
+UNION_LIMIT = 400  # SQLite takes 500 SELECTs in a UNION, but as many UNIONs inside of one
+MIN_CONNECT_SECONDS = 2  # libpq's minimum
+SQLITE_STEPS = 10_000  # instructions of SQLite's machine between two looks at the clock
+
+SetLimit = Callable[[int], object]
+
+
+# Transactions
+
+
+def set_isolation_level(using: str, level: str) -> None:
+    """Set the isolation level of a transaction that has just begun; SQLite has one level only.
+
+    Also keep PostgreSQL from compiling (jit) in it: our statements are long, and soon done.
+    """
+    connection = connections[using]
+    if connection.vendor == "sqlite":
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
+        if connection.vendor == "postgresql":
+            cursor.execute("SET LOCAL jit = off")
+
+
+def locks_on_read(using: str) -> bool:
+    """Whether a transaction that only reads locks others out: SQLite with a transaction_mode."""
+    return getattr(connections[using], "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE")
+
+
+def must_write_first(using: str) -> bool:
+    """Whether a transaction that reads before it writes fails, without waiting, if another process
+    has written in between: SQLite."""
+    return connections[using].vendor == "sqlite"
+
+
+# Many values in one statement
+
+
+def as_in_list(numbers: Iterable[int], using: str) -> Any:
+    """The right side of an `__in` filter for any number of integers: one parameter where the number
+    of parameters is limited."""
+    vendor = connections[using].vendor
+    if vendor == "postgresql":
+        return RawSQL("SELECT unnest(CAST(%s AS bigint[]))", [list(numbers)])
+    if vendor == "sqlite":
+        return RawSQL("SELECT value FROM json_each(%s)", [json.dumps(list(numbers))])
+    return list(numbers)
+
+
+def joins_intervals(using: str) -> bool:
+    """Whether a query over many intervals should join `intervals_table`, rather than be a UNION of
+    one SELECT for each.
+
+    PostgreSQL plans, and compiles, each SELECT of a UNION: a minute for a thousand of them. MariaDB
+    would read the whole index for each interval of a join.
+    """
+    return connections[using].vendor == "postgresql"
+
+
+def intervals_table(intervals: int) -> str:
+    """The table i (number, first, after) of so many intervals, each of three parameters."""
+    row = "(%s, CAST(%s AS timestamptz), CAST(%s AS timestamptz))"
+    return f"(VALUES {', '.join([row] * intervals)}) AS i (number, first, after)"
+
+
+def union_all(selects: Sequence[str]) -> str:
+    """One query of any number of SELECTs."""
+    groups = [
+        " UNION ALL ".join(selects[at : at + UNION_LIMIT])
+        for at in range(0, len(selects), UNION_LIMIT)
+    ]
+    if len(groups) == 1:
+        return groups[0]
+    return " UNION ALL ".join(
+        f"SELECT * FROM ({group}) AS g{number}"  # noqa: S608
+        for number, group in enumerate(groups)
+    )
+
+
+def counts_in_one_pass(using: str) -> bool:
+    """Whether to count slices of an index in one pass, not by a range scan for each.
+
+    PostgreSQL visits the row of most entries of an index whose rows change all the time. The others
+    count from the index alone.
+    """
+    return connections[using].vendor == "postgresql"
+
+
+# Rows by their keys. Given a list of keys, MySQL may read, and lock, the whole table or the index
+# on another column: so these drive from the keys, one row each. MariaDB before 10.6 has no
+# JSON_TABLE, and a deadlock remains possible there.
+
+
+def locks_beyond_keys(using: str) -> bool:
+    """Whether `lock_rows` is needed before rows are deleted through another index."""
+    connection: Any = connections[using]
+    if connection.vendor != "mysql":
+        return False
+    return not connection.mysql_is_mariadb or connection.mysql_version >= (10, 6)
+
+
+def lock_rows(model: type[models.Model], keys: Sequence[int], using: str) -> None:
+    """Lock the rows with these keys and no others, where `locks_beyond_keys`."""
+    with connections[using].cursor() as cursor:
+        select = f"SELECT s.id FROM {_rows_by_key(model)} FOR UPDATE"  # noqa: S608
+        cursor.execute(select, [json.dumps(keys)])
+        cursor.fetchall()
+
+
+def delete_rows(model: type[models.Model], keys: Sequence[int], using: str) -> None:
+    """Delete the rows with these keys, and wait for no others."""
+    if not locks_beyond_keys(using):
+        rows = model._base_manager.using(using)
+        rows.filter(pk__in=as_in_list(keys, using)).delete()
+        return
+    with connections[using].cursor() as cursor:
+        cursor.execute(f"DELETE s FROM {_rows_by_key(model)}", [json.dumps(keys)])
+
+
+def _rows_by_key(model: type[models.Model]) -> str:
+    return (
+        "JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) k"
+        f" STRAIGHT_JOIN {model._meta.db_table} s ON s.id = k.id"
+    )
+
+
+# Limits of time
+
+
+def connect_options(connection: Any, seconds: float) -> dict[str, Any]:
+    """The OPTIONS of a connection that is to be made within `seconds`: those of DATABASES, with the
+    driver's time-out where it has one."""
+    options: dict[str, Any] = connection.settings_dict["OPTIONS"]
+    if connection.vendor not in ("postgresql", "mysql") or options.get("pool"):
+        return options
+    return {**options, "connect_timeout": max(MIN_CONNECT_SECONDS, math.ceil(seconds))}
+
+
+@contextmanager
+def statement_limit(connection: Any) -> Iterator[SetLimit]:
+    """Yield a function that sets how many milliseconds each following statement may take.
+
+    Afterwards the connection is as it was. On PostgreSQL it must be in a transaction.
+    """
+    if connection.vendor == "postgresql":
+        # It ends with the transaction, also where a pooler hands the session on
+        yield lambda ms: execute(connection, f"SET LOCAL statement_timeout = {ms}")
+    elif connection.vendor == "mysql":
+        name = "max_statement_time" if connection.mysql_is_mariadb else "max_execution_time"
+        unit = "/ 1000" if connection.mysql_is_mariadb else ""  # MariaDB's is in seconds
+        (before,) = execute(connection, f"SELECT @@SESSION.{name}")
+        try:
+            yield lambda ms: execute(connection, f"SET SESSION {name} = {ms} {unit}")
+        finally:
+            with suppress(DatabaseError):  # of a connection that is lost
+                execute(connection, f"SET SESSION {name} = {before}")
+    else:
+
+        def limit(ms: int) -> None:
+            end = time.monotonic() + ms / 1000
+            connection.connection.set_progress_handler(lambda: time.monotonic() > end, SQLITE_STEPS)
+
+        try:
+            yield limit
+        finally:
+            if connection.connection is not None:
+                connection.connection.set_progress_handler(None, 0)
+
+
+def execute(connection: Any, sql: str) -> Any:
+    """Run a statement past Django's wrappers. Return its first row if it has some."""
+    with connection.wrap_database_errors, connection.connection.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone() if cursor.description else None

@@ -1,0 +1,102 @@
+"""What the Rollups of a bucket may lack: souvenirs that came late, and users who were deleted.
+
+Marks are only ever added, so writers never wait for each other. The roller takes them away in the
+transaction that honours them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from django.db.models import Min, QuerySet, Value
+
+from souvenirs import timestamps
+from souvenirs.databases import as_in_list
+from souvenirs.models import DeletedMember, DirtyBucket, Souvenir
+from souvenirs.periods import Interval, bucket_containing
+
+# A bucket that has ended so long ago is rolled up. A writer who takes over half as long to write a
+# souvenir marks its bucket; so clocks of a site's machines may differ by the other half.
+GRACE_SECONDS = 120
+MARKS_PER_TRANSACTION = 50_000
+BATCH_SIZE = 5_000  # marks in a statement
+
+
+def mark_dirty(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
+    """Mark the buckets of these souvenirs. It receives the signal souvenirs_written."""
+    buckets = {bucket_containing(timestamps.to_seconds(souvenir.when)) for souvenir in souvenirs}
+    DirtyBucket.objects.using(using).bulk_create(
+        (DirtyBucket(bucket=bucket) for bucket in sorted(buckets)), batch_size=BATCH_SIZE
+    )
+
+
+def mark_deleted(member: int, buckets: Iterable[int], using: str) -> None:
+    """Keep that the user with this LastSeen id was active in these buckets."""
+    DeletedMember.objects.using(using).bulk_create(
+        (DeletedMember(bucket=bucket, member=member) for bucket in sorted(buckets)),
+        batch_size=BATCH_SIZE,
+    )
+
+
+def oldest_mark(using: str) -> int | None:
+    """The oldest bucket with a mark, None if there is none. One query."""
+    dirty, deleted = (
+        model._base_manager.using(using)
+        .annotate(all=Value(1))
+        .values("all")
+        .annotate(oldest=Min("bucket"))
+        .values_list("oldest", flat=True)
+        for model in (DirtyBucket, DeletedMember)
+    )
+    return min((bucket for bucket in dirty.union(deleted) if bucket is not None), default=None)
+
+
+def marked_buckets(span: Interval, using: str) -> list[int]:
+    """The buckets of `span` that have a mark, in ascending order. One query."""
+    dirty, deleted = (
+        rows.order_by().values_list("bucket", flat=True) for rows in _marks_in(span, using)
+    )
+    return sorted(dirty.union(deleted))
+
+
+def deleted_members(span: Interval, using: str) -> list[tuple[int, int]]:
+    """(bucket, LastSeen id) of the users who were active in `span` and are deleted since, in
+    ascending order."""
+    _, deleted = _marks_in(span, using)
+    return sorted(deleted.order_by().values_list("bucket", "member"))
+
+
+def pop_marks(
+    span: Interval, using: str, limit: int | None = None
+) -> tuple[set[int], dict[int, set[int]]]:
+    """Take marks of `span` away. Return their buckets, and the deleted members by bucket.
+
+    limit: of so many buckets only. By their keys: marks that come meanwhile, with souvenirs that a
+    snapshot does not show, stay.
+    """
+    if limit is not None and len(marked := marked_buckets(span, using)) > limit:
+        span = Interval(span.start, marked[limit])
+    dirty, deleted = _marks_in(span, using)
+    buckets = {bucket for _, bucket in _pop(dirty, using, "bucket")}
+    members: dict[int, set[int]] = defaultdict(set)
+    for _, bucket, member in _pop(deleted, using, "bucket", "member"):
+        members[bucket].add(member)
+    return buckets | set(members), members
+
+
+def _marks_in(span: Interval, using: str) -> tuple[QuerySet[DirtyBucket], QuerySet[DeletedMember]]:
+    bounds = {"bucket__gte": span.start, "bucket__lt": span.end}
+    return (
+        DirtyBucket.objects.using(using).filter(**bounds),
+        DeletedMember.objects.using(using).filter(**bounds),
+    )
+
+
+def _pop(marks: QuerySet[Any], using: str, *columns: str) -> list[tuple[Any, ...]]:
+    rows = list(marks.order_by("pk").values_list("pk", *columns)[:MARKS_PER_TRANSACTION])
+    if rows:
+        keys = as_in_list((pk for pk, *_ in rows), using)
+        marks.model._base_manager.using(using).filter(pk__in=keys).delete()
+    return rows

@@ -1,0 +1,122 @@
+"""Writes of the LastSeen table, which has a row for every user with a souvenir.
+
+The UPDATEs are in SQL of our own: the first request of each user, process and minute waits for
+them, and the ORM takes longer to build such a statement than the database to run it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from django.db import connections, router, transaction
+
+from souvenirs import timestamps
+from souvenirs.conf import conf
+from souvenirs.lastseen import get_store
+from souvenirs.lastseen.base import LastSeenUpdate
+from souvenirs.models import LastSeen, Souvenir
+
+NEVER = 2**63 - 1  # seconds: the largest that a BigIntegerField holds
+BATCH_SIZE = 150  # users in a statement
+
+
+def touch(update: LastSeenUpdate, using: str | None = None) -> None:
+    """Move a user's last-seen time forward; make the row if there is none. If `has_row` is wrong,
+    because the user was deleted, nothing is written.
+
+    UPDATE comes first, and INSERT only where there is no row: an upsert would burn an id on each
+    visit (PostgreSQL takes the sequence's next value before it sees the conflict), and ids have to
+    stay dense.
+    """
+    using = using or router.db_for_write(LastSeen)
+    if _move_forward(update, using):
+        return
+    rows = LastSeen.objects.using(using)
+    if update.seen is None and rows.filter(user_id=update.user_pk).exists():
+        return
+    # Another process may make the row meanwhile, with an older time. On a conflict it has to be
+    # locked for writing, which MySQL does in this form only: of two transactions that share a
+    # lock, neither could go on to the update.
+    targeted = connections[using].features.supports_update_conflicts_with_target
+    rows.bulk_create(
+        [LastSeen(user_id=update.user_pk, seen=update.seen)],
+        update_conflicts=True,
+        update_fields=["user"],
+        unique_fields=["user"] if targeted else None,
+    )
+    _move_forward(replace(update, has_row=True), using)
+
+
+def catch_up(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
+    """Move the last-seen times of these souvenirs' users forward to them, in batches; for times
+    that are still to come, only make the row. The store follows on commit.
+
+    It receives the signal souvenirs_written.
+    """
+    latest = time.time() + conf.last_seen_seconds
+    newest: dict[Any, int] = {}
+    for souvenir in souvenirs:
+        seen = math.floor(timestamps.to_seconds(souvenir.when))
+        known = newest.setdefault(souvenir.user_id, -1)
+        if known < seen <= latest:
+            newest[souvenir.user_id] = seen
+    rows = LastSeen.objects.using(using)
+    users = sorted(newest, key=str)  # in one order, so that two of these cannot deadlock
+    for batch in (users[at : at + BATCH_SIZE] for at in range(0, len(users), BATCH_SIZE)):
+        existing = dict(rows.filter(user_id__in=batch).values_list("user_id", "seen"))
+        rows.bulk_create(
+            (LastSeen(user_id=user_pk) for user_pk in batch if user_pk not in existing),
+            ignore_conflicts=True,
+        )
+        times = {user_pk: -1 if at is None else at for user_pk, at in existing.items()}
+        behind = {u: newest[u] for u in batch if newest[u] > times.get(u, -1)}
+        if behind:
+            _move_all_forward(behind, using)
+    times = {user_pk: seen for user_pk, seen in newest.items() if seen >= 0}
+    transaction.on_commit(lambda: get_store().on_table_updated(times), using=using)
+
+
+def _move_forward(update: LastSeenUpdate, using: str) -> bool:
+    """The UPDATE of `touch`. Return False if there is nothing to move, or no row."""
+    if update.seen is None:
+        return False
+    connection = connections[using]
+    user, table, key, at = _user_field_and_names(connection)
+    is_behind = f"({at} IS NULL OR {at} < %s OR {at} > %s)"
+    latest = NEVER if update.latest is None else update.latest
+    values = [user.get_db_prep_save(update.user_pk, connection), update.slot_start, latest]
+    with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
+        statement = f"UPDATE {table} SET {at} = %s WHERE {key} = %s AND {is_behind}"  # noqa: S608
+        cursor.execute(statement, [update.seen, *values])
+        if cursor.rowcount or update.has_row:
+            return True
+        select = f"SELECT 1 FROM {table} WHERE {key} = %s AND NOT {is_behind}"  # noqa: S608
+        cursor.execute(select, values)
+        return cursor.fetchone() is not None
+
+
+def _move_all_forward(newest: Mapping[Any, int], using: str) -> None:
+    """The UPDATE of `catch_up`, for users who have rows."""
+    connection = connections[using]
+    user, table, key, at = _user_field_and_names(connection)
+    pairs = [(user.get_db_prep_save(u, connection), seen) for u, seen in newest.items()]
+    case = f"CASE {key} {'WHEN %s THEN %s ' * len(pairs)}END"
+    keys = ", ".join(["%s"] * len(pairs))
+    values = [value for pair in pairs for value in pair]
+    with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
+        cursor.execute(
+            f"UPDATE {table} SET {at} = {case} WHERE {key} IN ({keys})"  # noqa: S608
+            f" AND ({at} IS NULL OR {at} < {case})",
+            [*values, *(user_key for user_key, _ in pairs), *values],
+        )
+
+
+def _user_field_and_names(connection: Any) -> tuple[Any, str, str, str]:
+    """The field of users; and the quoted names of the table, its column of users, that of times."""
+    user: Any = LastSeen._meta.get_field("user")
+    quote = connection.ops.quote_name
+    return user, quote(LastSeen._meta.db_table), quote(user.column), quote("seen")
