@@ -8,7 +8,7 @@ from typing import Any
 
 from prometheus_client import Counter
 
-from souvenirs.control import tell_hits
+from souvenirs.recording.results import flush_hits
 from souvenirs.signals import souvenir_recorded
 from souvenirs_metrics import families
 
@@ -48,7 +48,7 @@ def flush() -> None:
 
     Other processes tell of theirs with the next visit that their memory cannot answer.
     """
-    tell_hits()
+    flush_hits()
     if can_count():
         try:
             show_results()

@@ -12,7 +12,7 @@ import pytest
 from django.core.cache import caches
 from django.db import connections, models, router
 
-from souvenirs import middleware
+from souvenirs import testing
 from souvenirs.recording.throttle import throttle
 from souvenirs_metrics import exposition
 
@@ -34,7 +34,7 @@ def fresh_process() -> Iterator[None]:
 
 def forget() -> None:
     throttle.clear()
-    middleware.forget()
+    testing.forget()
     exposition.collector.forget()
     for cache in caches.all():
         cache.clear()

@@ -26,7 +26,7 @@ from souvenirs.backfill import BackfillError, Bad, Entry, load, loading
 from souvenirs.control import count_active_users, last_seen, souvenez
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import Interval
-from souvenirs.recording.throttle import throttle
+from souvenirs.recording import memory
 from tests.people import NOBODY, User, site, with_databases
 
 has_email = pytest.mark.where(not site_settings.SHAPE & {"uuid", "string"})
@@ -132,7 +132,7 @@ def test_load__last_seen_follows(users: list[Any]) -> None:
 def test_load__leaves_the_rate_limit_of_visits_alone(ana: Any) -> None:
     with override_settings(SOUVENIRS_CACHE_NAME="default"):
         load(entries((ana, time.time() - 86_400), (ana, T)))
-        assert not throttle.handled
+        assert not memory.recent_users
         assert not getattr(caches["default"], "_cache", None)
         assert souvenez(ana) == "added"
 

@@ -27,7 +27,9 @@ from souvenirs.lastseen.base import LastSeenCounts
 from souvenirs.lastseen.filling import member_of, slot_start
 from souvenirs.lastseen.redis import RedisStore
 from souvenirs.models import Souvenir
-from souvenirs.recording.throttle import MAX_USERS, Memory, throttle
+from souvenirs.recording import memory
+from souvenirs.recording.memory import MAX_USERS, RecentMemory
+from souvenirs.recording.throttle import throttle
 from souvenirs_metrics.conf import conf as metrics_conf
 from tests import servers, stores
 from tests.failing import frozen
@@ -48,18 +50,18 @@ class Process:
         params = {key: value for key, value in entry.items() if key != "BACKEND"}
         self.store = RedisStore(params)
         self.store._call_sender = lambda: None  # type: ignore[method-assign]
-        self.handled: Memory[Any, Any] = Memory(MAX_USERS)
+        self.handled: RecentMemory[Any] = RecentMemory(MAX_USERS)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        before = get_store(), throttle.handled
+        before = get_store(), memory.recent_users
         use_store(self.store)
-        throttle.handled = self.handled
+        memory.recent_users = self.handled
         try:
             yield
         finally:
             use_store(before[0])
-            throttle.handled = before[1]
+            memory.recent_users = before[1]
 
     def do(self, what: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         with self.running():
