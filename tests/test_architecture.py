@@ -13,9 +13,9 @@ ROOT = Path(souvenirs.__file__).parent.parent
 SOUVENIRS = [
     "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods",
     "fields", "models", "databases", "isolation", "bitmaps",
-    "lastseen.base", "lastseen", "lastseen.table", "lastseen.database",
-    "lastseen.clients", "lastseen.shards",
-    "lastseen.outbox", "lastseen.filling", "lastseen.redis",
+    "lastseen.base", "lastseen", "lastseen.table", "lastseen.database", "lastseen.clients",
+    "lastseen.pending", "lastseen.shards", "lastseen.members", "lastseen.writer",
+    "lastseen.resync", "lastseen.redis",
     "history", "history.marks", "history.deletion", "history.accounts", "history.rows",
     "history.progress", "history.rollups", "history.roller", "history.maintenance",
     "history.plans", "history.counting", "history.pruning", "history.repair",

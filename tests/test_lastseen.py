@@ -65,7 +65,7 @@ def then(store: LastSeenStore, latest: int | None) -> Iterator[None]:
         yield
         if isinstance(store, RedisStore):
             store.flush()
-            store.settle()
+            store.writer.confirm_pending()
 
 
 def ask(store: LastSeenStore, cuts: Sequence[float], until: float = T + 10**6) -> LastSeenCounts:
