@@ -175,12 +175,12 @@ def compare_history(environment: dict[str, str], crowd: Crowd) -> list[str]:
     """What is wrong with the souvenirs, and with counts of past ranges."""
     rows = serving.run(
         ["-c", "import django; django.setup()\n"
-         "from souvenirs import clock\n"
+         "from souvenirs import timestamps\n"
          "from souvenirs.control import count_active_users\n"
+         "from souvenirs.history.maintenance import roll_up\n"
          "from souvenirs.models import Souvenir\n"
-         "from souvenirs.rollups import roll_up\n"
          "for pk, when in Souvenir.objects.values_list('user_id', 'when'):\n"
-         "    print(pk, clock.to_seconds(when))\n"
+         "    print(pk, timestamps.to_seconds(when))\n"
          "roll_up()\n"
          "print('count', count_active_users())"],
         environment,

@@ -31,8 +31,8 @@ TIME_NAMES = ("when", "timestamp", "time")
 
 
 def read_csv(lines: Iterable[str], user_by: str | None = None) -> Iterator[Entry | Bad]:
-    """Entries of comma-separated values: with a header that names a column of USER_NAMES and one of
-    TIME_NAMES, else of the two columns user and time.
+    """Read comma-separated values: with a header that names a column of USER_NAMES and one of
+    TIME_NAMES, otherwise of the two columns user and time.
 
     Times are read as `to_seconds` does. An empty user is nobody. Without `user_by` the header says
     what users are named by: their keys, if there is none.
@@ -56,7 +56,7 @@ def read_csv(lines: Iterable[str], user_by: str | None = None) -> Iterator[Entry
 
 
 def csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Rows, each with the number of the line that it begins on; empty where there is none."""
+    """Rows, each with the number of the line that it begins on; empty if it cannot be read."""
     reader = csv.reader(lines)
     while True:
         line = reader.line_num + 1
@@ -72,7 +72,7 @@ def csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_jsonl(lines: Iterable[str], user_by: str | None = None) -> Iterator[Entry | Bad]:
-    """Entries of JSON lines: objects with a key of USER_NAMES and one of TIME_NAMES.
+    """Read JSON lines: objects with a key of USER_NAMES and one of TIME_NAMES.
 
     Times are text or numbers, read as `to_seconds` does. A null user is nobody. Without `user_by`
     the key says what the user is named by.
@@ -116,10 +116,10 @@ MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 
 
 def read_access_log(lines: Iterable[str], user_by: str | None = None) -> Iterator[Entry | Bad]:
-    """Entries of an access log in the combined (or common) format, as Apache and nginx write it.
+    """Read an access log in the combined (or common) format, as Apache and nginx write it.
 
-    Its third field is a username, without `user_by`. Nobody's are requests without it, and those
-    that were answered 401: there it is only what somebody claimed to be.
+    Its third field is a username, unless `user_by` says otherwise. Requests without it are
+    nobody's, as are those that were answered 401: there it is only what somebody claimed to be.
     """
     by = user_by or "username"
     for line, text in enumerate(lines, 1):
@@ -141,7 +141,7 @@ def unescape(found: re.Match[str]) -> str:
 
 
 def log_time(text: str) -> str:
-    """A log's time in ISO 8601; what is none as it is."""
+    """A log's time in ISO 8601; text that is not a time is returned as it is."""
     found = LOG_TIME.fullmatch(text)
     if not found or found[2] not in MONTHS:
         return text
@@ -150,7 +150,7 @@ def log_time(text: str) -> str:
 
 
 def read_last_logins() -> Iterator[Entry]:
-    """An entry for each user who has logged in, of the last time. Raises BackfillError if the user
+    """An entry for the last log-in of each user who has logged in. Raises BackfillError if the user
     model has no last_login."""
     model: Any = get_user_model()
     try:

@@ -18,7 +18,7 @@ from souvenirs.breaker import Breaker
 from souvenirs.conf import conf
 from souvenirs.lastseen import table
 from souvenirs.lastseen.base import LastSeenCounts, LastSeenStore, LastSeenUpdate, ReadContext
-from souvenirs.lastseen.clients import client_factory
+from souvenirs.lastseen.clients import parse_params
 from souvenirs.lastseen.database import DatabaseStore
 from souvenirs.lastseen.members import member_of
 from souvenirs.lastseen.pending import Move
@@ -46,7 +46,8 @@ class RedisStore(LastSeenStore):
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         """Raises ValueError for options that do not go together, TypeError for unknown ones."""
-        self.shards, self.with_table = parse_params(**params)
+        make_client, prefix, self.with_table = parse_params(**params)
+        self.shards = Shards(make_client, prefix)
         self.table = DatabaseStore({})
         self.breaker = Breaker("The Redis of last-seen times")
         self.writer = Writer(self.shards, self.breaker)
@@ -98,7 +99,7 @@ class RedisStore(LastSeenStore):
         return answer
 
     def get(self, user_pk: Any) -> int | None:
-        """From the table, if Redis does not know."""
+        """Ask Redis, or the table if Redis is down or does not know."""
         seen = self._ask(lambda: self.shards.get(member_of(user_pk)))
         return self.table.get(user_pk) if seen is None else seen
 
@@ -231,24 +232,3 @@ class RedisStore(LastSeenStore):
                 )
             ]
         return []
-
-
-def parse_params(
-    *,
-    LOCATION: Any = None,
-    OPTIONS: Mapping[str, Any] | None = None,
-    KEY_PREFIX: str = "souvenirs.",
-    CLUSTER: bool = False,
-    SENTINEL: str | None = None,
-    WITH_TABLE: bool = False,
-) -> tuple[Shards, bool]:
-    """What SOUVENIRS_LAST_SEEN_STORE says, less its BACKEND."""
-    if LOCATION is None:
-        raise ValueError('LOCATION is missing, such as "redis://127.0.0.1:6379/1"')
-    if not isinstance(KEY_PREFIX, str) or "{" in KEY_PREFIX:
-        raise ValueError(f"KEY_PREFIX is {KEY_PREFIX!r}, which is no string without a hash tag")
-    for name, value in {"CLUSTER": CLUSTER, "WITH_TABLE": WITH_TABLE}.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r}, which is neither True nor False")
-    make_client = client_factory(LOCATION, OPTIONS or {}, cluster=CLUSTER, sentinel=SENTINEL)
-    return Shards(make_client, KEY_PREFIX), WITH_TABLE

@@ -3,8 +3,8 @@
 A shard is one key, so a Cluster spreads them; users belong to a shard by their key's checksum. It
 also has marks, whose scores are below all times: that of WHOLE says that the shard has missed
 nothing since the time in its score, as long as the server runs on which it was set. A server that
-lost the shard, or has been started anew, or is the replica that took over (which may lack the last
-moments), has no such mark of its own.
+lost the shard, has restarted, or is a replica that took over (which may lack the last moments) has
+no such mark with its own run id.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from souvenirs.lastseen.clients import group_by_node
 from souvenirs.lastseen.pending import Move
 from souvenirs.periods import EARLIEST
 
-SHARDS = 16  # a setting of its own would have all users counted twice when it is changed
+SHARDS = 16  # not a setting: after a change, all users would be counted twice
 BELOW = -(10**15)  # added to the scores of marks
-# No user has such a key: this is no UTF-8
+# No user has such a key: it is not valid UTF-8
 WHOLE = b"\xffwhole:"
 FILLING = b"\xfffilling:"
 
@@ -72,7 +72,7 @@ class Shards:
         return client
 
     def reconnect(self) -> None:
-        """Has the next call find out anew which servers there are."""
+        """Make the next call look again which servers there are."""
         self._client = None
 
     def after_fork(self) -> None:
@@ -146,8 +146,8 @@ class Shards:
         return unconfirmed
 
     def count(self, cuts: Sequence[float], until: float) -> Counts:
-        """All ranks in one round trip to each server. Each shard's are of one moment; those of two
-        shards may be some milliseconds apart, in which nobody moves from one to the other."""
+        """Count in one round trip to each server. Each shard's counts are of one moment; those of
+        two shards may be some milliseconds apart, but no user moves from one to the other."""
         distinct = list(dict.fromkeys(cuts))
         since = dict.fromkeys(distinct, 0)
         newest: list[int] = []
@@ -176,10 +176,10 @@ class Shards:
         )
 
     def servers(self) -> list[dict[str, Any]]:
-        """What INFO says of each, in its sections "server" and "memory"."""
+        """INFO of each server: its sections "server" and "memory"."""
         found = []
         for server, _ in group_by_node(self.client, self.keys):
-            server.eval("return 1", 0)  # as often forbidden as needed
+            server.eval("return 1", 0)  # which ACLs may forbid, and writing needs
             found.append({**server.info("server"), **server.info("memory")})
         return found
 
@@ -192,7 +192,7 @@ class Shards:
     # Marks
 
     def begin_filling(self, token: str) -> dict[str, bytes]:
-        """Marks the shards that are not whole; returns their keys, with their server's run_id."""
+        """Mark the shards that are not whole. Return their keys, with their server's run id."""
         found = {}
         for server, keys in group_by_node(self.client, self.keys):
             run = run_id(server.info("server"))
@@ -204,18 +204,18 @@ class Shards:
         return found
 
     def finish_filling(self, token: str, found: Mapping[str, bytes], since: int) -> None:
-        """Marks those as whole that have not been lost again meanwhile."""
+        """Mark as whole the shards that have not been lost again meanwhile."""
         for key, run in found.items():
             mark = FILLING + token.encode()
             self.server_of(key).eval(FINISH, 1, key, mark, BELOW + since, WHOLE + run)
 
     def unmark(self) -> None:
-        """No shard is whole: something is lost that was to be written."""
+        """Mark no shard as whole: pending writes were lost."""
         for key in self.keys:
             self.server_of(key).zremrangebyscore(key, "-inf", f"({EARLIEST}")
 
     def lock(self, seconds: int) -> bool:
-        """Whether nobody else fills shards."""
+        """Return False if another process fills shards."""
         return bool(self.server_of(self.lock_key).set(self.lock_key, 1, nx=True, ex=seconds))
 
     def keep_lock(self, seconds: int) -> None:
@@ -226,8 +226,8 @@ class Shards:
 
 
 def spread_keys(prefix: str) -> list[str]:
-    """A key in each of as many equal parts of a Cluster's hash slots, so that its nodes get about
-    as many shards. The same for the same prefix."""
+    """One key in each of SHARDS equal parts of a Cluster's hash slots, so that its nodes get about
+    the same number of shards. The same keys for the same prefix."""
     keys: dict[int, str] = {}
     numbers = count()
     while len(keys) < SHARDS:
@@ -237,5 +237,5 @@ def spread_keys(prefix: str) -> list[str]:
 
 
 def run_id(info: Mapping[str, Any]) -> bytes:
-    """Of a server's process."""
+    """The id of a server's process: a restart changes it."""
     return str(info["run_id"]).encode()
