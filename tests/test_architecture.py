@@ -1,32 +1,51 @@
-"""Imports point down the data flow only."""
+"""Imports point down the data flow only, so there is no circle; a new module has to be given its
+place here."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import souvenirs
 
 ROOT = Path(souvenirs.__file__).parent.parent
 
-# The modules in the order of the data flow: each may import those before it, none after it.
-SOUVENIRS = [
-    "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods",
-    "fields", "models", "databases", "isolation", "bitmaps",
-    "lastseen.base", "lastseen", "lastseen.table", "lastseen.database",
-    "lastseen.clients", "lastseen.shards",
-    "lastseen.outbox", "lastseen.filling", "lastseen.redis",
-    "history", "history.marks", "history.deletion", "history.accounts", "history.rows",
-    "history.progress", "history.rollups", "history.roller", "history.maintenance",
-    "history.plans", "history.counting", "history.pruning", "history.repair",
-    "recording", "recording.throttle",
-    "control", "reports",
-    "backfill.readers", "backfill.loading", "backfill",
-    "middleware", "testing", "pytest_plugin", "checks", "apps",
-    "management", "management.options", "management.commands", "management.commands.show_usage",
-    "management.commands.backfill_souvenirs", "management.commands.prune_souvenirs",
-    "management.commands.rollup_souvenirs",
-]  # fmt: skip
+# The layers, and the modules of each, in order: each may import those before it, none after it.
+LAYERS = {
+    "values and tools": [
+        "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods", "bitmaps",
+        "databases", "isolation",
+    ],
+    "schema": ["fields", "models"],
+    "since when?": [
+        "lastseen.base", "lastseen", "lastseen.table", "lastseen.database", "lastseen.clients",
+        "lastseen.pending", "lastseen.shards", "lastseen.members", "lastseen.writer",
+        "lastseen.resync", "lastseen.redis",
+    ],
+    "between?": [
+        "history", "history.marks", "history.deletion", "history.accounts", "history.rows",
+        "history.progress", "history.rollups", "history.roller", "history.maintenance",
+        "history.plans", "history.counting", "history.pruning", "history.repair",
+    ],
+    "recording": [
+        "recording", "recording.memory", "recording.throttle", "recording.results",
+        "recording.users", "recording.recorder", "recording.failures", "recording.requests",
+        "recording.sessions", "recording.hook", "recording.tasks",
+    ],
+    "backfill": [
+        "backfill.entries", "backfill.readers", "backfill.users", "backfill.candidates",
+        "backfill.loading", "backfill",
+    ],
+    "what sites use": [
+        "control", "reports", "middleware", "testing", "pytest_plugin", "checks", "apps",
+        "management", "management.options", "management.commands",
+        "management.commands.show_usage", "management.commands.backfill_souvenirs",
+        "management.commands.prune_souvenirs", "management.commands.rollup_souvenirs",
+    ],
+}  # fmt: skip
 METRICS = [
     "__init__", "conf", "families", "deadline", "readers.base",
     "readers.build", "readers.active_users", "readers.rollup_lag", "readers.previous_periods",
@@ -35,7 +54,11 @@ METRICS = [
     "checks", "apps", "management", "management.commands", "management.commands.souvenirs_exporter",
     "management.commands.souvenirs_history", "management.commands.souvenirs_dashboards",
 ]  # fmt: skip
-FLOW = [f"souvenirs.{name}" for name in SOUVENIRS] + [f"souvenirs_metrics.{n}" for n in METRICS]
+FLOW = [f"souvenirs.{name}" for layer in LAYERS.values() for name in layer]
+FLOW += [f"souvenirs_metrics.{name}" for name in METRICS]
+
+# What Django, or pytest, imports before the models can be
+EARLY = {"souvenirs.apps", "souvenirs.pytest_plugin", "souvenirs_metrics.apps"}
 
 
 def module_name(path: Path) -> str:
@@ -53,31 +76,58 @@ def modules() -> dict[str, Path]:
     }
 
 
-def imports(path: Path) -> set[str]:
-    """The modules of ours that a module imports when it runs; not those for type checkers only."""
-    tree = ast.parse(path.read_text())
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Our modules that are imported anywhere in it: also in functions, and for type checkers."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []
-    found = set()
-    for node in ast.walk(tree):
+        names: set[str] = set()
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names = {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-    return {name for name in found if name in FLOW}
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+        yield from names & set(FLOW)
+        if names & {"souvenirs", "souvenirs_metrics"}:
+            yield "souvenirs.__init__"
+
+
+GRAPH = {
+    name: {other for other in imports(ast.parse(path.read_text())) if other != name}
+    for name, path in modules().items()
+}
 
 
 def test_every_module_has_its_place_in_the_flow() -> None:
-    assert sorted(modules()) == sorted(FLOW)
+    assert sorted(GRAPH) == sorted(FLOW)
+    assert len(FLOW) == len(set(FLOW))
 
 
-def test_imports_point_down_the_flow() -> None:
-    upwards = [
-        f"{name} imports {other}"
+@pytest.mark.parametrize("name", GRAPH)
+def test_imports_point_down_the_flow(name: str) -> None:
+    assert {other for other in GRAPH[name] if FLOW.index(other) > FLOW.index(name)} == set()
+
+
+def test_there_is_no_circle() -> None:
+    left = dict(GRAPH)
+    while free := [name for name, others in left.items() if not others & set(left)]:
+        for name in free:
+            del left[name]
+    assert left == {}
+
+
+def test_souvenirs_never_imports_souvenirs_metrics() -> None:
+    upwards = {
+        name: others
+        for name, others in GRAPH.items()
+        if name.startswith("souvenirs.") and any(o.startswith("souvenirs_metrics") for o in others)
+    }
+    assert upwards == {}
+
+
+def test_imports_in_functions_are_only_where_it_is_too_early_for_models() -> None:
+    late = {
+        name
         for name, path in modules().items()
-        for other in imports(path)
-        if FLOW.index(other) >= FLOW.index(name)
-    ]
-    assert upwards == []
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and any(imports(node))
+    }
+    assert late <= EARLY

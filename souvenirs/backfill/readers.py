@@ -1,4 +1,4 @@
-"""Files of past activity -> entries, which `backfill.load` makes souvenirs of."""
+"""Files of past activity -> entries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
@@ -15,56 +15,24 @@ from django.db import router
 from django.utils.dateparse import parse_datetime
 
 from souvenirs import timestamps
+from souvenirs.backfill.entries import (
+    NO_TIME,
+    NO_USER,
+    PAGE_SIZE,
+    UNKNOWN_USER,
+    USER_NAMES,
+    BackfillError,
+    Bad,
+    Entry,
+)
 
-PAGE = 20_000  # rows of a query: MySQL's client has all of them in memory
-
-UNKNOWN_USER = "unknown user"
-NO_USER = "no user"
-NO_TIME = "no time"
-
-# The columns or keys that may name a user, the one to be preferred first: `id` may well be the
-# record's own. And those that may have the time.
-USER_NAMES = {
-    "pk": ("user_id", "user", "pk", "id"),
-    "username": ("username", "user"),
-    "email": ("email", "user"),
-}
 ANY_USER_NAME = ("user_id", "user", "username", "email", "pk", "id")
 TIME_NAMES = ("when", "timestamp", "time")
 
 
-class Entry(NamedTuple):
-    """Somebody was active at `when`, in unix seconds.
-
-    `user` is the value of the user's "pk", "username" (the model's USERNAME_FIELD) or "email",
-    whichever `user_by` says; None: nobody was signed in. `line` says where it is from.
-    """
-
-    line: int
-    user: Any
-    when: float
-    user_by: str = "pk"
-
-
-class Bad(NamedTuple):
-    """A line that cannot be loaded. Reasons are few: they are counted. `value` is what is wrong."""
-
-    line: int
-    reason: str
-    value: str
-
-    def __str__(self) -> str:
-        value = self.value if len(self.value) <= 100 else self.value[:99] + "…"
-        return f"line {self.line}: {self.reason}: {value!r}"
-
-
-class BackfillError(ValueError):
-    """Why nothing can be loaded. The text is for the user."""
-
-
 def read_csv(lines: Iterable[str], user_by: str | None = None) -> Iterator[Entry | Bad]:
-    """Entries of comma-separated values: with a header that names a column of USER_NAMES and one of
-    TIME_NAMES, else of the two columns user and time.
+    """Read comma-separated values: with a header that names a column of USER_NAMES and one of
+    TIME_NAMES, otherwise of the two columns user and time.
 
     Times are read as `to_seconds` does. An empty user is nobody. Without `user_by` the header says
     what users are named by: their keys, if there is none.
@@ -77,7 +45,7 @@ def read_csv(lines: Iterable[str], user_by: str | None = None) -> Iterator[Entry
             name, time_name = find(header, user_names(user_by)), find(header, TIME_NAMES)
             if name and time_name:
                 columns, width = (header.index(name), header.index(time_name)), len(header)
-                by = user_by or meaning(name)
+                by = user_by or user_key_for(name)
                 continue
             columns = 0, 1
         if len(row) != width:
@@ -88,7 +56,7 @@ def read_csv(lines: Iterable[str], user_by: str | None = None) -> Iterator[Entry
 
 
 def csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Rows, each with the number of the line that it begins on; empty where there is none."""
+    """Rows, each with the number of the line that it begins on; empty if it cannot be read."""
     reader = csv.reader(lines)
     while True:
         line = reader.line_num + 1
@@ -104,7 +72,7 @@ def csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_jsonl(lines: Iterable[str], user_by: str | None = None) -> Iterator[Entry | Bad]:
-    """Entries of JSON lines: objects with a key of USER_NAMES and one of TIME_NAMES.
+    """Read JSON lines: objects with a key of USER_NAMES and one of TIME_NAMES.
 
     Times are text or numbers, read as `to_seconds` does. A null user is nobody. Without `user_by`
     the key says what the user is named by.
@@ -133,7 +101,7 @@ def read_jsonl(lines: Iterable[str], user_by: str | None = None) -> Iterator[Ent
                 line,
                 "" if user is None else str(user),
                 record[time_name],
-                user_by or meaning(name),
+                user_by or user_key_for(name),
             )
 
 
@@ -148,10 +116,10 @@ MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 
 
 def read_access_log(lines: Iterable[str], user_by: str | None = None) -> Iterator[Entry | Bad]:
-    """Entries of an access log in the combined (or common) format, as Apache and nginx write it.
+    """Read an access log in the combined (or common) format, as Apache and nginx write it.
 
-    Its third field is a username, without `user_by`. Nobody's are requests without it, and those
-    that were answered 401: there it is only what somebody claimed to be.
+    Its third field is a username, unless `user_by` says otherwise. Requests without it are
+    nobody's, as are those that were answered 401: there it is only what somebody claimed to be.
     """
     by = user_by or "username"
     for line, text in enumerate(lines, 1):
@@ -173,16 +141,16 @@ def unescape(found: re.Match[str]) -> str:
 
 
 def log_time(text: str) -> str:
-    """A log's time in ISO 8601; what is none as it is."""
+    """A log's time in ISO 8601; text that is not a time is returned as it is."""
     found = LOG_TIME.fullmatch(text)
     if not found or found[2] not in MONTHS:
         return text
-    day, month, year, clock_time, hours, minutes = found.groups()
-    return f"{year}-{MONTHS.index(month) + 1:02}-{day}T{clock_time}{hours}:{minutes}"
+    day, month, year, wall_time, hours, minutes = found.groups()
+    return f"{year}-{MONTHS.index(month) + 1:02}-{day}T{wall_time}{hours}:{minutes}"
 
 
 def read_last_logins() -> Iterator[Entry]:
-    """An entry for each user who has logged in, of the last time. Raises BackfillError if the user
+    """An entry for the last log-in of each user who has logged in. Raises BackfillError if the user
     model has no last_login."""
     model: Any = get_user_model()
     try:
@@ -191,12 +159,12 @@ def read_last_logins() -> Iterator[Entry]:
         raise BackfillError(f"{model._meta.label} has no field last_login") from None
     users = model._base_manager.using(router.db_for_read(model)).order_by("pk")
     users = users.filter(last_login__isnull=False).values_list("pk", "last_login")
-    line, page = 0, users[:PAGE]
+    line, page = 0, users[:PAGE_SIZE]
     while page:
         for user_pk, when in page:
             line += 1
             yield Entry(line, user_pk, timestamps.to_seconds(when))
-        page = users.filter(pk__gt=user_pk)[:PAGE]
+        page = users.filter(pk__gt=user_pk)[:PAGE_SIZE]
 
 
 READERS: dict[str, Callable[[Iterable[str], str | None], Iterator[Entry | Bad]]] = {
@@ -214,7 +182,7 @@ def find(names: Iterable[str], wanted: tuple[str, ...]) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
-def meaning(name: str) -> str:
+def user_key_for(name: str) -> str:
     """What a user is named by in a column or key of this name."""
     return name if name in USER_NAMES else "pk"
 

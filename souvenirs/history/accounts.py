@@ -32,7 +32,7 @@ def as_of(when: datetime) -> Totals | None:
 
     None, with nothing queried, where the user model has no datetime column `date_joined`.
     """
-    if not _tells_joined():
+    if not _has_date_joined():
         return None
     counts = (
         get_user_model()
@@ -43,10 +43,10 @@ def as_of(when: datetime) -> Totals | None:
 
 
 def close_days(until: float) -> None:
-    """Takes the snapshots of the days that ended up to `until` (unix seconds) and have none: the
-    last such day's, and from the first snapshot on those of all days."""
-    snapshots = AccountTotals.objects.using(router.db_for_write(AccountTotals))
-    last = snapshots.order_by("-end").first()
+    """Keep the totals of the days that ended up to `until` (unix seconds) and have none: of the
+    last such day, and from the first day that is kept on, of all days."""
+    kept = AccountTotals.objects.using(router.db_for_write(AccountTotals))
+    last = kept.order_by("-end").first()
     day = previous_calendar_period("day", until, conf.zone)
     if last is not None and last.end >= day.end:
         return
@@ -56,33 +56,33 @@ def close_days(until: float) -> None:
         totals = as_of(timestamps.to_datetime(day.end))
         if totals is None:
             return
-        snapshot = AccountTotals(
+        row = AccountTotals(
             date=day_containing(day.start, conf.zone),
             end=day.end,
             registered=totals.registered,
             activated=totals.activated,
         )
-        snapshots.bulk_create([snapshot], ignore_conflicts=True)  # others may take it as well
+        kept.bulk_create([row], ignore_conflicts=True)  # another process may do the same
         day = calendar_period("day", day.end, conf.zone)
 
 
 def as_of_all(ends: Sequence[float]) -> list[Totals] | list[tuple[None, None]]:
     """The accounts there were at each of `ends` (unix seconds), in a constant number of queries.
 
-    From the first snapshot up to the last one they are those of the snapshot before, and who of the
-    accounts that exist has joined since; at other times as `as_of` says. Pairs of None where that
-    knows none.
+    Between the first day that is kept and the last one, they are the totals of the day before, plus
+    those of the existing accounts that joined since. At other times they are as in `as_of`; pairs
+    of None where that returns None.
     """
-    if not _tells_joined():
+    if not _has_date_joined():
         return [(None, None)] * len(ends)
     if not ends:
         return []
-    snapshots = list(AccountTotals.objects.filter(end__lte=max(ends)).order_by("end"))
+    kept = list(AccountTotals.objects.filter(end__lte=max(ends)).order_by("end"))
     newest = AccountTotals.objects.order_by("-end").first()
     bases = []
     for end in ends:
-        at = bisect_right(snapshots, end, key=lambda snapshot: snapshot.end) - 1
-        base = snapshots[at] if at >= 0 else None
+        at = bisect_right(kept, end, key=lambda row: row.end) - 1
+        base = kept[at] if at >= 0 else None
         is_known = base is not None and newest is not None and end <= newest.end
         bases.append(base if is_known else None)
     cuts = {end for end, base in zip(ends, bases) if base is None or base.end < end}
@@ -106,8 +106,8 @@ def as_of_all(ends: Sequence[float]) -> list[Totals] | list[tuple[None, None]]:
 
 
 def _joined_before(cuts: Collection[float]) -> dict[float, Totals]:
-    """`as_of` each of the cuts, in one pass over the users: a count for each would read all of
-    them, for each."""
+    """`as_of` for each of the cuts, in one pass over the users: a count for each cut would read all
+    of them each time."""
     if not cuts:
         return {}
     times = sorted({timestamps.to_datetime(cut) for cut in cuts})
@@ -143,7 +143,7 @@ def is_activated() -> Q:
     return Q(is_active=True) if _column("is_active") else Q()
 
 
-def _tells_joined() -> bool:
+def _has_date_joined() -> bool:
     return isinstance(_column("date_joined"), DateTimeField)
 
 

@@ -3,8 +3,8 @@
 A shard is one key, so a Cluster spreads them; users belong to a shard by their key's checksum. It
 also has marks, whose scores are below all times: that of WHOLE says that the shard has missed
 nothing since the time in its score, as long as the server runs on which it was set. A server that
-lost the shard, or has been started anew, or is the replica that took over (which may lack the last
-moments), has no such mark of its own.
+lost the shard, has restarted, or is a replica that took over (which may lack the last moments) has
+no such mark with its own run id.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 from redis.crc import key_slot
 
-from souvenirs.lastseen.clients import by_server
+from souvenirs.lastseen.clients import group_by_node
+from souvenirs.lastseen.pending import Move
+from souvenirs.periods import EARLIEST
 
-SHARDS = 16  # a setting of its own would have all users counted twice when it is changed
-EARLIEST = -62_135_596_800  # unix seconds: the year 1
+SHARDS = 16  # not a setting: after a change, all users would be counted twice
 BELOW = -(10**15)  # added to the scores of marks
-# No user has such a key: this is no UTF-8
+# No user has such a key: it is not valid UTF-8
 WHOLE = b"\xffwhole:"
 FILLING = b"\xfffilling:"
 
@@ -41,39 +42,9 @@ end
 """
 
 
-class Move(NamedTuple):
-    """What is to be written of a user.
-
-    seen: their last-seen time goes forward to this. None: they have been deleted.
-    is_sure: the table said so just now. Else somebody else may have deleted them meanwhile, or made
-        a user with the same key.
-    latest: as a Sighting's.
-    is_new: somebody else had their key before, and has been deleted.
-    """
-
-    seen: int | None
-    is_sure: bool = True
-    latest: int | None = None
-    is_new: bool = False
-
-    def then(self, later: Move) -> Move:
-        """Both, one after the other."""
-        if later.seen is None or later.is_new:
-            return later
-        if self.seen is None:
-            return later._replace(is_new=True)
-        is_wrong = later.latest is not None and self.seen > later.latest
-        return Move(
-            later.seen if is_wrong else max(self.seen, later.seen),
-            self.is_sure or later.is_sure,
-            self.latest if later.latest is None else later.latest,
-            self.is_new,
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """since, newest: as in Activity. is_whole: all shards are, at the latest since then."""
+    """since, newest: as in LastSeenCounts. is_whole: all shards are, at the latest since then."""
 
     since: Mapping[float, int]
     newest: int | None
@@ -101,7 +72,7 @@ class Shards:
         return client
 
     def reconnect(self) -> None:
-        """Has the next call find out anew which servers there are."""
+        """Make the next call look again which servers there are."""
         self._client = None
 
     def after_fork(self) -> None:
@@ -111,7 +82,7 @@ class Shards:
 
     def server_of(self, key: str) -> Any:
         # Not a Cluster's client: where a node is away, some of its versions try again for seconds
-        ((server, _),) = by_server(self.client, [key])
+        ((server, _),) = group_by_node(self.client, [key])
         return server
 
     def key_of(self, member: bytes) -> str:
@@ -125,37 +96,40 @@ class Shards:
         return None if seen is None else int(seen)
 
     def write(self, moves: Mapping[bytes, Move], latest: float) -> dict[bytes, Move]:
-        """In one round trip to each server, and more for those whose time did not move: one after
-        `latest` is replaced.
+        """Write in one round trip to each server, and more for users whose time did not move: one
+        after `latest` is replaced.
 
-        Returns those that are not sure, and have to be: who are not there, or were deleted.
+        Return the moves that have to be confirmed first: of users who are not there, or were
+        deleted.
         """
-        unsure = {
+        unconfirmed = {
             member: move
             for member, move in moves.items()
-            if not move.is_sure and (move.seen is None or move.is_new)
+            if not move.confirmed and (move.seen is None or move.key_reused)
         }
         of_key: dict[str, dict[bytes, Move]] = {}
         for member, move in moves.items():
-            if member not in unsure:
+            if member not in unconfirmed:
                 of_key.setdefault(self.key_of(member), {})[member] = move
-        for server, keys in by_server(self.client, of_key):
+        for server, keys in group_by_node(self.client, of_key):
             pipe: Any = server.pipeline(transaction=False)
             sent: list[tuple[str, list[bytes]]] = []
             for key in keys:
                 of = of_key[key]
-                gone = [member for member, move in of.items() if move.seen is None or move.is_new]
+                gone = [
+                    member for member, move in of.items() if move.seen is None or move.key_reused
+                ]
                 if gone:
                     pipe.zrem(key, *gone)
                     sent.append((key, []))
-                for is_sure in (True, False):
+                for confirmed in (True, False):
                     times = {
                         member: move.seen
                         for member, move in of.items()
-                        if move.seen is not None and move.is_sure == is_sure
+                        if move.seen is not None and move.confirmed == confirmed
                     }
                     if times:
-                        pipe.zadd(key, times, gt=True, xx=not is_sure, ch=True)
+                        pipe.zadd(key, times, gt=True, xx=not confirmed, ch=True)
                         sent.append((key, list(times)))
             moved = pipe.execute()
             behind = [each for each, number in zip(sent, moved) if number < len(each[1])]
@@ -163,22 +137,22 @@ class Shards:
                 pipe.zmscore(key, members)
             for (key, members), scores in zip(behind, pipe.execute()):
                 for member, known in zip(members, scores):
-                    seen, is_sure, replaced_after, _ = move = moves[member]
-                    if not is_sure and (known is None or known < seen):
-                        unsure[member] = move
+                    seen, confirmed, replaced_after, _ = move = moves[member]
+                    if not confirmed and (known is None or known < seen):
+                        unconfirmed[member] = move
                     elif replaced_after is not None and known is not None and known > latest:
                         pipe.eval(REPLACE, 1, key, member, seen, latest)
             pipe.execute()
-        return unsure
+        return unconfirmed
 
     def count(self, cuts: Sequence[float], until: float) -> Counts:
-        """All ranks in one round trip to each server. Each shard's are of one moment; those of two
-        shards may be some milliseconds apart, in which nobody moves from one to the other."""
+        """Count in one round trip to each server. Each shard's counts are of one moment; those of
+        two shards may be some milliseconds apart, but no user moves from one to the other."""
         distinct = list(dict.fromkeys(cuts))
         since = dict.fromkeys(distinct, 0)
         newest: list[int] = []
         whole: list[float] = []
-        for server, keys in by_server(self.client, self.keys):
+        for server, keys in group_by_node(self.client, self.keys):
             pipe = server.pipeline(transaction=False)
             pipe.info("server")
             for key in keys:
@@ -202,10 +176,10 @@ class Shards:
         )
 
     def servers(self) -> list[dict[str, Any]]:
-        """What INFO says of each, in its sections "server" and "memory"."""
+        """INFO of each server: its sections "server" and "memory"."""
         found = []
-        for server, _ in by_server(self.client, self.keys):
-            server.eval("return 1", 0)  # as often forbidden as needed
+        for server, _ in group_by_node(self.client, self.keys):
+            server.eval("return 1", 0)  # which ACLs may forbid, and writing needs
             found.append({**server.info("server"), **server.info("memory")})
         return found
 
@@ -218,9 +192,9 @@ class Shards:
     # Marks
 
     def begin_filling(self, token: str) -> dict[str, bytes]:
-        """Marks the shards that are not whole; returns their keys, with their server's run_id."""
+        """Mark the shards that are not whole. Return their keys, with their server's run id."""
         found = {}
-        for server, keys in by_server(self.client, self.keys):
+        for server, keys in group_by_node(self.client, self.keys):
             run = run_id(server.info("server"))
             for key in keys:
                 if server.zscore(key, WHOLE + run) is None:
@@ -230,18 +204,18 @@ class Shards:
         return found
 
     def finish_filling(self, token: str, found: Mapping[str, bytes], since: int) -> None:
-        """Marks those as whole that have not been lost again meanwhile."""
+        """Mark as whole the shards that have not been lost again meanwhile."""
         for key, run in found.items():
             mark = FILLING + token.encode()
             self.server_of(key).eval(FINISH, 1, key, mark, BELOW + since, WHOLE + run)
 
     def unmark(self) -> None:
-        """No shard is whole: something is lost that was to be written."""
+        """Mark no shard as whole: pending writes were lost."""
         for key in self.keys:
             self.server_of(key).zremrangebyscore(key, "-inf", f"({EARLIEST}")
 
     def lock(self, seconds: int) -> bool:
-        """Whether nobody else fills shards."""
+        """Return False if another process fills shards."""
         return bool(self.server_of(self.lock_key).set(self.lock_key, 1, nx=True, ex=seconds))
 
     def keep_lock(self, seconds: int) -> None:
@@ -252,8 +226,8 @@ class Shards:
 
 
 def spread_keys(prefix: str) -> list[str]:
-    """A key in each of as many equal parts of a Cluster's hash slots, so that its nodes get about
-    as many shards. The same for the same prefix."""
+    """One key in each of SHARDS equal parts of a Cluster's hash slots, so that its nodes get about
+    the same number of shards. The same keys for the same prefix."""
     keys: dict[int, str] = {}
     numbers = count()
     while len(keys) < SHARDS:
@@ -263,5 +237,5 @@ def spread_keys(prefix: str) -> list[str]:
 
 
 def run_id(info: Mapping[str, Any]) -> bytes:
-    """Of a server's process."""
+    """The id of a server's process: a restart changes it."""
     return str(info["run_id"]).encode()
