@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,10 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from souvenirs import rollups
+from souvenirs.conf import conf
 from souvenirs.control import souvenez
 from souvenirs.lastseen.base import Reading
+from souvenirs.periods import previous_calendar_period
 from souvenirs_metrics import exposition
 from souvenirs_metrics.collection import Part
 from souvenirs_metrics.collector import SouvenirsCollector
@@ -39,6 +40,7 @@ from tests.failing import (
     new_database,
     postgresql_pid,
 )
+from tests.history import DAY, to_when
 from tests.test_collector import ACCOUNTS, ACTIVITY, ALWAYS, LAG, PREVIOUS
 
 postgresql, mariadb = failing.postgresql, failing.mariadb
@@ -112,11 +114,11 @@ def ada() -> User:
 
 
 def be_active(user: User) -> None:
-    """Now, and in the years before, of which some is rolled up and some is due."""
-    now = datetime.now(timezone.utc)
-    souvenez(user, when=now - timedelta(days=800))
+    """Now, and in the years before, of which some is rolled up and some, of yesterday, is due."""
+    now = time.time()
+    souvenez(user, when=to_when(now - 800 * DAY))
     rollups.roll_up()
-    souvenez(user, when=now - timedelta(days=2))
+    souvenez(user, when=to_when(previous_calendar_period("day", now, conf.zone).start))
     souvenez(user)
 
 
