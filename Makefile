@@ -1,14 +1,16 @@
 # make demo    the site, its traffic and its numbers, on SQLite (ARGS=--help for options)
 # make test    the tests, on SQLite, PostgreSQL and MariaDB (ARGS="-k throttle" for some of them)
+# make dates   the fast tests when days, months, quarters, years and the offset from UTC change
 # make lint    style, types, migrations
 # make bench   what it costs, side by side with what one would use instead
 
 PYTHON ?= python3
+PYTHON310 ?= python3.10
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n auto $(ARGS)
 APT := $(if $(filter 0,$(shell id -u)),,sudo) env DEBIAN_FRONTEND=noninteractive apt-get
 
-.PHONY: demo test lint bench servers clean
+.PHONY: demo test dates lint bench servers clean
 
 demo: .venv/demo
 	$(BIN)/python -m demo $(ARGS)
@@ -25,6 +27,10 @@ test: .venv/test
 	DATABASE=postgresql SHAPE="naive"               $(PYTEST) -m "not own_site and not slow"
 	DATABASE=mariadb    SHAPE="routed"              $(PYTEST) -m "not own_site and not slow"
 	DATABASE=mariadb    SHAPE="uuid"                $(PYTEST) -m "not own_site and not slow"
+
+# With shifted clocks, for which Python 3.10 is the last that will do (tests/dates.py)
+dates: .venv310/test
+	DATABASE=sqlite SHAPE="" .venv310/bin/python -m tests.dates -n auto -m "not own_site and not slow" $(ARGS)
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -55,5 +61,12 @@ servers:
 	$(BIN)/python -m pip install --quiet --editable ".[demo,test,lint]"
 	touch $@ .venv/demo
 
+.venv310/test: setup.py | servers
+	@command -v $(PYTHON310) > /dev/null || \
+		{ echo "$(PYTHON310) is not installed; make dates PYTHON310=/path/to/python3.10"; exit 1; }
+	$(PYTHON310) -m venv .venv310
+	.venv310/bin/python -m pip install --quiet --editable ".[demo,test]"
+	touch $@
+
 clean:
-	rm -rf .venv .tox build dist *.egg-info demo/var
+	rm -rf .venv .venv310 .tox build dist *.egg-info demo/var
