@@ -1,36 +1,58 @@
-# make demo    the site, its traffic and its numbers, on SQLite (ARGS=--help for options)
-# make test    the tests, on SQLite, PostgreSQL and MariaDB (ARGS="-k throttle" for some of them)
-# make dates   the fast tests when days, months, quarters, years and the offset from UTC change
-# make lint    style, types, migrations
-# make bench   what it costs, side by side with what one would use instead
+# make demo      the site, its traffic and its numbers, on SQLite (ARGS=--help for options)
+# make test      style, types, and the fast tests: for each change (ARGS="-k throttle" for some)
+# make gate      all tests but soak, on each database: before a change lands
+# make matrix    every pair of database, key, time zone and routing; soak; more cases: for a release
+# make dates     the fast tests when days, months, quarters, years and UTC offsets change
+# make lint      style, types, migrations
+# make coverage  which lines and branches the gate's tests pass through
+# make bench     what it costs, side by side with what one would use instead
 
 PYTHON ?= python3
 PYTHON310 ?= python3.10
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n auto $(ARGS)
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+FAST := not own_site and not slow and not soak
+# How many cases are invented for a property: see tests/conftest.py
+GATE := --hypothesis-profile=gate
+NIGHTLY := --hypothesis-profile=nightly
 APT := $(if $(filter 0,$(shell id -u)),,sudo) env DEBIAN_FRONTEND=noninteractive apt-get
 
-.PHONY: demo test dates lint bench servers clean
+.PHONY: demo test gate matrix dates lint coverage bench servers clean
 
 demo: .venv/demo
 	$(BIN)/python -m demo $(ARGS)
 
-# Each database with a shape of site of its own (tests/settings.py); then every pair of database,
-# key type, time zones and routing that those leave out, on the tests that depend on them.
-test: .venv/test
-	DATABASE=sqlite     SHAPE=""             $(PYTEST)
-	DATABASE=postgresql SHAPE="uuid routed"  $(PYTEST) -m "not own_site"
-	DATABASE=mariadb    SHAPE="string naive" $(PYTEST) -m "not own_site"
-	DATABASE=sqlite     SHAPE="uuid naive routed"   $(PYTEST) -m "not own_site and not slow"
-	DATABASE=sqlite     SHAPE="string routed"       $(PYTEST) -m "not own_site and not slow"
-	DATABASE=postgresql SHAPE="string naive"        $(PYTEST) -m "not own_site and not slow"
-	DATABASE=postgresql SHAPE="naive"               $(PYTEST) -m "not own_site and not slow"
-	DATABASE=mariadb    SHAPE="routed"              $(PYTEST) -m "not own_site and not slow"
-	DATABASE=mariadb    SHAPE="uuid"                $(PYTEST) -m "not own_site and not slow"
+# Each database has a shape of site of its own: see tests/settings.py
+test: lint
+	DATABASE=sqlite     SHAPE=""             $(PYTEST) -m "$(FAST)"
+	DATABASE=postgresql SHAPE="uuid routed"  $(PYTEST) -m "database and $(FAST)"
+	DATABASE=mariadb    SHAPE="string naive" $(PYTEST) -m "database and $(FAST)"
 
-# With shifted clocks, for which Python 3.10 is the last that will do (tests/dates.py)
+gate: .venv/test
+	DATABASE=sqlite     SHAPE=""             $(PYTEST) $(GATE) -m "not soak"
+	DATABASE=postgresql SHAPE="uuid routed"  $(PYTEST) $(GATE) -m "database and not own_site and not soak"
+	DATABASE=mariadb    SHAPE="string naive" $(PYTEST) $(GATE) -m "database and not own_site and not soak"
+
+# The last six rows add the pairs that the first three leave out, for the tests that depend on them
+matrix: .venv/test
+	DATABASE=sqlite     SHAPE=""                  $(PYTEST) $(NIGHTLY)
+	DATABASE=postgresql SHAPE="uuid routed"       $(PYTEST) $(NIGHTLY) -m "database and not own_site"
+	DATABASE=mariadb    SHAPE="string naive"      $(PYTEST) $(NIGHTLY) -m "database and not own_site"
+	DATABASE=sqlite     SHAPE="uuid naive routed" $(PYTEST) $(GATE) -m "not own_site and not soak"
+	DATABASE=sqlite     SHAPE="string routed"     $(PYTEST) $(GATE) -m "not own_site and not soak"
+	DATABASE=postgresql SHAPE="string naive"      $(PYTEST) $(GATE) -m "database and not own_site and not soak"
+	DATABASE=postgresql SHAPE="naive"             $(PYTEST) $(GATE) -m "database and not own_site and not soak"
+	DATABASE=mariadb    SHAPE="routed"            $(PYTEST) $(GATE) -m "database and not own_site and not soak"
+	DATABASE=mariadb    SHAPE="uuid"              $(PYTEST) $(GATE) -m "database and not own_site and not soak"
+
+# With shifted clocks, for which Python 3.10 is the last that will do: see tests/dates.py
 dates: .venv310/test
-	DATABASE=sqlite SHAPE="" .venv310/bin/python -m tests.dates -n auto -m "not own_site and not slow" $(ARGS)
+	DATABASE=sqlite SHAPE="" .venv310/bin/python -m tests.dates -n auto --dist loadfile -m "$(FAST)" $(ARGS)
+
+coverage:
+	rm -f .coverage
+	$(MAKE) gate ARGS="--cov --cov-append --cov-report="
+	$(BIN)/coverage report
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -55,7 +55,7 @@ setup(
     entry_points={"pytest11": ["souvenirs = souvenirs.pytest_plugin"]},
     python_requires=">=3.10",
     install_requires=[
-        "Django>=5.2,<6.2",
+        "Django>=5.2.4,<6.2",
         "prometheus-client>=0.23",
         "pyroaring>=1.0",
         "python-dateutil>=2.9",
@@ -78,6 +78,7 @@ setup(
             "psycopg[binary,pool]>=3.2",
             "PyYAML>=6",
             "pytest>=8.3",
+            "pytest-cov>=6",
             "pytest-django>=4.9",
             "pytest-randomly>=3.15",
             "pytest-xdist>=3.6",

@@ -158,7 +158,7 @@ def vacuum(database: dict[str, Any]) -> None:
 def roll_up(database: dict[str, Any]) -> tuple[float, float]:
     """In how many seconds, and the process' greatest memory in MB."""
     website.configure(database)
-    from souvenirs import rollups
+    from souvenirs.history import rollups
 
     started = time.perf_counter()
     rollups.roll_up()

@@ -82,7 +82,7 @@ def visit_all(users: int) -> list[int]:
 
     from souvenirs import control, middleware
     from souvenirs.conf import conf
-    from souvenirs.throttle import throttle
+    from souvenirs.recording.throttle import throttle
 
     def write(visit: control.Visit, claim: Any, check_duplicate: bool) -> str:
         if claim is not None and visit.slot is not None:
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     website.configure()
 
     from souvenirs import middleware
-    from souvenirs.throttle import MAX_USERS, throttle
+    from souvenirs.recording.throttle import MAX_USERS, throttle
 
     # One call, so that what Django loads on first use is not taken for growth
     visit_all(1)

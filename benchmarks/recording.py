@@ -145,7 +145,7 @@ def written(users: Sequence[Any], rounds: int, bar: Any) -> dict[str, float]:
     from django.utils import timezone
 
     from souvenirs.control import souvenez
-    from souvenirs.throttle import throttle
+    from souvenirs.recording.throttle import throttle
 
     def update_last_login(user: Any) -> None:
         get_user_model().objects.filter(pk=user.pk).update(last_login=timezone.now())

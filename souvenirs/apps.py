@@ -7,6 +7,7 @@ class SouvenirsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from souvenirs import checks, deletion  # noqa: F401  (registers the checks)
+        from souvenirs import checks  # noqa: F401  (registers the checks)
+        from souvenirs.history import deletion
 
         deletion.connect()

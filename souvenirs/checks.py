@@ -104,8 +104,10 @@ def check_function(name: str, signature: str, check_id: str) -> list[CheckMessag
     value = getattr(settings, name, None)
     try:
         hook = None if value is None else import_string(value)
-        usable = hook is None or (callable(hook) and not iscoroutinefunction(hook))
-        reason = "which is no function, or an async one"
+        # An object may be called through an `async def __call__`
+        is_async = iscoroutinefunction(hook) or iscoroutinefunction(getattr(hook, "__call__", None))  # noqa: B004
+        usable = hook is None or (callable(hook) and not is_async)
+        reason = "which is an async function" if is_async else "which is no function"
     except Exception as error:
         usable, reason = False, f"which cannot be imported: {error}"
     if usable:

@@ -17,9 +17,10 @@ from django.db import IntegrityError, connections, router, transaction
 from django.db.models import ExpressionWrapper, F, QuerySet
 from django.utils.functional import LazyObject, empty
 
-from souvenirs import clock, counting
+from souvenirs import timestamps
 from souvenirs.conf import conf
 from souvenirs.fields import SecondsField
+from souvenirs.history import counting
 from souvenirs.models import (
     GRACE_SECONDS,
     LastSeen,
@@ -29,8 +30,8 @@ from souvenirs.models import (
     StaleMark,
 )
 from souvenirs.periods import BUCKET, bucket_containing, slot_containing
+from souvenirs.recording.throttle import Claim, Handled, throttle
 from souvenirs.signals import souvenir_recorded
-from souvenirs.throttle import Claim, Handled, throttle
 
 USER_FIELD: Any = Souvenir._meta.get_field("user")
 
@@ -121,7 +122,7 @@ def last_seen(user: Any) -> datetime | None:
     or naive and in the site's time zone where USE_TZ is False.
     """
     seen = conf.last_seen_store.get(clean_pk(user))
-    return None if seen is None else clock.to_datetime(seen)
+    return None if seen is None else timestamps.to_datetime(seen)
 
 
 def with_last_seen(users: QuerySet[Any], name: str = "last_seen") -> QuerySet[Any]:
@@ -184,9 +185,9 @@ class Visit:
         self.now = time.time_ns() // 1_000 / 1_000_000
         self.live = when is None
         if when is None:
-            self.t, self.when = self.now, clock.to_datetime(self.now)
+            self.t, self.when = self.now, timestamps.to_datetime(self.now)
         else:
-            self.t, self.when = clock.to_seconds(when), clock.to_site(when)
+            self.t, self.when = timestamps.to_seconds(when), timestamps.to_site(when)
         self.default_limit = ratelimit is True
         self.limit = conf.ratelimit_seconds if ratelimit is True else float(ratelimit)
         if not 0 <= self.limit < math.inf:

@@ -10,18 +10,18 @@ from django.conf import settings
 from django.db import models, router
 from django.db.models.deletion import CASCADE, Collector
 
-from souvenirs import clock
+from souvenirs import timestamps
 
 
 class SecondsField(models.BigIntegerField):  # type: ignore[type-arg]
     """A column of unix seconds that Python sees as datetimes, of the site's form."""
 
     def from_db_value(self, value: int | None, *args: Any) -> datetime | None:
-        return None if value is None else clock.to_datetime(value)
+        return None if value is None else timestamps.to_datetime(value)
 
     def get_prep_value(self, value: Any) -> Any:
         if isinstance(value, datetime):
-            value = math.floor(clock.to_seconds(value))
+            value = math.floor(timestamps.to_seconds(value))
         return super().get_prep_value(value)
 
 

@@ -41,8 +41,8 @@ from souvenirs.breaker import Breaker
 from souvenirs.conf import conf
 from souvenirs.control import FAILED, SKIPPED, souvenez
 from souvenirs.models import Souvenir
+from souvenirs.recording.throttle import MAX_USERS, Handled, Memory, throttle
 from souvenirs.signals import souvenir_recorded
-from souvenirs.throttle import MAX_USERS, Handled, Memory, throttle
 
 # How many look-ups of sessions that nobody is signed in with a process makes in a second. It bounds
 # what a flood of invented cookies costs; a session that was good before is not subject to it.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import connections, models, router, transaction
 from django.utils import timezone
 
-from souvenirs import clock
+from souvenirs import timestamps
 from souvenirs.conf import conf
 from souvenirs.fields import UserForeignKey, UserOneToOneField
 from souvenirs.periods import bucket_containing
@@ -103,7 +103,7 @@ class LastSeenQuerySet(models.QuerySet["LastSeen"]):
         latest = time.time() + conf.last_seen_seconds
         newest: dict[Any, int] = {}
         for souvenir in souvenirs:
-            seen = math.floor(clock.to_seconds(souvenir.when))
+            seen = math.floor(timestamps.to_seconds(souvenir.when))
             known = newest.setdefault(souvenir.user_id, -1)
             if known < seen <= latest:
                 newest[souvenir.user_id] = seen
@@ -242,7 +242,7 @@ class Rollup(models.Model):
 class StaleMarkQuerySet(models.QuerySet["StaleMark"]):
     def mark(self, times: Iterable[datetime]) -> None:
         """Marks the buckets of these times."""
-        buckets = {bucket_containing(clock.to_seconds(when)) for when in times}
+        buckets = {bucket_containing(timestamps.to_seconds(when)) for when in times}
         self.bulk_create((StaleMark(bucket=bucket) for bucket in sorted(buckets)), batch_size=5_000)
 
 

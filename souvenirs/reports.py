@@ -33,8 +33,9 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 
-from souvenirs import accounts, clock, counting, periods
+from souvenirs import periods, timestamps
 from souvenirs.conf import conf
+from souvenirs.history import accounts, counting
 from souvenirs.periods import Interval
 
 Labels = dict[str, Any]
@@ -276,12 +277,12 @@ def _calendar_quarter_labels(day: date) -> Labels:
 def _moment(when: date) -> datetime:
     """A bound as an aware datetime: see the module's docstring."""
     if isinstance(when, datetime):
-        return clock.aware(when)
+        return timestamps.aware(when)
     return datetime.fromtimestamp(periods.midnight(when, conf.zone), conf.zone)
 
 
 def _seconds(when: date) -> float:
-    return clock.to_seconds(_moment(when))
+    return timestamps.to_seconds(_moment(when))
 
 
 def _anchor(subscription_start: date) -> datetime:
@@ -290,4 +291,4 @@ def _anchor(subscription_start: date) -> datetime:
 
 
 def _shown(when: datetime) -> datetime:
-    return when if settings.USE_TZ else clock.to_site(when)
+    return when if settings.USE_TZ else timestamps.to_site(when)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from souvenirs import middleware
-from souvenirs.throttle import throttle
+from souvenirs.recording.throttle import throttle
 
 
 def forget() -> None:

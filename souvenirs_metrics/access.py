@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hmac import compare_digest
+from inspect import iscoroutine
 
 from django.http import HttpRequest, HttpResponse
 
@@ -13,18 +14,16 @@ from souvenirs_metrics.conf import conf
 logger = logging.getLogger("souvenirs_metrics")
 
 
-def refusal(request: HttpRequest) -> HttpResponse | None:
-    """The answer to a request that may not see the metrics; None if it may.
+def deny_response(request: HttpRequest) -> HttpResponse | None:
+    """The response to a request that may not see the metrics, without a reason; None if it may.
 
-    It says nothing of why. A function of the site that raises refuses, and is logged.
+    The answer does not say why. The site's function allows with True and nothing else; one that
+    raises, or returns something other than True or False, refuses, and is logged.
     """
     if conf.authorize is not None:
-        try:
-            is_allowed = conf.authorize(request)
-        except Exception as error:
-            logger.exception("SOUVENIRS_METRICS_AUTHORIZE failed: %r", error)
-            is_allowed = False
-        return None if is_allowed else HttpResponse("Forbidden\n", "text/plain", status=403)
+        if is_authorized(request, conf.authorize):
+            return None
+        return HttpResponse("Forbidden\n", "text/plain", status=403)
     tokens = conf.tokens
     if tokens is not None and not has_token(request.headers.get("Authorization", ""), tokens):
         response = HttpResponse("Unauthorized\n", "text/plain", status=401)
@@ -33,9 +32,26 @@ def refusal(request: HttpRequest) -> HttpResponse | None:
     return None
 
 
+def is_authorized(request: HttpRequest, authorize: Callable[[HttpRequest], object]) -> bool:
+    try:
+        answer = authorize(request)
+    except Exception as error:
+        logger.exception("SOUVENIRS_METRICS_AUTHORIZE failed: %r", error)
+        return False
+    if not isinstance(answer, bool):  # a coroutine or a response, say: both are true
+        if iscoroutine(answer):
+            answer.close()  # Python would warn that nothing awaited it
+        logger.error(
+            "SOUVENIRS_METRICS_AUTHORIZE must return True or False, not an object of the type %s:"
+            " access is denied",
+            type(answer).__name__,
+        )
+    return answer is True
+
+
 def has_token(authorization: str, tokens: Iterable[bytes]) -> bool:
     scheme, _, token = authorization.partition(" ")
     given = token.strip().encode("utf-8", "surrogateescape")
-    # All are compared, each in constant time: how long it takes tells nothing of any
+    # Compare all of them, each in constant time, so that timing reveals nothing
     matches = [compare_digest(given, known) for known in tokens]
     return scheme.lower() == "bearer" and any(matches)

@@ -9,9 +9,8 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.urls import reverse
-from django.utils.module_loading import import_string
 
-from souvenirs.checks import is_number
+from souvenirs.checks import check_function, is_number
 from souvenirs.periods import parse_duration
 from souvenirs_metrics.conf import DEFAULT_WINDOWS
 
@@ -119,19 +118,14 @@ def check_authorize(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_METRICS_AUTHORIZE", None)
     if value is None:
         return []
-    hint = "Set it to the dotted path of a function that takes a request and returns True or False."
-    try:
-        is_function = callable(import_string(value))
-    except (ImportError, TypeError, AttributeError):
-        is_function = False
-    if not is_function:
-        problem = f"SOUVENIRS_METRICS_AUTHORIZE is {value!r}, where there is no function."
-    elif getattr(settings, "SOUVENIRS_METRICS_TOKEN", None) is not None:
+    errors = check_function(
+        "SOUVENIRS_METRICS_AUTHORIZE", "(request) -> bool", "souvenirs_metrics.E006"
+    )
+    if not errors and getattr(settings, "SOUVENIRS_METRICS_TOKEN", None) is not None:
         problem = "SOUVENIRS_METRICS_AUTHORIZE is set, so SOUVENIRS_METRICS_TOKEN opens nothing."
         hint = "Remove one of the two settings."
-    else:
-        return []
-    return [Error(problem, hint=hint, id="souvenirs_metrics.E006")]
+        errors = [Error(problem, hint=hint, id="souvenirs_metrics.E006")]
+    return errors
 
 
 @register(Tags.security)

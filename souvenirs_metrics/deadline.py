@@ -1,115 +1,81 @@
-"""The scraper's timeout -> when a collection has to end, in the databases that it asks too."""
+"""The scraper's timeout -> when a collection has to end, in the databases that it queries too."""
 
 from __future__ import annotations
 
 import math
-import os
 import re
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, OperationalError, connections
+from django.db import InterfaceError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from souvenirs.snapshot import snapshot
+from souvenirs.isolation import snapshot
+from souvenirs_metrics.limits import (
+    LIMITS,
+    MIN_CONNECT_SECONDS,
+    has_connect_timeout,
+    make_aborter,
+)
 
 HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
-DEFAULT_SECONDS = 10.0  # Prometheus's own default, for who does not say
-MOST_SECONDS = 3600.0
-MARGIN_SECONDS = 0.5  # for the way there and back, and for the rest of the page
+DEFAULT_SECONDS = 10.0  # without the header: Prometheus's own default
+MAX_SECONDS = 3600.0
+MARGIN_SECONDS = 0.5  # for the network, and for the rest of the page
 
-LEAST_CONNECT_SECONDS = 2  # the least that libpq takes
 TOLERANCE_SECONDS = 0.1  # between a statement's limit and the deadline
-SQLITE_STEPS = 10_000  # instructions of its machine between two looks at the clock
 
-SetLimit = Callable[[int], object]
-
-# How long a collection that begins in this context may take. A context variable, since registries
-# ask their collectors without arguments
-seconds: ContextVar[float] = ContextVar("souvenirs_metrics_seconds", default=DEFAULT_SECONDS)
+# Seconds that a collection may take which begins in this context. A context variable, as registries
+# call their collectors without arguments
+scrape_timeout: ContextVar[float] = ContextVar(
+    "souvenirs_metrics_scrape_timeout", default=DEFAULT_SECONDS
+)
 
 
 def seconds_for(header: str) -> float:
-    """How long a collection may take for a scraper that sends this header: its timeout less a
-    margin. What is no number of seconds, or none from 0 to an hour, is as if it were not there."""
+    """The seconds that a collection may take for a scraper that sends this header: its timeout less
+    a margin. Anything but a number of seconds up to an hour is treated as if it were missing."""
     timeout = float(header) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,20})?", header) else 0
-    if not 0 < timeout <= MOST_SECONDS:
+    if not 0 < timeout <= MAX_SECONDS:
         timeout = DEFAULT_SECONDS
     return timeout - min(MARGIN_SECONDS, timeout / 4)
 
 
-@contextmanager
-def postgresql_limit(connection: BaseDatabaseWrapper) -> Iterator[SetLimit]:
-    # It ends with the transaction, also where a pooler hands the session on
-    yield lambda ms: execute(connection, f"SET LOCAL statement_timeout = {ms}")
-
-
-@contextmanager
-def mysql_limit(connection: Any) -> Iterator[SetLimit]:
-    name = "max_statement_time" if connection.mysql_is_mariadb else "max_execution_time"
-    unit = "/ 1000" if connection.mysql_is_mariadb else ""  # MariaDB's is in seconds
-    (before,) = execute(connection, f"SELECT @@SESSION.{name}")
-    try:
-        yield lambda ms: execute(connection, f"SET SESSION {name} = {ms} {unit}")
-    finally:
-        with suppress(DatabaseError):  # of a connection that is lost
-            execute(connection, f"SET SESSION {name} = {before}")
-
-
-@contextmanager
-def sqlite_limit(connection: BaseDatabaseWrapper) -> Iterator[SetLimit]:
-    def limit(ms: int) -> None:
-        end = time.monotonic() + ms / 1000
-        connection.connection.set_progress_handler(lambda: time.monotonic() > end, SQLITE_STEPS)
-
-    try:
-        yield limit
-    finally:
-        if connection.connection is not None:
-            connection.connection.set_progress_handler(None, 0)
-
-
-# By vendor: a context in which a function sets how many milliseconds each statement may take
-LIMITS: Mapping[str, Callable[[Any], AbstractContextManager[SetLimit]]] = {
-    "postgresql": postgresql_limit,
-    "mysql": mysql_limit,
-    "sqlite": sqlite_limit,
-}
-
-
 class Deadline:
-    """When a collection has to end. Its methods but `extend` and `sever` are for the thread that
-    collects, which has database connections of its own and must not be in a transaction."""
+    """When a collection has to end.
+
+    The thread that collects calls all methods but `extend` and `abort`. It has database connections
+    of its own, and must not be in a transaction.
+    """
 
     def __init__(self, seconds: float) -> None:
-        self._began = time.monotonic()
-        self._at = self._began + seconds
-        self._lock = threading.Lock()  # of the ways to end, which are not to be taken after `close`
-        self._ways_to_end: list[Callable[[], object]] = []
+        self._started = time.monotonic()
+        self._at = self._started + seconds
+        self._lock = threading.Lock()  # of the aborters: none may be called after `close`
+        self._aborters: list[Callable[[], object]] = []
         self._handles = ExitStack()
         self._lost: dict[str, Exception] = {}
 
     def remaining(self) -> float:
-        """Seconds; negative if it has passed."""
+        """Seconds until the deadline; negative after it."""
         return self._at - time.monotonic()
 
     def extend(self, seconds: float) -> None:
-        """Somebody else waits, who has this much time. What has passed is not taken back."""
+        """Another scrape waits too, and has this much time. A deadline that has passed stays."""
         if self.remaining() > 0:
-            # From the beginning, or scrapes that overlap would put it off for ever
-            self._at = max(self._at, self._began + seconds)
+            # From the start, or else overlapping scrapes would put it off forever
+            self._at = max(self._at, self._started + seconds)
 
     @contextmanager
-    def asking(self, using: str) -> Iterator[BaseDatabaseWrapper]:
-        """A connection for statements that begin before the deadline.
+    def connect_within(self, using: str) -> Iterator[BaseDatabaseWrapper]:
+        """A connection whose statements must begin before the deadline.
 
-        A database that has been lost is not asked again: its error is raised again. Raises
-        TimeoutError if there is no time left.
+        Raise TimeoutError if there is no time left. If the database has been lost before, raise the
+        same error again without connecting.
         """
         if using in self._lost:
             raise self._lost[using]
@@ -124,10 +90,12 @@ class Deadline:
             raise
 
     @contextmanager
-    def reading(self, using: str) -> Iterator[None]:
-        """A snapshot, in which the database ends statements at the deadline. Afterwards, the
-        connection is as it was: it may be a pool's. Raises as `asking`."""
-        with self.asking(using) as connection:
+    def read_context(self, using: str) -> Iterator[None]:
+        """A snapshot in which the database cancels statements at the deadline.
+
+        The session is left as it was, since it may be a pool's. Raises as `connect_within` does.
+        """
+        with self.connect_within(using) as connection:
             granted = math.inf
 
             def limited(execute: Callable[..., Any], *args: Any) -> Any:
@@ -146,21 +114,20 @@ class Deadline:
 
     def _connect(self, connection: Any) -> None:
         self._check_time()
-        options = connection.settings_dict["OPTIONS"]
-        if connection.vendor in ("postgresql", "mysql") and not options.get("pool"):
-            limit = max(LEAST_CONNECT_SECONDS, math.ceil(self.remaining()))
-            options = {**options, "connect_timeout": limit}
-            # The entry of DATABASES is all threads'
+        if has_connect_timeout(connection):
+            limit = max(MIN_CONNECT_SECONDS, math.ceil(self.remaining()))
+            options = {**connection.settings_dict["OPTIONS"], "connect_timeout": limit}
+            # In a copy, as all threads share the entry of DATABASES
             connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
         if connection.connection is None:
             get_new_connection = connection.get_new_connection
 
-            def endable(params: Any) -> Any:  # also while Django asks a new connection something
+            def abortable(params: Any) -> Any:  # also while Django initializes the connection
                 new = get_new_connection(params)
-                self._ways_to_end.append(way_to_end(new, self._handles))
+                self._aborters.append(make_aborter(new, self._handles))
                 return new
 
-            connection.get_new_connection = endable
+            connection.get_new_connection = abortable
             try:
                 connection.ensure_connection()
             finally:
@@ -175,38 +142,22 @@ class Deadline:
         self._check_time()
         return execute(*args)
 
-    def sever(self) -> None:
-        """Ends what runs on the connections: for a database that does not do so by itself, if it
-        still answers at all. For any thread."""
+    def abort(self) -> None:
+        """Make whatever waits for a database fail. For any thread.
+
+        Needed if the server itself does not cancel the statement. A frozen server, or one that a
+        failover has replaced, keeps silent for hours while its kernel answers TCP keepalives.
+        Abandoned threads would wait that long, with their connections; with a bound on their
+        number, scrapes would not recover when the server is replaced.
+        """
         with self._lock:
-            for end in self._ways_to_end:
-                with suppress(Exception):  # it may be closed by now
-                    end()
+            for abort in self._aborters:
+                with suppress(Exception):  # the connection may be closed by now
+                    abort()
 
     def close(self) -> None:
-        """Closes the thread's connections."""
+        """Close the thread's connections."""
         with self._lock:
-            self._ways_to_end.clear()  # a pool hands its connections on
+            self._aborters.clear()  # a pool gives its connections to others
         connections.close_all()
         self._handles.close()
-
-
-def execute(connection: BaseDatabaseWrapper, sql: str) -> Any:
-    """Runs a statement past the wrappers, and returns its first row if it has some."""
-    with connection.wrap_database_errors, connection.connection.cursor() as cursor:
-        cursor.execute(sql)
-        return cursor.fetchone() if cursor.description else None
-
-
-def way_to_end(connection: Any, handles: ExitStack) -> Callable[[], object]:
-    """A function for another thread, which has a driver's connection fail where it waits.
-
-    It never harms anybody else: it has a handle of its own of a socket (closed with `handles`), for
-    the number of the driver's may be another file's by then.
-    """
-    if hasattr(connection, "interrupt"):  # SQLite
-        return connection.interrupt  # type: ignore[no-any-return]
-    if not hasattr(connection, "fileno"):  # PyMySQL
-        return lambda: None
-    line = handles.enter_context(socket.socket(fileno=os.dup(connection.fileno())))
-    return lambda: line.shutdown(socket.SHUT_RDWR)

@@ -87,21 +87,6 @@ COLLECTION_TIMESTAMP = Gauge(
 )
 BUILD = Info(name="souvenirs_build", documentation="Versions, and where the numbers are kept.")
 
-FAMILIES = (
-    ACTIVE_USERS,
-    CALENDAR_ACTIVE_USERS,
-    PREVIOUS_CALENDAR_ACTIVE_USERS,
-    CALENDAR_PERIOD_START,
-    REGISTERED_USERS,
-    ACTIVATED_USERS,
-    LAST_SEEN,
-    ROLLUP_LAG,
-    UP,
-    COLLECTION_DURATION,
-    COLLECTION_TIMESTAMP,
-    BUILD,
-)
-
 # The counter of instruments.py, which is not collected but counts in each process
 RECORDS_NAME = "souvenirs_records"
 RECORDS_DOCUMENTATION = "Visits of signed-in users, by what became of them."

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import Any
 
-from prometheus_client import Counter
+from prometheus_client import REGISTRY, Counter
 
 from souvenirs.control import tell_hits
 from souvenirs.signals import souvenir_recorded
 from souvenirs_metrics import families
-
-logger = logging.getLogger("souvenirs_metrics")
+from souvenirs_metrics.allocation import allocation
 
 # In the default registry, as every process metric: in multiprocess mode prometheus_client keeps it
 # in the process's file, and adds the files of all processes up.
@@ -21,16 +19,22 @@ RECORDS = Counter(families.RECORDS_NAME, families.RECORDS_DOCUMENTATION, labelna
 
 def connect() -> None:
     """Starts counting."""
-    if can_count():
+    if has_place():
         souvenir_recorded.connect(count_record, dispatch_uid="souvenirs_metrics.instruments")
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             show_results()  # else a management command that counts nothing would leave a file
 
 
-def can_count() -> bool:
-    """Whether counters have a place to be, in multiprocess mode; else a system check says so."""
+def has_place() -> bool:
+    """Return False if multiprocess mode has no directory. A system check reports that."""
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     return directory is None or os.path.isdir(directory)
+
+
+def can_count() -> bool:
+    """Return False while this process must not write to its multiprocess files."""
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return directory is None or allocation.is_granted(directory)
 
 
 def show_results() -> None:
@@ -40,7 +44,18 @@ def show_results() -> None:
 
 
 def count_record(result: str, count: int, **kwargs: Any) -> None:
-    RECORDS.labels(result.replace("-", "_")).inc(count)
+    if can_count():
+        RECORDS.labels(result.replace("-", "_")).inc(count)
+
+
+def hide_process_counters() -> None:
+    """Leave the counters off the pages of a process that serves no visits, such as the exporter.
+
+    They would be 0 there, which reads as "nobody is recorded". In multiprocess mode the page adds
+    up the counters of the site's processes, so it stays right.
+    """
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        REGISTRY.unregister(RECORDS)
 
 
 def flush() -> None:
@@ -49,8 +64,5 @@ def flush() -> None:
     Other processes tell of theirs with the next visit that their memory cannot answer.
     """
     tell_hits()
-    if can_count():
-        try:
-            show_results()
-        except OSError as error:  # it may not write there, or the disk is full
-            logger.exception("Counted nothing: %r", error)
+    if has_place() and can_count():
+        show_results()

@@ -1,33 +1,40 @@
 from __future__ import annotations
 
-import gzip
+import re
 from urllib.parse import parse_qs
 
 from django.contrib.auth.decorators import login_not_required
 from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse
+from django.views.decorators.gzip import gzip_page
 from django.views.decorators.http import require_safe
 
-from souvenirs_metrics import access, deadline, exposition
+from souvenirs_metrics import access, deadline, exposition, formats
+
+REFUSES_GZIP = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|$)")  # to gzip_page, this is gzip too
 
 
 @login_not_required
 @require_safe
 def metrics(request: HttpRequest) -> HttpResponse:
-    """The metrics page, for Prometheus to scrape. `?name[]=` (several): only these metrics."""
-    refusal = access.refusal(request)
-    if refusal is not None:
-        return refusal
-    body, content_type = exposition.render(
-        request.headers.get("Accept", ""),
+    """The metrics page, for Prometheus to scrape. `?name[]=` (repeatable): only these metrics."""
+    denied = access.deny_response(request)
+    if denied is not None:
+        return denied
+    if REFUSES_GZIP.search(request.headers.get("Accept-Encoding", "")):
+        return page(request)
+    return gzip_page(page)(request)
+
+
+def page(request: HttpRequest) -> HttpResponse:
+    page_format = formats.negotiate(request)
+    body = exposition.render(
+        page_format,
         names_in(request),
         deadline.seconds_for(request.headers.get(deadline.HEADER, "")),
     )
     headers = {"Cache-Control": "no-store", "Vary": "Accept, Accept-Encoding"}
-    if exposition.accepts_gzip(request.headers.get("Accept-Encoding", "")):
-        body = gzip.compress(body, compresslevel=6, mtime=0)
-        headers["Content-Encoding"] = "gzip"
-    return HttpResponse(body, content_type=content_type, headers=headers)
+    return HttpResponse(body, content_type=page_format.content_type, headers=headers)
 
 
 def names_in(request: HttpRequest) -> list[str]:
@@ -35,6 +42,6 @@ def names_in(request: HttpRequest) -> list[str]:
     return parse_qs(request.META.get("QUERY_STRING", ""), keep_blank_values=True).get("name[]", [])
 
 
-# Outside of a transaction, a query that fails does not take the others with it
+# Outside a transaction, one query that fails does not make the others fail
 for alias in connections:
     transaction.non_atomic_requests(using=alias)(metrics)

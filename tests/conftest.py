@@ -11,13 +11,40 @@ from typing import Any
 import pytest
 from django.core.cache import caches
 from django.db import connections, models, router
+from hypothesis import HealthCheck, settings
 
 from souvenirs import middleware
-from souvenirs.throttle import throttle
+from souvenirs.recording.throttle import throttle
 from souvenirs_metrics import exposition
+from tests import flushing
+
+flushing.install()
+
+# How many cases hypothesis invents for each property: `--hypothesis-profile`. Those of the first
+# two are the same each time, so a test that fails has a reason in the change at hand; "nightly"
+# looks for new ones.
+for name, examples in {"dev": 10, "gate": 40, "nightly": 500}.items():
+    settings.register_profile(
+        name,
+        max_examples=examples,
+        derandomize=name != "nightly",
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
+settings.load_profile("dev")
 
 
+DATABASE_FIXTURES = {"db", "transactional_db"}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        fixtures = DATABASE_FIXTURES.intersection(item.fixturenames)
+        if fixtures or item.get_closest_marker("django_db"):
+            item.add_marker("database")
     elsewhere = [item for item in items if not all(m.args[0] for m in item.iter_markers("where"))]
     if elsewhere:
         config.hook.pytest_deselected(items=elsewhere)
@@ -35,7 +62,7 @@ def fresh_process() -> Iterator[None]:
 def forget() -> None:
     throttle.clear()
     middleware.forget()
-    exposition.collector.forget()
+    exposition.collector.reset()
     for cache in caches.all():
         cache.clear()
 

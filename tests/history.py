@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 import time_machine
 from django.db import OperationalError, connections, router, transaction
 
-from souvenirs import clock, counting, rollups
+from souvenirs import timestamps
+from souvenirs.history import counting, rollups
 from souvenirs.models import AccountTotals, LastSeen, Rollup, Souvenir, StaleMark, Watermark
 from souvenirs.periods import BUCKET, Interval, bucket_containing
-from souvenirs.throttle import throttle
+from souvenirs.recording.throttle import throttle
 from tests.people import User
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ def roll_up(t: float) -> None:
 
 
 def to_when(t: float) -> datetime:
-    return clock.to_datetime(t)
+    return timestamps.to_datetime(t)
 
 
 def clear() -> None:

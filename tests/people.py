@@ -14,7 +14,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import connections, models, router
 
-from souvenirs import clock
+from souvenirs import timestamps
 from souvenirs.models import Souvenir
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ else:
 
 def site(when: datetime) -> datetime:
     """A datetime in the form that the site's models hold."""
-    return clock.to_site(when)
+    return timestamps.to_site(when)
 
 
 def run(awaitable: Awaitable[T]) -> T:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseForbidden
 from django.test import Client, override_settings
 
 from tests.people import User
@@ -88,6 +88,30 @@ def broken(request: HttpRequest) -> bool:
     raise ZeroDivisionError("a secret of the site")
 
 
+async def deny_later(request: HttpRequest) -> bool:
+    return False
+
+
+class DenierLater:
+    async def __call__(self, request: HttpRequest) -> bool:
+        return False
+
+
+DENIES_LATER = DenierLater()
+
+
+def deny_with_a_response(request: HttpRequest) -> HttpResponse:
+    return HttpResponseForbidden()
+
+
+def allow_with_a_number(request: HttpRequest) -> int:
+    return 1
+
+
+def return_nothing(request: HttpRequest) -> None:
+    pass
+
+
 @override_settings(SOUVENIRS_METRICS_AUTHORIZE=f"{__name__}.from_inside")
 def test_authorize__decides(client: Client) -> None:
     assert scrape(client, REMOTE_ADDR="10.0.0.7").status_code == 200
@@ -104,6 +128,26 @@ def test_authorize__that_raises_refuses_and_is_logged(
     [line] = [record for record in caplog.records if record.name == "souvenirs_metrics"]
     assert line.levelno == logging.ERROR
     assert "ZeroDivisionError" in line.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("deny_later", "coroutine"),
+        ("DENIES_LATER", "coroutine"),
+        ("deny_with_a_response", "HttpResponseForbidden"),
+        ("allow_with_a_number", "int"),
+        ("return_nothing", "NoneType"),
+    ],
+)
+def test_authorize__allows_with_true_only(
+    name: str, kind: str, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with override_settings(SOUVENIRS_METRICS_AUTHORIZE=f"{__name__}.{name}"):
+        response = scrape(client)
+    assert (response.status_code, response.content) == (403, b"Forbidden\n")
+    [line] = [record for record in caplog.records if record.name == "souvenirs_metrics"]
+    assert f"not an object of the type {kind}:" in line.getMessage()
 
 
 def test_refusal__asks_nothing_of_the_database(client: Client, monkeypatch: Any) -> None:

@@ -9,9 +9,9 @@ import pytest
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
-from souvenirs import accounts, rollups
-from souvenirs.accounts import Totals, as_of_all
 from souvenirs.conf import conf
+from souvenirs.history import accounts, rollups
+from souvenirs.history.accounts import Totals, as_of_all
 from souvenirs.models import AccountTotals
 from souvenirs.periods import calendar_period
 from souvenirs.reports import calendar_daily_usage

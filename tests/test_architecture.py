@@ -11,21 +11,24 @@ ROOT = Path(souvenirs.__file__).parent.parent
 
 # The modules in the order of the data flow: each may import those before it, none after it.
 SOUVENIRS = [
-    "__init__", "conf", "signals", "breaker", "clock", "periods",
-    "fields", "models", "deletion", "snapshot", "accounts", "bitmaps", "rollups",
+    "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods",
+    "fields", "models", "history", "history.deletion", "isolation", "history.accounts", "bitmaps",
+    "history.rollups",
     "lastseen", "lastseen.base", "lastseen.database", "lastseen.clients", "lastseen.shards",
-    "lastseen.outbox",    "lastseen.filling", "lastseen.redis", "throttle",
-    "counting", "pruning", "repair", "control", "reports",
-    "sources", "backfill",
+    "lastseen.outbox", "lastseen.filling", "lastseen.redis", "recording", "recording.throttle",
+    "history.counting", "history.pruning", "history.repair", "control", "reports",
+    "backfill.readers", "backfill.loading", "backfill",
     "middleware", "testing", "pytest_plugin", "checks", "apps",
     "management", "management.options", "management.commands", "management.commands.show_usage",
     "management.commands.backfill_souvenirs", "management.commands.prune_souvenirs",
     "management.commands.rollup_souvenirs",
 ]  # fmt: skip
 METRICS = [
-    "__init__", "conf", "families", "deadline", "collection", "collector", "backfill",
-    "instruments", "exposition", "access", "views", "urls", "exporter", "checks", "apps",
-    "management", "management.commands", "management.commands.souvenirs_exporter",
+    "__init__", "conf", "families", "limits", "deadline", "readers.base",
+    "readers.build", "readers.active_users", "readers.rollup_lag", "readers.previous_periods",
+    "readers.accounts", "readers", "run", "maintenance", "collector", "history",
+    "allocation", "instruments", "formats", "exposition", "access", "views", "urls", "server",
+    "checks", "apps", "management", "management.commands", "management.commands.souvenirs_exporter",
     "management.commands.souvenirs_history", "management.commands.souvenirs_dashboards",
 ]  # fmt: skip
 FLOW = [f"souvenirs.{name}" for name in SOUVENIRS] + [f"souvenirs_metrics.{n}" for n in METRICS]

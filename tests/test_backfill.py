@@ -18,15 +18,15 @@ from django.core.cache import caches
 from django.db import connections
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs import backfill
-from souvenirs.backfill import BackfillError, Bad, Entry, load
+from souvenirs.backfill import BackfillError, Bad, Entry, load, loading
 from souvenirs.control import count_active_users, last_seen, souvenez
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import Interval
-from souvenirs.throttle import throttle
+from souvenirs.recording.throttle import throttle
 from tests.people import NOBODY, User, site, with_databases
 
 has_email = pytest.mark.where(not site_settings.SHAPE & {"uuid", "string"})
@@ -267,12 +267,12 @@ def test_load__strict_that_fails_while_it_writes_adds_nothing(
 ) -> None:
     written: list[Any] = []
 
-    def write(activities: Any, real: Callable[[Any], None] = backfill.write) -> None:
+    def write(activities: Any, real: Callable[[Any], None] = loading.write) -> None:
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(real(activities))
 
-    monkeypatch.setattr(backfill, "write", write)
+    monkeypatch.setattr(loading, "write", write)
     with pytest.raises(KeyboardInterrupt):
         load(entries(*((user, T) for user in users)), strict=True, batch_size=1)
     assert len(written) == 2
@@ -310,9 +310,6 @@ def test_load__interrupted_is_done_again(users: list[Any]) -> None:
 # Brute force
 
 
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 @given(data=st.data(), limit=st.sampled_from([0, 60, 900, HOUR, 7 * HOUR]))
 def test_load__any_order_and_splits(data: st.DataObject, limit: int) -> None:
     Souvenir.objects.all().delete()
@@ -373,7 +370,7 @@ def test_load__queries_do_not_grow_with_gaps(users: list[Any]) -> None:
     shuffled = entries(*((users[n % 3], T + 5 * HOUR * n) for n in range(400)))
     load(shuffled)
     random.Random(1).shuffle(shuffled)
-    assert number_of_queries(shuffled) <= backfill.SPANS + 5
+    assert number_of_queries(shuffled) <= loading.SPANS + 5
 
 
 def test_load__memory_is_a_batch(users: list[Any]) -> None:
@@ -393,12 +390,12 @@ def test_recorded__pages(users: list[Any], monkeypatch: pytest.MonkeyPatch) -> N
     activities = [(user, T + n) for n in (0, 0.5, 0.5, 7) for user in users]
     with override_settings(SOUVENIRS_RATELIMIT_SECONDS=0):
         load(entries(*activities))
-    everything = list(backfill.recorded(Interval(T, T + 8)))
+    everything = list(loading.recorded(Interval(T, T + 8)))
     assert len(everything) == 9
     for page in (1, 2, 3, 8, 9, 10):
-        monkeypatch.setattr(backfill, "PAGE", page)
-        assert list(backfill.recorded(Interval(T, T + 8))) == everything
-        assert list(backfill.recorded(Interval(T, T + 7))) == everything[:6]
+        monkeypatch.setattr(loading, "PAGE", page)
+        assert list(loading.recorded(Interval(T, T + 8))) == everything
+        assert list(loading.recorded(Interval(T, T + 7))) == everything[:6]
 
 
 @pytest.mark.parametrize(
@@ -412,5 +409,5 @@ def test_recorded__pages(users: list[Any], monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_spans(slots: Any, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backfill, "SPANS", 3)
-    assert backfill.spans(Interval(*slot) for slot in slots) == expected
+    monkeypatch.setattr(loading, "SPANS", 3)
+    assert loading.spans(Interval(*slot) for slot in slots) == expected

@@ -14,7 +14,7 @@ from django.conf import settings as site_settings
 from django.core.management import ManagementUtility, call_command
 from django.core.management.base import CommandError
 
-from souvenirs import sources
+from souvenirs.backfill import readers
 from souvenirs.control import last_seen
 from souvenirs.models import Souvenir
 from tests.people import User, site, with_databases
@@ -286,7 +286,7 @@ def test_errors__interrupted(run: Load, monkeypatch: pytest.MonkeyPatch) -> None
         yield from ()
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sources.READERS, "csv", interrupt)
+    monkeypatch.setitem(readers.READERS, "csv", interrupt)
     with pytest.raises(CommandError) as caught:
         run("a.csv", text=KINDS["csv"])
     assert str(caught.value) == "Interrupted. What was added stays; repeat the command to go on."

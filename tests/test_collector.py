@@ -21,18 +21,17 @@ from django.core.management import call_command
 from django.db import connections, models, transaction
 from django.db.models.query_utils import DeferredAttribute
 from django.test.utils import CaptureQueriesContext, override_settings
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Metric
 
 import souvenirs
-from souvenirs import rollups
 from souvenirs.control import souvenez
-from souvenirs.lastseen.base import Reading
+from souvenirs.history import rollups
 from souvenirs.models import AccountTotals, LastSeen, Rollup, Souvenir, StaleMark, Watermark
-from souvenirs_metrics.collection import Part
 from souvenirs_metrics.collector import SouvenirsCollector
-from souvenirs_metrics.deadline import Deadline
+from souvenirs_metrics.maintenance import Maintenance
+from souvenirs_metrics.readers.base import Families, ReadContext, Reader
 from tests import servers
 from tests.people import User, ours, site, with_databases
 
@@ -260,7 +259,6 @@ def test_collect__tells_when_periods_began() -> None:
 
 
 @in_transaction
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     offsets=st.lists(st.integers(0, 500 * 86_400) | st.integers(0, 8_000), max_size=20),
     now=st.datetimes(datetime(2022, 1, 1), datetime(2026, 1, 1), timezones=st.just(PARIS)),
@@ -569,69 +567,76 @@ def test_collect__reads_from_the_database_of_the_setting(
 # Sharing
 
 
-class Slow(SouvenirsCollector):
-    """Collects when it is told to go on, and counts how often it does."""
+class Slow(Reader):
+    """Waits until it may end, and counts how often it is read."""
+
+    name = "slow"
 
     def __init__(self) -> None:
-        super().__init__()
         self.times = 0
         self.begun, self.may_end = threading.Event(), threading.Event()
 
-    def parts(self) -> list[Part]:
-        return [self.part]
-
-    def part(self, now: float, reading: Reading) -> list[Metric]:
+    def read(self, now: float, context: ReadContext) -> Families:
         self.times += 1
         self.begun.set()
         assert self.may_end.wait(30)
         return [Metric("times", "How often.", "gauge")]
 
-    def keep_up(self, within: Deadline) -> None:
-        pass
+
+@pytest.fixture
+def no_maintenance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These collections read from no database."""
+    monkeypatch.setattr(Maintenance, "run", lambda self, deadline: None)
 
 
 def families_of(collector: SouvenirsCollector) -> list[Metric]:
     return list(collector.collect())
 
 
+@pytest.mark.usefixtures("no_maintenance")
 def test_collect__who_asks_while_it_runs_gets_its_result() -> None:
-    collector = Slow()
+    slow = Slow()
+    collector = SouvenirsCollector(lambda: [slow])
     with ThreadPoolExecutor(20) as pool:
         first = pool.submit(families_of, collector)
-        assert collector.begun.wait(30)
+        assert slow.begun.wait(30)
         others = [pool.submit(families_of, collector) for _ in range(19)]
         time.sleep(0.2)  # so that they have asked
-        collector.may_end.set()
+        slow.may_end.set()
         assert all(other.result(30)[0] is first.result()[0] for other in others)
-    assert collector.times == 1
+    assert slow.times == 1
     families_of(collector)
-    assert collector.times == 2
+    assert slow.times == 2
 
 
+@pytest.mark.usefixtures("no_maintenance")
 def test_collect__max_age() -> None:
-    collector = Slow()
-    collector.may_end.set()
+    slow = Slow()
+    slow.may_end.set()
+    collector = SouvenirsCollector(lambda: [slow])
     with override_settings(SOUVENIRS_METRICS_MAX_AGE_SECONDS=3600):
         assert families_of(collector)[0] is families_of(collector)[0]
-        assert collector.times == 1
+        assert slow.times == 1
     with override_settings(SOUVENIRS_METRICS_MAX_AGE_SECONDS=0):
         families_of(collector)
-    assert collector.times == 2
+    assert slow.times == 2
 
 
+@pytest.mark.usefixtures("no_maintenance")
 def test_collect__that_breaks_off_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
 
     class Breaking(Slow):
-        def part(self, now: float, reading: Reading) -> list[Metric]:
+        def read(self, now: float, context: ReadContext) -> Families:
             self.times += 1
             raise SystemExit
 
-    collector = Breaking()
+    breaking = Breaking()
+    collector = SouvenirsCollector(lambda: [breaking])
     for times in (1, 2):
         families = {family.name: family for family in families_of(collector)}
         assert families["souvenirs_up"].samples[0].value == 0
-        assert collector.times == times
+        assert breaking.times == times
 
 
 @in_transaction
@@ -667,7 +672,7 @@ def test_collect__rolling_up_that_failed_is_not_waited_for_again(
         for _ in range(3):
             list(collector.collect())
         assert len(tried) == 1
-    collector.forget()
+    collector.reset()
     for _ in range(3):
         list(collector.collect())
     assert len(tried) == 4
@@ -680,7 +685,7 @@ def test_collect__accounts_are_counted_once_a_minute(monkeypatch: pytest.MonkeyP
     clock = SimpleNamespace(
         monotonic=lambda: now[0], time=time.time, perf_counter=time.perf_counter
     )
-    monkeypatch.setattr("souvenirs_metrics.collector.time", clock)
+    monkeypatch.setattr("souvenirs_metrics.readers.accounts.time", clock)
 
     def registered() -> float:
         families = {family.name: family for family in collector.collect()}

@@ -24,9 +24,9 @@ from souvenirs.control import (
     with_last_seen,
 )
 from souvenirs.models import LastSeen, Souvenir
+from souvenirs.recording.throttle import throttle
 from souvenirs.signals import souvenir_recorded
 from souvenirs.testing import forget
-from souvenirs.throttle import throttle
 from tests.people import NOBODY, User, ours, run, site, with_databases
 
 pytestmark = with_databases

@@ -98,9 +98,9 @@ is_server = pytest.mark.where(ours().vendor != "sqlite")
 
 
 @with_databases
-def test_reading__the_database_ends_statements_at_the_deadline() -> None:
+def test_read_context__the_database_ends_statements_at_the_deadline() -> None:
     def read(deadline: Deadline) -> None:
-        with deadline.reading(ours().alias):
+        with deadline.read_context(ours().alias):
             ask("SELECT 1")
             deadline._at = time.monotonic() + 1
             with pytest.raises(
@@ -113,9 +113,9 @@ def test_reading__the_database_ends_statements_at_the_deadline() -> None:
 
 @is_server
 @with_databases
-def test_reading__a_later_statement_has_less_time() -> None:
+def test_read_context__a_later_statement_has_less_time() -> None:
     def read(deadline: Deadline) -> tuple[float, float]:
-        with deadline.reading(ours().alias):
+        with deadline.read_context(ours().alias):
             first = limit()
             deadline._at -= 40
             return first, limit()
@@ -128,7 +128,7 @@ def test_reading__a_later_statement_has_less_time() -> None:
 @is_server
 @with_databases
 @pytest.mark.parametrize("fails", [False, True])
-def test_reading__leaves_the_session_as_it_was(fails: bool) -> None:
+def test_read_context__leaves_the_session_as_it_was(fails: bool) -> None:
     setting = {
         "postgresql": "SET statement_timeout = '77s'",
         "mysql": "SET SESSION max_statement_time = 77",
@@ -137,7 +137,7 @@ def test_reading__leaves_the_session_as_it_was(fails: bool) -> None:
     def read(deadline: Deadline) -> float:
         with ours().cursor() as cursor:
             cursor.execute(setting)
-        with deadline.reading(ours().alias):
+        with deadline.read_context(ours().alias):
             assert limit() > 900
             if fails:
                 deadline._at = time.monotonic() + 1
@@ -155,30 +155,30 @@ def test_reading__leaves_the_session_as_it_was(fails: bool) -> None:
 
 
 @with_databases
-def test_reading__is_a_snapshot() -> None:
+def test_read_context__is_a_snapshot() -> None:
     def read(deadline: Deadline) -> bool:
-        with deadline.reading(ours().alias):
+        with deadline.read_context(ours().alias):
             return bool(ours().in_atomic_block)
 
     assert in_thread(read)
 
 
 @with_databases
-def test_asking__begins_nothing_after_the_deadline() -> None:
+def test_connect_within__begins_nothing_after_the_deadline() -> None:
     def read(deadline: Deadline) -> None:
-        with deadline.asking(ours().alias):
+        with deadline.connect_within(ours().alias):
             ask("SELECT 1")
             deadline._at = time.monotonic()
             with pytest.raises(TimeoutError):
                 ask("SELECT 1")
-        with pytest.raises(TimeoutError), deadline.asking(ours().alias):
+        with pytest.raises(TimeoutError), deadline.connect_within(ours().alias):
             pytest.fail("there was time")
 
     in_thread(read)
 
 
 @with_databases
-def test_asking__a_database_that_is_lost_is_not_asked_again(
+def test_connect_within__a_database_that_is_lost_is_not_asked_again(
     add_database: Callable[[str, dict[str, Any]], None],
 ) -> None:
     tries = []
@@ -192,7 +192,10 @@ def test_asking__a_database_that_is_lost_is_not_asked_again(
 
         wrapper.connect = connect  # type: ignore[method-assign]
         for _ in range(3):
-            with pytest.raises(OperationalError, match="nobody is there"), deadline.asking("lost"):
+            with (
+                pytest.raises(OperationalError, match="nobody is there"),
+                deadline.connect_within("lost"),
+            ):
                 pytest.fail("somebody is there")
 
     add_database("lost", {**ours().settings_dict})
@@ -201,11 +204,11 @@ def test_asking__a_database_that_is_lost_is_not_asked_again(
 
 
 @with_databases
-def test_sever__ends_what_runs() -> None:
+def test_abort__ends_what_runs() -> None:
     begun: list[Deadline] = []
 
     def read(deadline: Deadline) -> None:
-        with deadline.asking(ours().alias):
+        with deadline.connect_within(ours().alias):
             begun.append(deadline)
             sleep()
 
@@ -213,11 +216,11 @@ def test_sever__ends_what_runs() -> None:
         running = pool.submit(in_thread, read)
         while not running.done():
             for deadline in begun:
-                deadline.sever()  # again and again, for it may not have begun
+                deadline.abort()  # again and again, for it may not have begun
             time.sleep(0.05)
         with pytest.raises(OperationalError):
             running.result()
-    begun[0].sever()  # of what is closed harms nobody
+    begun[0].abort()  # of what is closed harms nobody
     if ours().vendor == "postgresql":  # whose server has not noticed yet
         ask(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1%'"

@@ -11,8 +11,8 @@ import pytest
 from django.db import connections, models, transaction
 from django.test.utils import CaptureQueriesContext, isolate_apps
 
-from souvenirs import counting, deletion, pruning, repair, rollups
 from souvenirs.control import active_users_between, last_seen, souvenez
+from souvenirs.history import counting, deletion, pruning, repair, rollups
 from souvenirs.models import LastSeen, Rollup, Souvenir, StaleMark
 from souvenirs.periods import BUCKET, Interval
 from souvenirs_metrics.collector import SouvenirsCollector

@@ -17,13 +17,14 @@ import time_machine
 from django.conf import settings as django_settings
 from django.db import transaction
 from django.test import override_settings
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from souvenirs import periods, rollups
+from souvenirs import periods
 from souvenirs.control import count_active_users, last_seen, souvenez
+from souvenirs.history import rollups
 from souvenirs.models import LastSeen, Souvenir
-from souvenirs.throttle import throttle
+from souvenirs.recording.throttle import throttle
 from souvenirs_metrics.collector import SouvenirsCollector
 from tests.history import clear
 from tests.people import User, ours, with_databases
@@ -32,11 +33,6 @@ pytestmark = with_databases
 
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
 WINDOWS = {"1h": HOUR, "1d": DAY, "7d": 7 * DAY, "30d": 30 * DAY}
-
-examples = settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-fewer = settings(examples, max_examples=40)  # which roll up a year each
 
 
 def unix(*args: int) -> int:
@@ -283,7 +279,6 @@ ways = pytest.mark.parametrize("play", [play_live, play_backfill, play_mix])
 
 @ways
 @given(data=st.data())
-@examples
 def test_windows_and_periods_to_date__are_what_happened(
     users: list[Any], play: Any, data: st.DataObject
 ) -> None:
@@ -296,7 +291,6 @@ def test_windows_and_periods_to_date__are_what_happened(
 @pytest.mark.slow
 @ways
 @given(data=st.data())
-@fewer
 def test_previous_periods__are_what_happened(
     users: list[Any], play: Any, data: st.DataObject
 ) -> None:
@@ -307,7 +301,6 @@ def test_previous_periods__are_what_happened(
 
 @ways
 @given(data=st.data())
-@examples
 def test_count_active_users__at_midnights_and_slot_boundaries_is_what_happened(
     users: list[Any], play: Any, data: st.DataObject
 ) -> None:
@@ -339,7 +332,6 @@ def test_count_active_users__at_midnights_and_slot_boundaries_is_what_happened(
     limit=st.sampled_from([0, 0.5, 7, 60, 90, 600, 900, 3599, 3600, 7200, 86_400]),
     resolution=st.sampled_from([1, 7, 60, 300, 3600]),
 )
-@fewer
 def test_windows__are_what_happened_whatever_the_limit_and_the_resolution(
     users: list[Any], play: Any, data: st.DataObject, limit: float, resolution: int
 ) -> None:
@@ -361,7 +353,6 @@ def test_windows__are_what_happened_whatever_the_limit_and_the_resolution(
 
 @ways
 @given(data=st.data())
-@examples
 def test_windows_and_periods_to_date__are_what_happened_without_use_tz(
     users: list[Any], play: Any, data: st.DataObject
 ) -> None:

@@ -123,6 +123,27 @@ def test_exporter__token_file(site: Path) -> None:
         assert requests.get(f"{url}/-/healthy", timeout=30).status_code == 200
 
 
+def test_exporter__token_file_wins_over_the_sites_settings(site: Path, run_site: RunSite) -> None:
+    run_site("", "SOUVENIRS_METRICS_AUTHORIZE = 'os.path.exists'")
+    (site / "tokens").write_text("one")
+    with exporter(site, ":0", "--token-file", "tokens") as (url, _):
+        for token, status in [("one", 200), ("", 401)]:
+            headers = {"Authorization": f"Bearer {token}"}
+            assert requests.get(f"{url}/metrics", headers=headers, timeout=30).status_code == status
+
+
+def test_exporter__shows_counters_of_the_sites_processes_only(site: Path, tmp_path: Path) -> None:
+    """Alone, it would show zeros, which read as if the site recorded nobody."""
+    with exporter(site, ":0") as (url, _):
+        page = requests.get(f"{url}/metrics", timeout=30).text
+    assert "souvenirs_records_total" not in page
+    assert "python_info" in page
+    (tmp_path / "multiprocess").mkdir()
+    with exporter(site, ":0", PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "multiprocess")) as (url, _):
+        page = requests.get(f"{url}/metrics", timeout=30).text
+    assert 'souvenirs_records_total{result="added"} 0.0' in page
+
+
 def test_exporter__tls(site: Path) -> None:
     servers.certificate(site)
     with exporter(site, ":0", "--tls-cert", "cert", "--tls-key", "key") as (url, _):

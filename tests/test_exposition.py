@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import time_machine
 from django.conf import settings as django_settings
+from django.http import HttpRequest
+from django.test import RequestFactory
 from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Metric
@@ -17,7 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from prometheus_client.registry import Collector
 
 from souvenirs.models import LastSeen
-from souvenirs_metrics.exposition import negotiate, render
+from souvenirs_metrics.exposition import render
+from souvenirs_metrics.formats import FORMATS, negotiate
 from tests.people import User
 
 RunSite = Callable[..., str]
@@ -57,6 +60,10 @@ def samples(parsed: Iterable[Metric]) -> dict[tuple[str, frozenset[tuple[str, st
 
 
 # Negotiation
+
+
+def request(accept: str) -> HttpRequest:
+    return RequestFactory().get("/metrics", headers={"Accept": accept})
 
 
 @pytest.mark.parametrize(
@@ -116,16 +123,20 @@ def samples(parsed: Iterable[Metric]) -> dict[tuple[str, frozenset[tuple[str, st
         pytest.param("application/openmetrics-text;version=0.0.1", TEXT, id="an old version"),
         pytest.param("application/openmetrics-text;version=", TEXT, id="an empty version"),
         pytest.param("text/plain;version=99", TEXT, id="text to come"),
-        pytest.param("application/openmetrics-text;q=high", TEXT, id="no quality"),
-        pytest.param("application/openmetrics-text;q=nan", TEXT, id="quality not a number"),
-        pytest.param("application/openmetrics-text;q=7", TEXT, id="quality out of range"),
+        pytest.param("application/openmetrics-text;q=high", OPENMETRICS, id="no quality"),
+        pytest.param("application/openmetrics-text;q=nan", OPENMETRICS, id="quality not a number"),
+        pytest.param("application/openmetrics-text;q=7", OPENMETRICS, id="quality out of range"),
         pytest.param("text/plain;version=0.0.4;escaping=dots", TEXT, id="text that cannot escape"),
-        pytest.param("text/plain;version=1.0.0;escaping=no", TEXT_1, id="unknown escaping"),
+        pytest.param("text/plain;version=1.0.0;escaping=no", TEXT, id="unknown escaping"),
         pytest.param(",;=;,q", TEXT, id="punctuation"),
     ],
 )
 def test_negotiate__content_type(accept: str, content_type: str) -> None:
-    assert negotiate(accept)[1] == content_type
+    assert negotiate(request(accept)).content_type == content_type
+
+
+def test_negotiate__without_the_header() -> None:
+    assert negotiate(RequestFactory().get("/metrics")).content_type == TEXT
 
 
 ITEMS = st.builds(
@@ -143,16 +154,17 @@ NAMES = {"underscores": "a_b", "dots": "a_dot_b", "values": "U__a_2e_b", "allow-
 
 @given(st.lists(ITEMS | PUNCTUATION | st.text(max_size=5), max_size=5).map(",".join))
 @example("text/plain;version=1.0.0;escaping=allow-utf-8")
+@example("text/plain;version*=nowhere''1%41")
 @example("application/openmetrics-text;version=1.0.0;escaping=values")
 @example("application/openmetrics-text;version=\uff11.0.0")
 @example("application/openmetrics-text;version=1.0.0\r\nSet-Cookie: a=b")
 def test_negotiate__body_is_what_the_content_type_says(accept: str) -> None:
-    encode, content_type = negotiate(accept)
-    body = encode(REGISTRY_OF_ONE).decode()
+    chosen = negotiate(request(accept))
+    body = chosen.encode(REGISTRY_OF_ONE).decode()
     matched = re.fullmatch(
         r"(text/plain|application/openmetrics-text); version=(.+); charset=utf-8"
         r"(?:; escaping=([a-z8-]+))?",
-        content_type,
+        chosen.content_type,
         re.ASCII,
     )
     assert matched
@@ -178,7 +190,8 @@ def test_negotiate__body_is_what_the_content_type_says(accept: str) -> None:
 def test_render__both_formats_parse_and_hold_the_same_values() -> None:
     user = User.objects.create(username="ada")
     LastSeen.objects.create(user_id=user.pk, seen=1_715_700_000)
-    text, openmetrics = (render(accept)[0].decode() for accept in (TEXT, OPENMETRICS))
+    text = render().decode()
+    openmetrics = render(FORMATS["application/openmetrics-text;version=1.0.0"]).decode()
 
     def lasting(
         parsed: dict[tuple[str, frozenset[tuple[str, str]]], float],
@@ -196,7 +209,7 @@ def test_render__both_formats_parse_and_hold_the_same_values() -> None:
 def test_render__our_families_once_and_all_of_the_default_registry() -> None:
     gauge = Gauge("of_the_site", "A metric of the site's own.")
     try:
-        page = render("")[0].decode()
+        page = render().decode()
     finally:
         REGISTRY.unregister(gauge)
     counts = families(page)
@@ -224,7 +237,7 @@ def test_render__a_broken_collector_of_the_site_does_not_take_our_gauges_with_it
     broken = Broken()
     REGISTRY.register(broken)
     try:
-        page = render("")[0].decode()
+        page = render().decode()
     finally:
         REGISTRY.unregister(broken)
     assert set(GAUGES) <= families(page).keys()

@@ -9,7 +9,7 @@ import pytest
 from django.conf import settings as django_settings
 from django.db import transaction
 from django.test import override_settings
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -20,8 +20,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from souvenirs import backfill, clock, counting, pruning, repair, rollups
+from souvenirs import backfill, timestamps
 from souvenirs.control import active_users_between, souvenez
+from souvenirs.history import counting, pruning, repair, rollups
 from souvenirs.models import Souvenir
 from souvenirs.periods import BUCKET, Interval, bucket_containing
 from tests.history import DAY, HOUR, MINUTE, at, brute, clear, people, to_when, unix
@@ -115,7 +116,7 @@ class Machine(RuleBasedStateMachine):
         with at(self.now):
             backfill.load(entries)
         for row in Souvenir.objects.exclude(pk__in=before):
-            self.happened(numbers[row.user_id], clock.to_seconds(row.when))
+            self.happened(numbers[row.user_id], timestamps.to_seconds(row.when))
 
     @rule(buckets=st.none() | st.integers(1, 5))
     def roll_up(self, buckets: int | None) -> None:
@@ -178,23 +179,15 @@ class Machine(RuleBasedStateMachine):
             assert counting.count_users_of_ranges([everything]) == [brute(self.facts, *everything)]
 
 
-def run(examples: int, steps: int) -> None:
+def run(steps: int) -> None:
     machine: Any = Machine
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            deadline=None,
-            max_examples=examples,
-            stateful_step_count=steps,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_state_machine_as_test(machine, settings=settings(stateful_step_count=steps))
 
 
 def test_history__counts_what_happened() -> None:
-    run(examples=12, steps=30)
+    run(steps=30)
 
 
 @pytest.mark.slow
 def test_history__counts_what_happened_in_longer_stories() -> None:
-    run(examples=15, steps=60)
+    run(steps=60)

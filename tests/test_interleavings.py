@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 from django.db import connections, transaction
 
-from souvenirs import clock, counting, deletion, pruning, repair, rollups
+from souvenirs import timestamps
 from souvenirs.control import souvenez
+from souvenirs.history import counting, deletion, pruning, repair, rollups
 from souvenirs.models import GRACE_SECONDS, Rollup, Souvenir, StaleMark
 from souvenirs.periods import BUCKET, Interval
 from tests.history import (
@@ -117,7 +118,7 @@ class Story:
         self.rival.begin()
         with self.rival.turn():
             for t in (FIRST + 30, SECOND + 30, THIRD + 30):
-                souvenez(self.users[5], when=clock.to_datetime(t), ratelimit=False)
+                souvenez(self.users[5], when=timestamps.to_datetime(t), ratelimit=False)
 
     def commit(self) -> None:
         self.rival.commit()
@@ -182,9 +183,8 @@ def test_work__loses_nothing_whatever_comes_between_its_statements(
         story.check()
 
 
-@pytest.mark.parametrize(
-    "name", ["roll_up", *(pytest.param(name, marks=pytest.mark.slow) for name in WORK[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORK)
 def test_work__loses_nothing_of_a_transaction_that_commits_between_its_statements(
     rival: Rival, name: str
 ) -> None:
@@ -195,6 +195,7 @@ def test_work__loses_nothing_of_a_transaction_that_commits_between_its_statement
 # Who counts meanwhile
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_nested", [False, True], ids=["autocommit", "nested"])
 @pytest.mark.parametrize("meanwhile", MEANWHILE)
 def test_count__is_right_whatever_comes_between_its_statements(
@@ -365,7 +366,7 @@ def test_souvenez__leaves_a_mark_if_it_returns_half_the_grace_period_late(
 def test_souvenez__of_a_bucket_that_is_over_leaves_a_mark() -> None:
     [user] = people(1)
     with at(T + BUCKET):
-        souvenez(user, when=clock.to_datetime(T + BUCKET - 1))
+        souvenez(user, when=timestamps.to_datetime(T + BUCKET - 1))
     assert [mark.bucket for mark in StaleMark.objects.all()] == [T]
 
 
@@ -414,10 +415,10 @@ class Crowd:
         who, t = chance.randrange(STAYERS), self.any_time(chance)
         user, way = self.users[who], chance.randrange(3)
         if way == 0:
-            souvenez(user, when=clock.to_datetime(t), ratelimit=False)
+            souvenez(user, when=timestamps.to_datetime(t), ratelimit=False)
         elif way == 1:
             with transaction.atomic(using=ours().alias):
-                souvenez(user, when=clock.to_datetime(t), ratelimit=False)
+                souvenez(user, when=timestamps.to_datetime(t), ratelimit=False)
                 time.sleep(chance.random() / 50)
         else:
             record(user, t)

@@ -11,15 +11,15 @@ import pytest
 import time_machine
 from django.db import router, transaction
 from django.test import override_settings
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs.control import last_seen, souvenez
+from souvenirs.history.repair import repair
 from souvenirs.lastseen.base import Activity, LastSeenStore
 from souvenirs.lastseen.redis import RedisStore
 from souvenirs.models import LastSeen, Sighting, Souvenir
-from souvenirs.repair import repair
-from souvenirs.throttle import throttle
+from souvenirs.recording.throttle import throttle
 from tests import stores
 from tests.people import NOBODY, User, ours, site, with_databases
 
@@ -155,11 +155,6 @@ OPS = st.one_of(
 NOW = T + 7_200
 
 
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 @given(ops=st.lists(OPS, max_size=15), cuts=st.lists(st.integers(-5, 125), max_size=6))
 def test_store__is_a_dictionary_of_times(
     store: LastSeenStore, ops: list[Any], cuts: list[int]

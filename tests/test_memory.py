@@ -17,7 +17,7 @@ import time
 from souvenirs import control, middleware
 from souvenirs.conf import conf
 from souvenirs.periods import slot_containing
-from souvenirs.throttle import MAX_USERS, throttle
+from souvenirs.recording.throttle import MAX_USERS, throttle
 
 def resident():
     with open("/proc/self/statm") as file:

@@ -28,6 +28,18 @@ BAD = [
     ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", 12345, "no token"),
     ("souvenirs_metrics.E006", "SOUVENIRS_METRICS_AUTHORIZE", "nowhere.at_all", "'nowhere.at_all'"),
     ("souvenirs_metrics.E006", "SOUVENIRS_METRICS_AUTHORIZE", "os.sep", "'os.sep'"),
+    (
+        "souvenirs_metrics.E006",
+        "SOUVENIRS_METRICS_AUTHORIZE",
+        "tests.test_access.deny_later",
+        "async function",
+    ),
+    (
+        "souvenirs_metrics.E006",
+        "SOUVENIRS_METRICS_AUTHORIZE",
+        "tests.test_access.DENIES_LATER",
+        "async function",
+    ),
     ("souvenirs_metrics.E007", "SOUVENIRS_METRICS_MAX_AGE_SECONDS", -1, "-1"),
     ("souvenirs_metrics.E007", "SOUVENIRS_METRICS_MAX_AGE_SECONDS", "15", "'15'"),
     ("souvenirs_metrics.E007", "SOUVENIRS_METRICS_MAX_AGE_SECONDS", float("nan"), "nan"),
@@ -41,7 +53,7 @@ REMEDIES = {
     "souvenirs_metrics.E004": "Make it, empty, before the site starts; or unset the variable.",
     "souvenirs_metrics.E005": "Set it to a string of visible ASCII characters",
     "souvenirs_metrics.E007": "Set it to 0, or to somewhat less than the interval",
-    "souvenirs_metrics.E006": "Set it to the dotted path of a function that takes a request",
+    "souvenirs_metrics.E006": "Set it to the dotted path of a function (request) -> bool",
 }
 
 

@@ -25,8 +25,8 @@ from souvenirs import middleware
 from souvenirs.breaker import PROBE_SECONDS
 from souvenirs.control import asouvenez, last_seen, tell_hits
 from souvenirs.models import Souvenir
+from souvenirs.recording.throttle import throttle
 from souvenirs.signals import souvenir_recorded
-from souvenirs.throttle import throttle
 from tests.people import NOBODY, User, ours, run, site, with_databases
 
 NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)

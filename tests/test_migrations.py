@@ -26,7 +26,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.test import override_settings
 
 from benchmarks.migrate import MIGRATION_OF_1_0_2, TABLES_OF_1_0_2
-from souvenirs import clock
+from souvenirs import timestamps
 from souvenirs.models import LastSeen, Souvenir
 
 OLD = "old"  # alias of the database that is migrated: another one than the other tests use
@@ -401,14 +401,14 @@ def test_fill_last_seen__goes_on_after_an_interruption_and_wastes_no_id(
         converted += 1
         if converted > 7 * batches + 3:
             raise InterruptionError
-        return clock.to_seconds(when)
+        return timestamps.to_seconds(when)
 
     monkeypatch.setattr(fill_lastseen, "BATCH", 7)
     with monkeypatch.context() as patch:
-        to_seconds, fake = clock.to_seconds, type("clock", (), dict(vars(clock)))
+        to_seconds, fake = timestamps.to_seconds, type("timestamps", (), dict(vars(timestamps)))
         fake.to_seconds = staticmethod(lambda when: fail_later(when))
-        patch.setattr(fill_lastseen, "clock", fake)
-        assert to_seconds is clock.to_seconds
+        patch.setattr(fill_lastseen, "timestamps", fake)
+        assert to_seconds is timestamps.to_seconds
         with pytest.raises(InterruptionError):
             migrate()
     assert len(last_seen_ids(old)) == 7 * batches

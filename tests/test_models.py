@@ -32,6 +32,7 @@ def seen_of(user: Any) -> int | None:
 # Ids
 
 
+@pytest.mark.slow
 def test_touch__ten_thousand_refreshes_leave_the_next_id_where_it_was(user: Any) -> None:
     touch(user, T)
     for minute in range(1, 10_001):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from souvenirs.lastseen import outbox as outbox_module
@@ -59,7 +59,6 @@ NEW_PERSON = [(b"1", Move(None)), (b"1", Move(20))]
 
 
 @example(steps=[("add", b"1", Move(50)), ("fail", 1, NEW_PERSON)], known=set())
-@settings(max_examples=1000, deadline=None)
 @given(steps=st.lists(STEPS, max_size=20), known=st.sets(st.sampled_from([b"1", b"2"])))
 def test_outbox__changes_nothing_but_when(steps: list[Any], known: set[bytes]) -> None:
     outbox = Outbox()

@@ -8,7 +8,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from souvenirs import periods
@@ -120,7 +120,6 @@ def on_odd_midnights(test: Callable[..., None]) -> Callable[..., None]:
 
 @on_odd_midnights
 @given(zones_and_instants())
-@settings(deadline=None)
 def test_midnight__is_the_first_minute_at_which_clocks_show_the_date_or_a_later_one(
     place: tuple[ZoneInfo, float],
 ) -> None:
@@ -135,7 +134,6 @@ def test_midnight__is_the_first_minute_at_which_clocks_show_the_date_or_a_later_
 
 @on_odd_midnights
 @given(zones_and_instants())
-@settings(deadline=None)
 def test_day_containing__is_the_latest_date_that_clocks_have_shown(
     place: tuple[ZoneInfo, float],
 ) -> None:
@@ -145,7 +143,6 @@ def test_day_containing__is_the_latest_date_that_clocks_have_shown(
 
 @on_odd_midnights
 @given(zones_and_instants())
-@settings(deadline=None)
 def test_day_containing__days_follow_each_other_without_gap_or_overlap(
     place: tuple[ZoneInfo, float],
 ) -> None:
@@ -219,7 +216,6 @@ lengths = st.one_of(
 
 
 @given(zones_and_instants(), lengths)
-@settings(deadline=None)
 def test_slot_containing__holds_the_instant_and_is_no_longer_than_asked(
     place: tuple[ZoneInfo, float], seconds: float
 ) -> None:
@@ -230,7 +226,6 @@ def test_slot_containing__holds_the_instant_and_is_no_longer_than_asked(
 
 
 @given(zones_and_instants(), lengths, st.one_of(st.floats(-2, 2), st.floats(-DAY, DAY)))
-@settings(deadline=None)
 def test_slot_containing__is_the_same_for_the_same_step_of_the_clock_on_the_same_day(
     place: tuple[ZoneInfo, float], seconds: float, distance: float
 ) -> None:
@@ -244,7 +239,6 @@ def test_slot_containing__is_the_same_for_the_same_step_of_the_clock_on_the_same
 
 
 @given(zones_and_instants(), lengths)
-@settings(deadline=None)
 def test_slot_containing__spans_no_midnight(place: tuple[ZoneInfo, float], seconds: float) -> None:
     zone, t = place
     slot = periods.slot_containing(t, seconds, zone)
@@ -253,7 +247,6 @@ def test_slot_containing__spans_no_midnight(place: tuple[ZoneInfo, float], secon
 
 
 @given(zones_and_instants(), lengths)
-@settings(deadline=None)
 def test_slot_containing__slots_follow_each_other_without_gap_or_overlap(
     place: tuple[ZoneInfo, float], seconds: float
 ) -> None:
@@ -277,7 +270,6 @@ def test_slot_containing__hour_is_cut_at_midnight_of_a_half_hour_zone() -> None:
 @pytest.mark.parametrize("name", periods.NAMES)
 @on_odd_midnights
 @given(place=zones_and_instants())
-@settings(deadline=None, max_examples=60)
 def test_calendar_period__is_all_of_the_days_with_the_same_key(
     name: str, place: tuple[ZoneInfo, float]
 ) -> None:
@@ -295,7 +287,6 @@ def test_calendar_period__is_all_of_the_days_with_the_same_key(
 @pytest.mark.parametrize("name", periods.NAMES)
 @on_odd_midnights
 @given(place=zones_and_instants())
-@settings(deadline=None, max_examples=60)
 def test_previous_calendar_period__ends_where_the_current_begins_and_is_not_empty(
     name: str, place: tuple[ZoneInfo, float]
 ) -> None:
@@ -399,7 +390,6 @@ def first_showing(clock: datetime, zone: ZoneInfo) -> int:
     count=st.integers(1, 14),
     rest=st.floats(0, 1),
 )
-@settings(deadline=None, max_examples=25)
 def test_iter__begins_at_the_same_time_of_the_zones_clocks(
     name: str, place: tuple[ZoneInfo, float], day: int | None, count: int, rest: float
 ) -> None:

@@ -101,13 +101,14 @@ KILLED = """
 import os
 from django.contrib.auth.models import User
 from django.db import connection
-from souvenirs import clock, counting, pruning, rollups
+from souvenirs import timestamps
+from souvenirs.history import counting, pruning, rollups
 from souvenirs.models import Souvenir
 from souvenirs.periods import BUCKET, Interval
 START = 1_715_724_000
 users = [User.objects.create(username=f"user{i}") for i in range(5)]
 Souvenir.objects.bulk_create(
-    Souvenir(user=user, when=clock.to_datetime(START + n * 500 * (i + 1)))
+    Souvenir(user=user, when=timestamps.to_datetime(START + n * 500 * (i + 1)))
     for i, user in enumerate(users)
     for n in range(60)
 )

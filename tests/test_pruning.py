@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from django.db import connections
 
-from souvenirs import clock, counting, pruning, rollups
+from souvenirs import timestamps
 from souvenirs.control import active_users_between, count_active_users, souvenez
+from souvenirs.history import counting, pruning, rollups
 from souvenirs.models import Souvenir, StaleMark
 from souvenirs.periods import BUCKET, Interval
 from tests.history import (
@@ -44,7 +45,7 @@ def users() -> list[Any]:
 
 def times() -> list[float]:
     rows = Souvenir.objects.order_by("when").values_list("when", flat=True)
-    return [clock.to_seconds(when) for when in rows]
+    return [timestamps.to_seconds(when) for when in rows]
 
 
 def test_prune__keeps_what_is_younger(users: list[Any]) -> None:

@@ -26,7 +26,7 @@ from souvenirs.lastseen.base import Activity
 from souvenirs.lastseen.filling import member_of, slot_start
 from souvenirs.lastseen.redis import RedisStore
 from souvenirs.models import Souvenir
-from souvenirs.throttle import MAX_USERS, Memory, throttle
+from souvenirs.recording.throttle import MAX_USERS, Memory, throttle
 from souvenirs_metrics.conf import conf as metrics_conf
 from tests import servers, stores
 from tests.failing import frozen

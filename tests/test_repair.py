@@ -11,9 +11,10 @@ from django.core import serializers
 from django.core.management import call_command
 from django.test import override_settings
 
-from souvenirs import clock, counting, pruning, repair, rollups
+from souvenirs import timestamps
 from souvenirs.conf import conf
 from souvenirs.control import last_seen
+from souvenirs.history import counting, pruning, repair, rollups
 from souvenirs.models import LastSeen, Rollup, Souvenir, StaleMark, Watermark
 from souvenirs.periods import BUCKET, Interval, calendar_period
 from tests.history import (
@@ -72,7 +73,7 @@ def test_repair__counts_rows_that_were_inserted_by_sql(users: list[Any]) -> None
     assert_counts([*FACTS, *extra], DAYS)
     seen = last_seen(users[3])
     assert seen is not None
-    assert clock.to_seconds(seen) == T + 5
+    assert timestamps.to_seconds(seen) == T + 5
 
 
 def test_repair__counts_rows_at_their_new_times(users: list[Any]) -> None:
@@ -122,7 +123,7 @@ def test_repair__makes_days_of_the_new_time_zone(users: list[Any]) -> None:
 def known_facts(users: list[Any]) -> list[tuple[int, float]]:
     numbers = {user.pk: who for who, user in enumerate(users)}
     rows = Souvenir.objects.all()
-    return [(numbers[row.user_id], clock.to_seconds(row.when)) for row in rows]
+    return [(numbers[row.user_id], timestamps.to_seconds(row.when)) for row in rows]
 
 
 @pytest.mark.where(settings.USE_TZ)

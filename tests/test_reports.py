@@ -12,10 +12,11 @@ from django.conf import settings as site_settings
 from django.db import connections
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from souvenirs import accounts, clock, periods, reports, rollups
+from souvenirs import periods, reports, timestamps
+from souvenirs.history import accounts, rollups
 from souvenirs.models import Souvenir
 from souvenirs.reports import registered_users_as_of, usage_for_periods
 from tests.people import User, site, with_databases
@@ -23,9 +24,6 @@ from tests.people import User, site, with_databases
 pytestmark = with_databases
 
 has_date_joined = pytest.mark.where("string" not in site_settings.SHAPE)
-examples = settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 
 PARIS = ZoneInfo("Europe/Paris")
 SUBSCRIPTION_START = datetime(2010, 1, 24, 22, tzinfo=PARIS)
@@ -82,7 +80,7 @@ def make_history(times: Iterable[datetime] = TIMES) -> None:
 
 
 def at(period: dict[str, Any], name: str) -> datetime:
-    return clock.aware(period["period"][name])
+    return timestamps.aware(period["period"][name])
 
 
 def active(usages: Iterable[dict[str, Any]]) -> list[int]:
@@ -393,15 +391,15 @@ def make(history: list[tuple[int, bool, list[int]]]) -> None:
     Souvenir.objects.all().delete()
     User.objects.all().delete()
     for i, (joined, is_active, seen) in enumerate(history):
-        user = join(f"user{i}", clock.EPOCH + timedelta(seconds=joined), is_active)
-        record(user, *[clock.EPOCH + timedelta(seconds=t) for t in seen])
+        user = join(f"user{i}", timestamps.EPOCH + timedelta(seconds=joined), is_active)
+        record(user, *[timestamps.EPOCH + timedelta(seconds=t) for t in seen])
 
 
 def brute_force(
     history: list[tuple[int, bool, list[int]]], start: datetime, end: datetime
 ) -> dict[str, int | None]:
     def of(t: int) -> datetime:
-        return clock.to_datetime(t)
+        return timestamps.to_datetime(t)
 
     joined = [is_active for joined, is_active, _ in history if of(joined) < site(end)]
     has_accounts = "string" not in site_settings.SHAPE
@@ -422,7 +420,6 @@ def brute_force(
     start=st.none() | seconds,
     end=seconds,
 )
-@examples
 def test_customer__counts_as_brute_force_does(
     name: str,
     history: list[tuple[int, bool, list[int]]],
@@ -433,8 +430,8 @@ def test_customer__counts_as_brute_force_does(
 ) -> None:
     make(history)
     anchor = datetime.fromtimestamp(subscription_start, ZoneInfo(zone))
-    after = None if start is None else clock.EPOCH + timedelta(seconds=start)
-    before = clock.EPOCH + timedelta(seconds=end)
+    after = None if start is None else timestamps.EPOCH + timedelta(seconds=start)
+    before = timestamps.EPOCH + timedelta(seconds=end)
     expected = [
         (site(begin), site(finish))
         for begin, finish in ITERATORS[name](anchor, before)
@@ -457,7 +454,6 @@ KEYS: dict[str, Callable[[date], object]] = {
 
 @pytest.mark.parametrize("name", CALENDAR)
 @given(history=histories(), zone=st.sampled_from(ZONES), start=seconds, end=seconds)
-@examples
 def test_calendar__counts_as_brute_force_does(
     name: str, history: list[tuple[int, bool, list[int]]], zone: str, start: int, end: int
 ) -> None:
@@ -472,10 +468,11 @@ def test_calendar__counts_as_brute_force_does(
         make(history)
         usages = list(
             CALENDAR[name](
-                clock.EPOCH + timedelta(seconds=start), clock.EPOCH + timedelta(seconds=end)
+                timestamps.EPOCH + timedelta(seconds=start),
+                timestamps.EPOCH + timedelta(seconds=end),
             )
         )
-        last = clock.to_datetime(end)
+        last = timestamps.to_datetime(end)
         days = sorted({day_of(t) for t in range(start, end, 6 * HOUR)} | {day_of(end - 1)})
         keys = list(dict.fromkeys(key(day) for day in days))
         if end <= start:  # `start` is moved back to where its period begins
@@ -486,18 +483,17 @@ def test_calendar__counts_as_brute_force_does(
             label = next(iter(usage["labels"].values()))
             assert usage["usage"]["active_users"] == sum(
                 # (without time zones, an hour that clocks show twice is told apart by nobody)
-                any(key(day_of(t)) == label and clock.to_datetime(t) < last for t in seen)
+                any(key(day_of(t)) == label and timestamps.to_datetime(t) < last for t in seen)
                 for _, _, seen in history
             )
 
 
 @given(history=histories(), pairs=st.lists(st.tuples(seconds, seconds), max_size=8))
-@examples
 def test_usage_for_periods__counts_as_brute_force_does(
     history: list[tuple[int, bool, list[int]]], pairs: list[tuple[int, int]]
 ) -> None:
     make(history)
-    spans = [(clock.to_datetime(start), clock.to_datetime(end)) for start, end in pairs]
+    spans = [(timestamps.to_datetime(start), timestamps.to_datetime(end)) for start, end in pairs]
     usages = list(usage_for_periods(iter(spans)))
     assert [(u["period"]["start"], u["period"]["end"]) for u in usages] == spans
     for usage, (start, end) in zip(usages, spans):
@@ -522,6 +518,7 @@ def count_queries(report: Callable[[int], Iterator[dict[str, Any]]]) -> list[int
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CUSTOMER)
 def test_customer__queries_are_as_many_however_many_periods(name: str, now: datetime) -> None:
     few, many = count_queries(
@@ -530,6 +527,7 @@ def test_customer__queries_are_as_many_however_many_periods(name: str, now: date
     assert few == many
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALENDAR)
 def test_calendar__queries_are_as_many_however_many_periods(name: str, now: datetime) -> None:
     few, many = count_queries(lambda years: CALENDAR[name](NOW - years * 365 * DAY))

@@ -8,7 +8,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test.utils import CaptureQueriesContext
 
-from souvenirs import rollups
+from souvenirs.history import rollups
 from souvenirs.models import Rollup, Souvenir, StaleMark, Watermark
 from souvenirs.periods import Interval
 from tests.history import (
@@ -137,11 +137,12 @@ KILLED = """
 import os, sys, time
 from django.contrib.auth.models import User
 from django.db import connection
-from souvenirs import clock, rollups
+from souvenirs import timestamps
+from souvenirs.history import rollups
 from souvenirs.models import Souvenir
 users = [User.objects.create(username=f"user{i}") for i in range(3)]
 Souvenir.objects.bulk_create(
-    Souvenir(user=user, when=clock.to_datetime(1_715_724_000 + n * 20_000 + i))
+    Souvenir(user=user, when=timestamps.to_datetime(1_715_724_000 + n * 20_000 + i))
     for i, user in enumerate(users)
     for n in range(30)
 )

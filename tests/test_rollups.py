@@ -11,11 +11,12 @@ import pytest
 import time_machine
 from django.conf import settings as django_settings
 from django.test import override_settings
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from souvenirs import clock, counting, rollups
+from souvenirs import timestamps
 from souvenirs.control import active_users_between, souvenez
+from souvenirs.history import counting, rollups
 from souvenirs.models import LastSeen, Rollup, Souvenir, StaleMark, Watermark
 from souvenirs.periods import BUCKET, Interval, calendar_period
 from tests.history import unix
@@ -29,7 +30,7 @@ DAYS = 4  # clocks change on the second; a month ends with it
 
 
 def to_when(t: float) -> datetime:
-    return clock.to_datetime(t)
+    return timestamps.to_datetime(t)
 
 
 def clear() -> None:
@@ -47,9 +48,6 @@ instants = st.integers(0, DAYS * 96).map(lambda n: START + n * BUCKET) | st.floa
 ).map(lambda t: round(t, 3))
 facts = st.tuples(st.integers(0, 5), instants)
 ranges = st.lists(st.builds(Interval, instants, instants), min_size=1, max_size=12)
-deep = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 
 
 @given(
@@ -58,7 +56,6 @@ deep = settings(
     asked=ranges,
     at=instants,
 )
-@deep
 def test_count__is_that_of_the_rows_however_much_is_rolled_up_of_them(
     history: list[tuple[tuple[int, float], float]],
     rolls: list[float],
@@ -97,6 +94,7 @@ far = st.sampled_from([-90, -65, -33, -31, 0, 0, 0, 32, 64]).map(lambda n: n * D
 shifts = st.builds(lambda a, b, c: a + b + c, near, far, st.sampled_from([0, 0, 1, -1, 450]))
 
 
+@pytest.mark.slow
 @pytest.mark.where(django_settings.USE_TZ)  # else times that clocks show twice are but one
 @pytest.mark.parametrize(("zone", "center"), ODD)
 @given(
@@ -105,7 +103,6 @@ shifts = st.builds(lambda a, b, c: a + b + c, near, far, st.sampled_from([0, 0, 
     asked=st.lists(st.tuples(shifts, shifts), min_size=1, max_size=12),
     buckets=st.none() | st.integers(1, 9),
 )
-@settings(deep, max_examples=25)
 def test_count__is_that_of_the_rows_in_odd_time_zones(
     zone: str,
     center: int,

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ from django.test import Client, override_settings
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from souvenirs import rollups
-from souvenirs.conf import conf
+from souvenirs import timestamps
+from souvenirs.conf import conf as souvenirs_conf
 from souvenirs.control import souvenez
-from souvenirs.lastseen.base import Reading
+from souvenirs.history import rollups
 from souvenirs.periods import previous_calendar_period
 from souvenirs_metrics import exposition
-from souvenirs_metrics.collection import Part
 from souvenirs_metrics.collector import SouvenirsCollector
+from souvenirs_metrics.readers import load_readers
+from souvenirs_metrics.readers.base import Families, ReadContext, Reader
+from souvenirs_metrics.readers.previous_periods import PreviousPeriods
 from tests import failing, servers
 from tests.failing import (
     AWAY,
@@ -40,7 +43,6 @@ from tests.failing import (
     new_database,
     postgresql_pid,
 )
-from tests.history import DAY, to_when
 from tests.test_collector import ACCOUNTS, ACTIVITY, ALWAYS, LAG, PREVIOUS
 
 postgresql, mariadb = failing.postgresql, failing.mariadb
@@ -114,11 +116,12 @@ def ada() -> User:
 
 
 def be_active(user: User) -> None:
-    """Now, and in the years before, of which some is rolled up and some, of yesterday, is due."""
-    now = time.time()
-    souvenez(user, when=to_when(now - 800 * DAY))
+    """Now, yesterday (which is due to be rolled up), and in the years before (which is)."""
+    now = datetime.now(timezone.utc)
+    souvenez(user, when=now - timedelta(days=800))
     rollups.roll_up()
-    souvenez(user, when=to_when(previous_calendar_period("day", now, conf.zone).start))
+    yesterday = previous_calendar_period("day", now.timestamp(), souvenirs_conf.zone)
+    souvenez(user, when=timestamps.to_datetime(yesterday.start))
     souvenez(user)
 
 
@@ -198,21 +201,25 @@ def test_scrape__without_the_right_to_read_a_table(
 # It fails while it is read
 
 
-class Interrupted(SouvenirsCollector):
-    """Something happens after the activity was read, once."""
+class Interruption(Reader):
+    """Something happens when it is read, once."""
+
+    name, families = "interruption", ()
 
     def __init__(self, happening: Callable[[], None]) -> None:
-        super().__init__()
         self.happenings = [happening]
 
-    def parts(self) -> list[Part]:
-        parts = super().parts()
-        return [*parts[:2], self.interrupt, *parts[2:]]
-
-    def interrupt(self, now: float, reading: Reading) -> list[Metric]:
+    def read(self, now: float, context: ReadContext) -> Families:
         if self.happenings:
             self.happenings.pop()()
         return []
+
+
+def interrupted(happening: Callable[[], None]) -> SouvenirsCollector:
+    """A collector during whose first collection this happens, after the activity was read."""
+    readers = load_readers()
+    readers.insert(2, Interruption(happening))
+    return SouvenirsCollector(lambda: readers)
 
 
 def collecting() -> list[threading.Thread]:
@@ -242,7 +249,7 @@ def test_scrape__of_a_server_that_freezes_meanwhile(
     be_active(ada)
     pid = (postgresql_pid if engine == "postgresql" else mariadb_pid)(entry)
     with ExitStack() as stack:
-        collector = Interrupted(lambda: stack.enter_context(failing.frozen(pid)))
+        collector = interrupted(lambda: stack.enter_context(failing.frozen(pid)))
         monkeypatch.setattr(exposition, "collector", collector)
         found = scrape()
         assert names(found) == ALWAYS | ACTIVITY
@@ -293,7 +300,7 @@ def test_scrape__of_a_connection_that_is_ended_meanwhile(
                 cursor.execute("KILL CONNECTION %s", [number])
             session.close()
 
-    monkeypatch.setattr(exposition, "collector", Interrupted(end))
+    monkeypatch.setattr(exposition, "collector", interrupted(end))
     found = scrape()
     assert not is_up(found)
     assert names(found) >= ALWAYS | ACTIVITY | ACCOUNTS
@@ -366,6 +373,28 @@ def test_scrape__of_a_server_that_lets_in_and_never_answers(
         pooler.close()
 
 
+def test_scrape__of_a_server_that_never_answers_until_it_is_replaced(
+    postgresql: Entry, keep_history_in: Keep, ada: User
+) -> None:
+    """Such as by a failover, after which the old connections stay silent for hours."""
+    old, new = Pooler(int(postgresql["PORT"])), Pooler(int(postgresql["PORT"]))
+    try:
+        keep_history_in({**new_database(postgresql), "PORT": old.port})
+        be_active(ada)
+        assert is_up(scrape())
+        old.is_silent = True
+        for _ in range(3):  # more than one, each on its own connection
+            assert not is_up(scrape(1))
+        connections["history"].close()
+        connections["history"].settings_dict["PORT"] = new.port
+        assert names(scrape_until(is_up)) == EVERYTHING
+        assert len(collecting()) <= 1
+        connections["history"].close()
+    finally:
+        old.close()
+        new.close()
+
+
 # Statements that take too long
 
 
@@ -392,13 +421,13 @@ def test_scrape__of_a_statement_that_takes_too_long(
         " SELECT MAX(i) FROM n",
     }[engine]
 
-    def dawdle(self: Any, now: float, reading: Reading) -> list[Metric]:
-        with reading("history"), connections["history"].cursor() as cursor:
+    def dawdle(self: Any, now: float, context: ReadContext) -> Families:
+        with context("history"), connections["history"].cursor() as cursor:
             cursor.execute(statement)
         return []
 
     with monkeypatch.context() as patch:
-        patch.setattr(SouvenirsCollector, "previous_periods", dawdle)
+        patch.setattr(PreviousPeriods, "read", dawdle)
         found = scrape()
     assert names(found) == EVERYTHING - PREVIOUS - ACCOUNTS
     assert not is_up(found)

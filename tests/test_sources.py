@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from souvenirs import sources
-from souvenirs.backfill import Bad, Entry, load
+from souvenirs.backfill import Bad, Entry, load, readers
 from tests.people import User, site, with_databases
 
 pytestmark = with_databases
@@ -47,7 +46,7 @@ def users() -> list[Any]:
     ],
 )
 def test_to_seconds(when: Any, seconds: float) -> None:
-    assert sources.to_seconds(when) == seconds
+    assert readers.to_seconds(when) == seconds
 
 
 @pytest.mark.parametrize(
@@ -56,7 +55,7 @@ def test_to_seconds(when: Any, seconds: float) -> None:
 )
 def test_to_seconds__of_no_time(when: Any) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        sources.to_seconds(when)
+        readers.to_seconds(when)
 
 
 # CSV
@@ -75,7 +74,7 @@ def test_to_seconds__of_no_time(when: Any) -> None:
     ],
 )
 def test_read_csv__header_says_what_is_where(header: str, row: str, expected: Entry) -> None:
-    assert list(sources.read_csv([header + "\r\n", row + "\r\n"])) == [expected]
+    assert list(readers.read_csv([header + "\r\n", row + "\r\n"])) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -88,24 +87,24 @@ def test_read_csv__header_says_what_is_where(header: str, row: str, expected: En
     ],
 )
 def test_read_csv__user_by_chooses(user_by: str, header: str, row: str, expected: Entry) -> None:
-    assert list(sources.read_csv([header, row], user_by)) == [expected]
+    assert list(readers.read_csv([header, row], user_by)) == [expected]
 
 
 def test_read_csv__without_a_header_is_user_and_time() -> None:
     lines = [f"12,{T}\n", "\n", f"13,{T + 1}\n"]
-    assert list(sources.read_csv(lines)) == [Entry(1, "12", T), Entry(3, "13", T + 1)]
-    assert list(sources.read_csv([f"ana,{T}"], "username")) == [Entry(1, "ana", T, "username")]
-    assert list(sources.read_csv([])) == []
+    assert list(readers.read_csv(lines)) == [Entry(1, "12", T), Entry(3, "13", T + 1)]
+    assert list(readers.read_csv([f"ana,{T}"], "username")) == [Entry(1, "ana", T, "username")]
+    assert list(readers.read_csv([])) == []
 
 
 def test_read_csv__line_is_where_the_row_begins() -> None:
     lines = ["user,comment,when\n", '1,"two\n', f'lines",{T}\n', f"2,,{T}\n"]
-    assert list(sources.read_csv(lines)) == [Entry(2, "1", T), Entry(4, "2", T)]
+    assert list(readers.read_csv(lines)) == [Entry(2, "1", T), Entry(4, "2", T)]
 
 
 def test_read_csv__bad_lines() -> None:
     lines = ["user,when", "1", f"2,{T},x", "3,never", f",{T}", "4,", "x" * 200_000, f"5,{T}"]
-    assert list(sources.read_csv(lines)) == [
+    assert list(readers.read_csv(lines)) == [
         Bad(2, "2 columns expected", "1"),
         Bad(3, "2 columns expected", f"2,{T},x"),
         Bad(4, "no time", "never"),
@@ -140,13 +139,13 @@ def test_read_csv__bad_lines() -> None:
     ],
 )
 def test_read_jsonl(line: str, expected: Entry | Bad) -> None:
-    assert list(sources.read_jsonl([line])) == [expected]
+    assert list(readers.read_jsonl([line])) == [expected]
 
 
 def test_read_jsonl__user_by_chooses() -> None:
     line = f'{{"user": "ana", "user_id": 12, "when": {T}}}\n'
-    assert list(sources.read_jsonl([line, "\n", line])) == [Entry(1, "12", T), Entry(3, "12", T)]
-    assert list(sources.read_jsonl([line], "username")) == [Entry(1, "ana", T, "username")]
+    assert list(readers.read_jsonl([line, "\n", line])) == [Entry(1, "12", T), Entry(3, "12", T)]
+    assert list(readers.read_jsonl([line], "username")) == [Entry(1, "ana", T, "username")]
 
 
 # Access logs
@@ -168,7 +167,7 @@ LOG = r"""
 
 def test_read_access_log() -> None:
     lines = LOG.strip().splitlines(keepends=True)
-    assert list(sources.read_access_log(lines)) == [
+    assert list(readers.read_access_log(lines)) == [
         Entry(1, "ana", T, "username"),
         Entry(2, "bob", T + 1, "username"),
         Entry(3, None, 0.0, "username"),
@@ -184,7 +183,7 @@ def test_read_access_log() -> None:
 
 
 def test_read_access_log__user_by_chooses() -> None:
-    [found] = sources.read_access_log(LOG.strip().splitlines()[:1], "email")
+    [found] = readers.read_access_log(LOG.strip().splitlines()[:1], "email")
     assert found == Entry(1, "ana", T, "email")
 
 
@@ -192,11 +191,11 @@ def test_read_access_log__user_by_chooses() -> None:
 
 
 def test_read_last_logins__pages(users: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "PAGE", 2)
+    monkeypatch.setattr(readers, "PAGE", 2)
     for i in range(5):
         when = site(datetime.fromtimestamp(T + i, timezone.utc))
         User.objects.create(username=f"user{i}", last_login=when)
-    found = list(sources.read_last_logins())
+    found = list(readers.read_last_logins())
     assert [entry.line for entry in found] == [1, 2, 3, 4, 5]
     assert sorted(entry.when for entry in found) == [T, T + 1, T + 2, T + 3, T + 4]
     assert load(found).added == 5

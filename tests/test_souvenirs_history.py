@@ -206,9 +206,9 @@ def test_souvenirs_history__reads_from_the_database_of_scrapes(users: list[Any])
 PAST = """
 import time
 from django.contrib.auth.models import User
-from souvenirs import clock
+from souvenirs import timestamps
 user = User.objects.create(username="ada")
-souvenez(user, when=clock.to_datetime(time.time() - 60 * 86400))
+souvenez(user, when=timestamps.to_datetime(time.time() - 60 * 86400))
 """
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from souvenirs.control import souvenez
 from souvenirs.models import Souvenir
 from souvenirs.periods import Interval
-from souvenirs.throttle import CLAIM_SECONDS, Memory, throttle
+from souvenirs.recording.throttle import CLAIM_SECONDS, Memory, throttle
 from tests import servers
 from tests.people import User, ours, with_databases
 

@@ -10,7 +10,7 @@ from typing import Any
 from dateutil import parser as dates
 from django.core.management.base import CommandError
 
-from souvenirs import clock
+from souvenirs import timestamps
 from souvenirs.conf import conf
 from souvenirs.periods import parse_duration
 
@@ -26,7 +26,7 @@ def duration(text: str) -> int:
 def to_moment(option: str, value: Any) -> datetime | None:
     """An option's date, in the site's zone. Raises CommandError for what is none."""
     if value is None or isinstance(value, datetime):
-        return None if value is None else clock.aware(value).astimezone(conf.zone)
+        return None if value is None else timestamps.aware(value).astimezone(conf.zone)
     # What a date leaves out is the first: "January 2010" begins on the 1st, and not on today's day
     first = datetime.now(conf.zone).replace(
         month=1, day=1, hour=0, minute=0, second=0, microsecond=0, tzinfo=None
@@ -34,7 +34,7 @@ def to_moment(option: str, value: Any) -> datetime | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", dates.UnknownTimezoneWarning)
-            return clock.aware(dates.parse(value, default=first)).astimezone(conf.zone)
+            return timestamps.aware(dates.parse(value, default=first)).astimezone(conf.zone)
     except (ValueError, OverflowError, dates.UnknownTimezoneWarning):
         raise CommandError(
             f"--{option.replace('_', '-')} is {value!r}, which cannot be read as a date: write it"
@@ -44,4 +44,6 @@ def to_moment(option: str, value: Any) -> datetime | None:
 
 def show(t: float) -> str:
     """Unix time in the site's zone, for people."""
-    return clock.aware(clock.to_datetime(t)).astimezone(conf.zone).isoformat(" ", "seconds")
+    return (
+        timestamps.aware(timestamps.to_datetime(t)).astimezone(conf.zone).isoformat(" ", "seconds")
+    )

@@ -6,7 +6,7 @@ from django.db import migrations
 from django.db.models import Exists, Max, OuterRef, Q
 from tqdm import tqdm
 
-from souvenirs import clock
+from souvenirs import timestamps
 
 BATCH = 5_000  # users; what the migration holds in memory at a time
 
@@ -20,7 +20,7 @@ def fill_last_seen(apps: Any, schema_editor: Any) -> None:
     using = schema_editor.connection.alias
     LastSeen = apps.get_model("souvenirs", "LastSeen").objects.using(using)
     Souvenir = apps.get_model("souvenirs", "Souvenir").objects.using(using)
-    has_happened = Q(when__lte=clock.to_datetime(time.time()))
+    has_happened = Q(when__lte=timestamps.to_datetime(time.time()))
     missing = (
         Souvenir.filter(~Exists(LastSeen.filter(user_id=OuterRef("user_id"))))
         .order_by("user_id")
@@ -34,7 +34,7 @@ def fill_last_seen(apps: Any, schema_editor: Any) -> None:
                 (
                     LastSeen.model(
                         user_id=row["user_id"],
-                        seen=row["newest"] and math.floor(clock.to_seconds(row["newest"])),
+                        seen=row["newest"] and math.floor(timestamps.to_seconds(row["newest"])),
                     )
                     for row in batch
                 ),

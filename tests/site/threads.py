@@ -22,7 +22,7 @@ def main() -> None:
     django.setup()
     from django.db import connections
 
-    from souvenirs import clock
+    from souvenirs import timestamps
     from souvenirs.control import souvenez
     from souvenirs.models import LastSeen, Souvenir
 
@@ -51,7 +51,8 @@ def main() -> None:
     for thread in threads:
         thread.join()
     rows = [
-        [pk, clock.to_seconds(when)] for pk, when in Souvenir.objects.values_list("user", "when")
+        [pk, timestamps.to_seconds(when)]
+        for pk, when in Souvenir.objects.values_list("user", "when")
     ]
     seen = list(LastSeen.objects.values_list("user_id", "seen"))
     hours = len({begin // 3600, time.time() // 3600})

@@ -9,7 +9,7 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 
-from souvenirs import clock
+from souvenirs import timestamps
 from souvenirs.control import souvenez
 from souvenirs.models import LastSeen, Souvenir
 
@@ -49,7 +49,7 @@ def killed_in_transaction(request: HttpRequest, pk: int) -> HttpResponse:
 def rows(request: HttpRequest) -> HttpResponse:
     """All souvenirs, as pairs of user and unix time."""
     pairs = Souvenir.objects.values_list("user_id", "when")
-    return JsonResponse([[pk, clock.to_seconds(when)] for pk, when in pairs], safe=False)
+    return JsonResponse([[pk, timestamps.to_seconds(when)] for pk, when in pairs], safe=False)
 
 
 def seen(request: HttpRequest) -> HttpResponse:

@@ -2,7 +2,7 @@ import os
 
 from django.core.wsgi import get_wsgi_application
 
-from souvenirs import throttle
+from souvenirs.recording import throttle
 
 application = get_wsgi_application()
 

@@ -15,7 +15,8 @@ from typing import IO, Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
-from souvenirs import backfill, sources
+from souvenirs import backfill
+from souvenirs.backfill import readers
 from souvenirs.management.options import show
 
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".log": "access-log"}
@@ -41,12 +42,12 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--format",
-            choices=sources.READERS,
+            choices=readers.READERS,
             help="of the file (default: as its name says: .csv, .jsonl, .log)",
         )
         parser.add_argument(
             "--user-by",
-            choices=sources.USER_NAMES,
+            choices=readers.USER_NAMES,
             help="what names users in the file (default: as the header or the keys say, else pk;"
             " username in access logs)",
         )
@@ -63,11 +64,11 @@ class Command(BaseCommand):
         kept = "Nothing was added" if options["dry_run"] else kept
         try:
             with ExitStack() as stack:
-                entries: Iterable[sources.Entry | sources.Bad]
+                entries: Iterable[readers.Entry | readers.Bad]
                 if options["from_last_login"]:
                     entries = last_logins(options)
                 else:
-                    read = sources.READERS[to_format(options)]
+                    read = readers.READERS[to_format(options)]
                     file = stack.enter_context(open_file(options["file"]))
                     lines = stack.enter_context(closing(read_lines(file, options["file"])))
                     entries = read(lines, options["user_by"])
@@ -77,7 +78,7 @@ class Command(BaseCommand):
                     dry_run=options["dry_run"],
                     on_bad=self.report,
                 )
-        except sources.BackfillError as error:
+        except readers.BackfillError as error:
             raise CommandError(f"{error}. {kept}.") from None
         except (OSError, EOFError, zlib.error) as error:
             name, reason = options["file"], getattr(error, "strerror", None) or error
@@ -86,7 +87,7 @@ class Command(BaseCommand):
             raise CommandError(f"Interrupted. {kept}; repeat the command to go on.") from None
         self.stdout.write(describe(summary, options["dry_run"]))
 
-    def report(self, bad: sources.Bad) -> None:
+    def report(self, bad: readers.Bad) -> None:
         self.reported += 1
         if self.reported > REPORTED + 1:
             return
@@ -106,17 +107,17 @@ def to_format(options: dict[str, Any]) -> str:
     if suffix not in SUFFIXES:
         raise CommandError(
             f"The name of {options['file']!r} does not say what is in it: add --format, one of"
-            f" {', '.join(sources.READERS)}"
+            f" {', '.join(readers.READERS)}"
         )
     return SUFFIXES[suffix]
 
 
-def last_logins(options: dict[str, Any]) -> Iterable[sources.Entry]:
+def last_logins(options: dict[str, Any]) -> Iterable[readers.Entry]:
     for name in ("format", "user_by"):
         if options[name]:
             option = "--" + name.replace("_", "-")
             raise CommandError(f"{option} is about a file: leave it out with --from-last-login")
-    return tqdm(sources.read_last_logins(), unit=" users", disable=None)
+    return tqdm(readers.read_last_logins(), unit=" users", disable=None)
 
 
 def open_file(name: str) -> AbstractContextManager[IO[bytes]]:

@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from tqdm import tqdm
 
-from souvenirs import pruning, rollups
+from souvenirs.history import pruning, rollups
 from souvenirs.management.options import duration
 
 

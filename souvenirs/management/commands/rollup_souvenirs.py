@@ -10,9 +10,9 @@ from django.core.management.base import BaseCommand
 from django.db import router
 from tqdm import tqdm
 
-from souvenirs import repair, rollups
 from souvenirs.conf import conf
-from souvenirs.counting import first_recorded
+from souvenirs.history import repair, rollups
+from souvenirs.history.counting import first_recorded
 from souvenirs.models import Rollup
 from souvenirs.periods import Interval
 

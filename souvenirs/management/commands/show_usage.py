@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tabulate import tabulate
 
-from souvenirs import clock, reports
+from souvenirs import reports, timestamps
 from souvenirs.conf import conf
 from souvenirs.management.options import to_moment
 
@@ -159,7 +159,9 @@ def read(options: dict[str, Any], bounds: dict[str, datetime | None]) -> Table:
     rows = []
     for usage in usages:
         start_text, end_text = (
-            clock.aware(usage["period"][name]).astimezone(conf.zone).strftime(options["datefmt"])
+            timestamps.aware(usage["period"][name])
+            .astimezone(conf.zone)
+            .strftime(options["datefmt"])
             for name in ("start", "end")
         )
         label = report.label and usage["labels"][report.label]

@@ -15,11 +15,12 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from prometheus_client.exposition import generate_latest
 
-from souvenirs_metrics import deadline
+from souvenirs_metrics import instruments
 from souvenirs_metrics.checks import is_token
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.conf import conf
-from souvenirs_metrics.exporter import Server
+from souvenirs_metrics.deadline import scrape_timeout
+from souvenirs_metrics.server import Server
 
 DEFAULT = "127.0.0.1:9790"
 ONCE_SECONDS = 60.0  # that --once may take to read everything
@@ -60,7 +61,7 @@ class Command(BaseCommand):
             "--token-file",
             metavar="FILE",
             help="bearer tokens that /metrics demands, one a line, in place of"
-            " SOUVENIRS_METRICS_TOKEN",
+            " SOUVENIRS_METRICS_TOKEN and SOUVENIRS_METRICS_AUTHORIZE",
         )
         parser.add_argument(
             "--once",
@@ -75,7 +76,9 @@ class Command(BaseCommand):
             return
         if options["token_file"]:
             settings.SOUVENIRS_METRICS_TOKEN = read_tokens(options["token_file"])
+            settings.SOUVENIRS_METRICS_AUTHORIZE = None  # what the command line says wins
             conf.reset()
+        instruments.hide_process_counters()
         address: Address = options["address"]
         try:
             server = Server(*address, tls_context(options["tls_cert"], options["tls_key"]))
@@ -93,7 +96,7 @@ class Command(BaseCommand):
         server.run()
 
     def print_page(self) -> None:
-        deadline.seconds.set(ONCE_SECONDS)
+        scrape_timeout.set(ONCE_SECONDS)
         families = list(SouvenirsCollector().collect())
         collected: Any = SimpleNamespace(collect=lambda: families)
         self.stdout.write(generate_latest(collected).decode(), ending="")

@@ -15,13 +15,13 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from souvenirs import clock
-from souvenirs.counting import first_recorded
+from souvenirs import timestamps
+from souvenirs.history.counting import first_recorded
 from souvenirs.management.options import duration, show, to_moment
 from souvenirs.models import Souvenir
-from souvenirs_metrics.backfill import openmetrics
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import ACTIVE_USERS
+from souvenirs_metrics.history import openmetrics
 
 STEP = "5m"
 LOOKBACK = 300  # seconds: Prometheus shows a sample for so long
@@ -123,8 +123,8 @@ def to_instants(options: dict[str, Any], first: float) -> range:
     start, end = (to_moment(name, options[name]) for name in ("start", "end"))
     now = time.time()
     bounds = (
-        first if start is None else max(clock.to_seconds(start), first),
-        now - UNSAVED if end is None else min(clock.to_seconds(end), now),
+        first if start is None else max(timestamps.to_seconds(start), first),
+        now - UNSAVED if end is None else min(timestamps.to_seconds(end), now),
     )
     step: int = options["step"]
     first_instant, after = (math.ceil(bound / step) * step for bound in bounds)

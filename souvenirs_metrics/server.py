@@ -17,14 +17,11 @@ from django.db import connections
 from django.http import HttpRequest, HttpResponse, HttpResponseNotFound
 from django.views.decorators.http import require_safe
 
-from souvenirs import rollups
-from souvenirs.periods import Interval
 from souvenirs_metrics import views
-from souvenirs_metrics.collection import cause_of
+from souvenirs_metrics.maintenance import roll_up_forever
 
 logger = logging.getLogger("souvenirs_metrics")
 
-ROLL_UP_SECONDS = 60  # how long between two looks at whether history is due
 CLIENT_SECONDS = 30  # how long a client may take to send its request, or to take the answer
 END_SECONDS = 10  # how long its end waits for requests, and for a step of rolling up
 MOST_REQUESTS = 256  # at once; who comes then waits
@@ -132,7 +129,7 @@ class Server(ThreadingMixIn, WSGIServer):
     def run(self) -> None:
         """Serves, and keeps the history rolled up, until `shutdown` is called by another thread."""
         stopped = threading.Event()
-        roller = threading.Thread(target=keep_up, args=[stopped], daemon=True)
+        roller = threading.Thread(target=roll_up_forever, args=[stopped], daemon=True)
         roller.start()
         try:
             self.serve_forever(poll_interval=0.1)
@@ -143,31 +140,3 @@ class Server(ThreadingMixIn, WSGIServer):
             for _ in range(MOST_REQUESTS):  # until all places are free
                 self.places.acquire(timeout=max(0, end - time.monotonic()))
             roller.join(max(0, end - time.monotonic()))
-
-
-class Stopped(Exception):
-    pass
-
-
-def keep_up(stopped: threading.Event) -> None:
-    """Rolls up what is due, from time to time, until `stopped` is set."""
-
-    def on_step(interval: Interval) -> None:
-        if stopped.is_set():
-            raise Stopped
-
-    cause = ""
-    while True:
-        try:
-            rollups.roll_up(on_step=on_step)
-            cause = ""
-        except Stopped:
-            pass
-        except Exception as error:
-            known, cause = cause, cause_of(error)
-            if cause != known:
-                logger.exception("Rolled up nothing: %s", cause)
-        finally:
-            connections.close_all()
-        if stopped.wait(ROLL_UP_SECONDS):
-            return

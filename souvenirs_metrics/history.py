@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from souvenirs.conf import conf as souvenirs_conf
-from souvenirs.counting import History, Users, first_recorded
+from souvenirs.history.counting import History, Users, first_recorded
+from souvenirs.isolation import snapshot
 from souvenirs.models import Souvenir
 from souvenirs.periods import BUCKET, Interval, bucket_containing
-from souvenirs.snapshot import snapshot
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import ACTIVE_USERS
 

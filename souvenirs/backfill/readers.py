@@ -14,7 +14,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import router
 from django.utils.dateparse import parse_datetime
 
-from souvenirs import clock
+from souvenirs import timestamps
 
 PAGE = 20_000  # rows of a query: MySQL's client has all of them in memory
 
@@ -195,7 +195,7 @@ def read_last_logins() -> Iterator[Entry]:
     while page:
         for user_pk, when in page:
             line += 1
-            yield Entry(line, user_pk, clock.to_seconds(when))
+            yield Entry(line, user_pk, timestamps.to_seconds(when))
         page = users.filter(pk__gt=user_pk)[:PAGE]
 
 
@@ -238,7 +238,7 @@ def to_seconds(when: Any) -> float:
             moment = parse_datetime(when)
             if moment is None:
                 raise
-            return clock.to_seconds(moment)
+            return timestamps.to_seconds(moment)
     elif isinstance(when, (int, float)) and not isinstance(when, bool):
         seconds = float(when)
     else:

@@ -17,11 +17,11 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist, ValidationError
 from django.db import router, transaction
 
-from souvenirs import clock
+from souvenirs import timestamps
+from souvenirs.backfill.readers import PAGE, UNKNOWN_USER, USER_NAMES, BackfillError, Bad, Entry
 from souvenirs.conf import conf
 from souvenirs.models import Souvenir
 from souvenirs.periods import Interval, slot_containing
-from souvenirs.sources import PAGE, UNKNOWN_USER, USER_NAMES, BackfillError, Bad, Entry
 
 __all__ = ["BackfillError", "Bad", "Entry", "Summary", "load"]
 
@@ -140,7 +140,7 @@ def sort_out(batch: Iterable[Entry | Bad]) -> tuple[list[Activity], list[Bad], i
         found = users[item.user_by][item.user]
         if len(found) == 1:
             # Of the time that the database will have: rounded to microseconds, for one
-            slot = slot_of(stored(clock.to_datetime(item.when)))
+            slot = slot_of(stored(timestamps.to_datetime(item.when)))
             activities.append(Activity(found[0], item.when, slot))
         else:
             bad.append(Bad(item.line, AMBIGUOUS if found else UNKNOWN_USER, str(item.user)))
@@ -149,7 +149,7 @@ def sort_out(batch: Iterable[Entry | Bad]) -> tuple[list[Activity], list[Bad], i
 
 def untimely(item: Entry) -> Bad:
     if EARLIEST <= item.when < LATEST:
-        return Bad(item.line, FUTURE, f"{item.user} at {clock.to_datetime(item.when)}")
+        return Bad(item.line, FUTURE, f"{item.user} at {timestamps.to_datetime(item.when)}")
     reason = TOO_EARLY if item.when < EARLIEST else TOO_LATE
     return Bad(item.line, reason, f"{item.user} at {item.when:.0f}")
 
@@ -205,7 +205,7 @@ def clean(column: Any, name: Any) -> Any:
 def stored(when: datetime) -> float:
     """The unix time of a row's `when`, as the database has it: where USE_TZ is False, it does not
     know which one of two equal times on the clocks was meant."""
-    return clock.to_seconds(when.replace(fold=0) if when.fold else when)
+    return timestamps.to_seconds(when.replace(fold=0) if when.fold else when)
 
 
 def slot_of(t: float) -> Interval:
@@ -251,7 +251,7 @@ def recorded(span: Interval) -> Iterator[tuple[Any, datetime]]:
     """(user's key, when) of the souvenirs in it, and maybe of some after it."""
     rows: Any = Souvenir.objects.using(router.db_for_write(Souvenir))
     rows = rows.order_by("when", "user_id").values_list("user_id", "when")
-    start, end = (clock.to_datetime(t) for t in span)
+    start, end = (timestamps.to_datetime(t) for t in span)
     if end.fold:
         # Naive: rows of the time before the clocks went back look as if they were later than this
         here = end.replace(tzinfo=conf.zone)
@@ -267,7 +267,7 @@ def recorded(span: Interval) -> Iterator[tuple[Any, datetime]]:
 
 def write(activities: Iterable[Activity]) -> None:
     Souvenir.objects.using(router.db_for_write(Souvenir)).bulk_create(
-        [Souvenir(user_id=a.user_pk, when=clock.to_datetime(a.t)) for a in activities],
+        [Souvenir(user_id=a.user_pk, when=timestamps.to_datetime(a.t)) for a in activities],
         batch_size=INSERT,
     )
 

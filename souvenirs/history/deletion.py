@@ -11,7 +11,7 @@ from django.contrib.auth import get_user_model
 from django.db import connections, models, router, transaction
 from django.db.models import F, Min
 
-from souvenirs import clock
+from souvenirs import timestamps
 from souvenirs.conf import conf
 from souvenirs.models import LastSeen, Sighting, Souvenir, StaleMark, Watermark
 from souvenirs.periods import bucket_containing
@@ -45,9 +45,9 @@ def keep_history(user_pk: Any, using: str) -> None:
     if watermark is not None:
         stale = StaleMark.objects.using(using).aggregate(first=Min("bucket"))["first"]
         start = watermark.rolled_up if stale is None else min(stale, watermark.rolled_up)
-        rows = rows.filter(when__gte=clock.to_datetime(start))
+        rows = rows.filter(when__gte=timestamps.to_datetime(start))
     times = rows.order_by().values_list("when", flat=True)
-    buckets = {bucket_containing(clock.to_seconds(when)) for when in times.iterator()}
+    buckets = {bucket_containing(timestamps.to_seconds(when)) for when in times.iterator()}
     if not buckets:
         return
     last_seen = LastSeen.objects.using(using).filter(user_id=user_pk)

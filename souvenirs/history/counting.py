@@ -22,11 +22,12 @@ from django.db import connections, router
 from django.db.models import Count, Q, QuerySet, Value
 from pyroaring import BitMap
 
-from souvenirs import clock, rollups
+from souvenirs import timestamps
+from souvenirs.history import rollups
+from souvenirs.history.rollups import EARLIEST, LATEST, UNION_LIMIT
+from souvenirs.isolation import snapshot
 from souvenirs.models import LastSeen, Rollup, Souvenir, SouvenirQuerySet, StaleMark
 from souvenirs.periods import BUCKET, Interval, bucket_after, bucket_containing, merged
-from souvenirs.rollups import EARLIEST, LATEST, UNION_LIMIT
-from souvenirs.snapshot import snapshot
 
 STALE = 3_000  # stretches of stale buckets that one query asks for
 
@@ -63,7 +64,8 @@ def count_users(
         (count,) = count_users_of_ranges([_range(start, end)])
         return count
     return rows.between(
-        None if start is None else clock.to_site(start), None if end is None else clock.to_site(end)
+        None if start is None else timestamps.to_site(start),
+        None if end is None else timestamps.to_site(end),
     ).count_users()
 
 
@@ -236,7 +238,7 @@ def first_recorded(using: str | None = None) -> float | None:
     start of its bucket."""
     using = using or router.db_for_read(Souvenir)
     rows = Souvenir.objects.using(using).order_by("when").values_list("when", flat=True)
-    first = next((clock.to_seconds(when) for when in rows[:1]), None)
+    first = next((timestamps.to_seconds(when) for when in rows[:1]), None)
     buckets = Rollup.objects.using(using).filter(kind=Rollup.BUCKET).order_by("start")
     bucket: int | None = buckets.values_list("start", flat=True).first()
     if first is None or (bucket is not None and bucket < bucket_containing(first)):
@@ -246,8 +248,8 @@ def first_recorded(using: str | None = None) -> float | None:
 
 def _range(start: datetime | None, end: datetime | None) -> Interval:
     return Interval(
-        EARLIEST if start is None else clock.to_seconds(start),
-        LATEST if end is None else clock.to_seconds(end),
+        EARLIEST if start is None else timestamps.to_seconds(start),
+        LATEST if end is None else timestamps.to_seconds(end),
     )
 
 
@@ -265,7 +267,7 @@ def _count_by_union(ranges: Sequence[Interval], using: str) -> dict[int, int]:
     """A SELECT a range, which MariaDB and SQLite plan for the range's bounds."""
     queries: list[Any] = [
         Souvenir.objects.using(using)
-        .between(clock.to_datetime(start), clock.to_datetime(end))
+        .between(timestamps.to_datetime(start), timestamps.to_datetime(end))
         .order_by()
         .annotate(position=Value(position))
         .values("position")
@@ -287,7 +289,7 @@ def _count_by_loop(ranges: Sequence[Interval], using: str) -> dict[int, int]:
     rows = ", ".join(["(%s, CAST(%s AS timestamptz), CAST(%s AS timestamptz))"] * len(ranges))
     params: list[Any] = []
     for position, (start, end) in enumerate(ranges):
-        params += [position, clock.to_datetime(start), clock.to_datetime(end)]
+        params += [position, timestamps.to_datetime(start), timestamps.to_datetime(end)]
     with connections[using].cursor() as cursor:
         cursor.execute(
             # no value is in the text, but as many placeholders as there are ranges

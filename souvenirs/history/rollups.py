@@ -24,8 +24,10 @@ from django.db.models import F, Min, Q
 from django.db.models.expressions import RawSQL
 from pyroaring import BitMap
 
-from souvenirs import accounts, bitmaps, clock
+from souvenirs import bitmaps, timestamps
 from souvenirs.conf import conf
+from souvenirs.history import accounts
+from souvenirs.isolation import set_up
 from souvenirs.models import (
     GRACE_SECONDS,
     LastSeen,
@@ -44,7 +46,6 @@ from souvenirs.periods import (
     gaps,
     merged,
 )
-from souvenirs.snapshot import set_up
 
 EARLIEST, LATEST = -62_135_596_800, 253_402_300_799  # unix seconds: the years 1 and 9999
 FEW = 4  # intervals that PostgreSQL had better plan one by one
@@ -88,7 +89,7 @@ def users_in(intervals: Sequence[Interval], using: str) -> Iterator[Active]:
     adapt, when = connection.ops.adapt_datetimefield_value, connection.ops.quote_name("when")
     params: list[Any] = []
     for number, (start, end) in enumerate(intervals):
-        params += [number, adapt(clock.to_datetime(start)), adapt(clock.to_datetime(end))]
+        params += [number, adapt(timestamps.to_datetime(start)), adapt(timestamps.to_datetime(end))]
     ordinals = "LEFT JOIN souvenirs_lastseen l ON l.user_id = s.user_id"
     if connection.vendor == "postgresql" and len(intervals) > FEW:
         # It reads the table of last-seen times once for all, and not for each
@@ -306,19 +307,19 @@ def _roll_up_stale(limit: int | None, using: str) -> Interval | None:
 
 def _first_day(before: float, using: str) -> int | None:
     """Where the day of the first souvenir begins, None if that is not `before` some time."""
-    rows = Souvenir.objects.using(using).filter(when__lt=clock.to_datetime(before))
+    rows = Souvenir.objects.using(using).filter(when__lt=timestamps.to_datetime(before))
     first = rows.order_by("when").values_list("when", flat=True).first()
     if first is None:
         return None
-    return bucket_containing(calendar_period("day", clock.to_seconds(first), conf.zone).start)
+    return bucket_containing(calendar_period("day", timestamps.to_seconds(first), conf.zone).start)
 
 
 def _next_stop(start: int, due: int, using: str) -> int | None:
     """Where to go on if the rest of the day has no souvenirs: the day that has some, or the end of
     the month. None if it has."""
-    rows = Souvenir.objects.using(using).filter(when__gte=clock.to_datetime(start))
+    rows = Souvenir.objects.using(using).filter(when__gte=timestamps.to_datetime(start))
     when = rows.order_by("when").values_list("when", flat=True).first()
-    after = due if when is None else min(clock.to_seconds(when), due)
+    after = due if when is None else min(timestamps.to_seconds(when), due)
     day, month = (
         calendar_period("day", after, conf.zone),
         calendar_period("month", start, conf.zone),

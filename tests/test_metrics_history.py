@@ -6,15 +6,15 @@ import pytest
 from django.db import router
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from souvenirs import counting, pruning, rollups
 from souvenirs.control import souvenez
+from souvenirs.history import counting, pruning, rollups
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import BUCKET, bucket_containing
-from souvenirs_metrics import backfill
+from souvenirs_metrics import history
 from souvenirs_metrics.conf import conf
 from tests.history import DAY, HOUR, MINUTE, at, clear, people, record, roll_up, to_when, unix
 from tests.people import ours, with_databases
@@ -27,7 +27,7 @@ WINDOWS = {"1h": HOUR, "90m": 90 * MINUTE, "1d": DAY}
 
 def values(instants: range, **labels: str) -> dict[tuple[str, int], float]:
     """What is written, by window and instant, as the reference implementation reads it."""
-    text = "".join(backfill.openmetrics(instants, labels))
+    text = "".join(history.openmetrics(instants, labels))
     families = list(text_string_to_metric_families(text))
     assert [(family.name, family.type) for family in families] == [
         ("souvenirs_active_users", "gauge")
@@ -66,9 +66,6 @@ activity = st.lists(st.tuples(st.integers(0, 4), moments), max_size=20)
     step=st.sampled_from([300, 900, 3600]),
     start=moments,
     zone=st.sampled_from(["UTC", "Europe/Paris", "Asia/Kolkata", "Australia/Lord_Howe"]),
-)
-@settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_openmetrics__is_who_was_active(
     before: list[tuple[int, int]],
@@ -163,7 +160,7 @@ def test_openmetrics__escapes_labels() -> None:
 def test_openmetrics__writes_series_by_series_in_the_order_of_time() -> None:
     [user] = people(1)
     record(user, T)
-    lines = "".join(backfill.openmetrics(range(T + DAY, T + DAY + 900, 300), {"job": "a"}))
+    lines = "".join(history.openmetrics(range(T + DAY, T + DAY + 900, 300), {"job": "a"}))
     assert lines == (
         "# HELP souvenirs_active_users Users seen in the rolling window that ends now.\n"
         "# TYPE souvenirs_active_users gauge\n"
@@ -213,7 +210,7 @@ def test_openmetrics__reads_each_day_in_nine_queries_at_most() -> None:
     ],
 )
 def test_block_size__is_made_of_slots(step: int, limit: float, size: float) -> None:
-    assert backfill.block_size(step, WINDOWS.values(), limit) == size
+    assert history.block_size(step, WINDOWS.values(), limit) == size
 
 
 @pytest.mark.own_site
@@ -228,5 +225,5 @@ def test_sweep__counts_the_users_of_the_last_blocks(
         [len(set().union(*blocks[max(0, n - length) : n])) for length in lengths]
         for n in range(1, len(blocks) + 1)
     ]
-    given = (backfill.Block(list(users), []) for users in blocks)
-    assert list(backfill.sweep(given, lengths)) == expected
+    given = (history.Block(list(users), []) for users in blocks)
+    assert list(history.sweep(given, lengths)) == expected

@@ -13,11 +13,11 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import router
 from django.db.models import Case, Count, DateTimeField, Q, Value, When
 
-from souvenirs import clock
+from souvenirs import timestamps
 from souvenirs.conf import conf
+from souvenirs.isolation import snapshot
 from souvenirs.models import AccountTotals
 from souvenirs.periods import calendar_period, day_containing, previous_calendar_period
-from souvenirs.snapshot import snapshot
 
 
 class Totals(NamedTuple):
@@ -36,7 +36,7 @@ def as_of(when: datetime) -> Totals | None:
         return None
     counts = (
         get_user_model()
-        ._base_manager.filter(date_joined__lt=clock.to_site(when))
+        ._base_manager.filter(date_joined__lt=timestamps.to_site(when))
         .aggregate(registered=Count("pk"), activated=Count("pk", filter=is_activated()))
     )
     return Totals(counts["registered"], counts["activated"])
@@ -53,7 +53,7 @@ def close_days(until: float) -> None:
     if last is not None:
         day = calendar_period("day", last.end, conf.zone)
     while day.end <= until:
-        totals = as_of(clock.to_datetime(day.end))
+        totals = as_of(timestamps.to_datetime(day.end))
         if totals is None:
             return
         snapshot = AccountTotals(
@@ -110,7 +110,7 @@ def _joined_before(cuts: Collection[float]) -> dict[float, Totals]:
     them, for each."""
     if not cuts:
         return {}
-    times = sorted({clock.to_datetime(cut) for cut in cuts})
+    times = sorted({timestamps.to_datetime(cut) for cut in cuts})
     rows = (
         get_user_model()
         ._base_manager.filter(date_joined__lt=times[-1])
@@ -125,7 +125,7 @@ def _joined_before(cuts: Collection[float]) -> dict[float, Totals]:
         for first, joined, active in rows:
             registered[first], activated[first] = joined, active
     totals = dict(zip(times, map(Totals, accumulate(registered), accumulate(activated))))
-    return {cut: totals[clock.to_datetime(cut)] for cut in cuts}
+    return {cut: totals[timestamps.to_datetime(cut)] for cut in cuts}
 
 
 def _first_after(times: Sequence[datetime], low: int, high: int) -> Any:

@@ -10,9 +10,10 @@ from django.db import IntegrityError, router
 from django.db.models import Max
 from pyroaring import BitMap
 
-from souvenirs import bitmaps, clock, rollups
+from souvenirs import bitmaps, timestamps
 from souvenirs.conf import conf
-from souvenirs.counting import first_recorded
+from souvenirs.history import rollups
+from souvenirs.history.counting import first_recorded
 from souvenirs.models import LastSeen, Rollup, Souvenir
 from souvenirs.periods import BUCKET, Interval, bucket_after, bucket_containing, calendar_period
 
@@ -41,7 +42,7 @@ def repair(on_step: Callable[[Interval], None] | None = None) -> None:
 
 def catch_up_last_seen(using: str) -> None:
     """Moves all last-seen times forward to the rows, and makes those that are missing."""
-    rows = Souvenir.objects.using(using).filter(when__lte=clock.to_datetime(time.time()))
+    rows = Souvenir.objects.using(using).filter(when__lte=timestamps.to_datetime(time.time()))
     newest = rows.order_by("user_id").values("user_id").annotate(newest=Max("when"))
     batch = list(newest[:BATCH])
     while batch:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 
 from django.db import connections, router
 
-from souvenirs import clock, rollups
-from souvenirs.deletion import ONE_BY_ONE, has_json_table
+from souvenirs import timestamps
+from souvenirs.history import rollups
+from souvenirs.history.deletion import ONE_BY_ONE, has_json_table
 from souvenirs.models import Souvenir, SouvenirQuerySet
 from souvenirs.periods import BUCKET, bucket_containing
 
@@ -22,7 +23,7 @@ def prunable(older_than: float) -> SouvenirQuerySet:
     using = router.db_for_write(Souvenir)
     until = min(bucket_containing(time.time() - older_than), rollups.watermark(using).rolled_up)
     rows: SouvenirQuerySet = Souvenir.objects.using(using)
-    return rows.between(end=clock.to_datetime(until))
+    return rows.between(end=timestamps.to_datetime(until))
 
 
 def prune(older_than: float, on_batch: Callable[[int], object] | None = None) -> int:
@@ -46,7 +47,7 @@ def prune(older_than: float, on_batch: Callable[[int], object] | None = None) ->
             rows = list(oldest.values_list("pk", "when")[:BATCH])
             if not rows:
                 return deleted
-            buckets = sorted({bucket_containing(clock.to_seconds(when)) for _, when in rows})
+            buckets = sorted({bucket_containing(timestamps.to_seconds(when)) for _, when in rows})
             rollups.add(rollups.read(buckets, {}, using), using)
             mark.pruned = max(mark.pruned, buckets[-1] + BUCKET)
             mark.save(using=using)

@@ -1,0 +1,1 @@
+"""Between? Rows -> bitmaps of closed intervals -> numbers."""

@@ -1,0 +1,1 @@
+"""A user was active -> process memory, the shared cache, a row."""

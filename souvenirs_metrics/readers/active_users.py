@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from souvenirs import periods
+from souvenirs.conf import conf as souvenirs_conf
+from souvenirs.models import LastSeen
+from souvenirs_metrics.conf import conf
+from souvenirs_metrics.families import (
+    ACTIVE_USERS,
+    CALENDAR_ACTIVE_USERS,
+    CALENDAR_PERIOD_START,
+    LAST_SEEN,
+)
+from souvenirs_metrics.readers.base import Families, PartialRead, ReadContext, Reader
+
+
+class ActiveUsers(Reader):
+    """Rolling windows and periods to date. Both ask "since when?", so one pass answers them all."""
+
+    name = "active_users"
+    order = 20
+    families = (ACTIVE_USERS, CALENDAR_ACTIVE_USERS, CALENDAR_PERIOD_START, LAST_SEEN)
+
+    def read(self, now: float, context: ReadContext) -> Families:
+        resolution = souvenirs_conf.last_seen_seconds
+        starts = {
+            name: periods.calendar_period(name, now, souvenirs_conf.zone).start
+            for name in periods.NAMES
+        }
+        # A window is never short: its beginning is floored to the resolution of last-seen times
+        cuts = {
+            name: (now - seconds) // resolution * resolution
+            for name, seconds in conf.windows.items()
+        }
+        activity = souvenirs_conf.last_seen_store.activity(
+            [*starts.values(), *cuts.values()],
+            until=now + resolution,
+            using=conf.database(LastSeen),
+            reading=context,
+        )
+        limit = souvenirs_conf.ratelimit_seconds
+        coarse = [
+            name
+            for name, seconds in conf.windows.items()
+            if seconds < 2 * limit and cuts[name] < activity.exact_from
+        ]
+        for name in coarse:
+            del cuts[name]
+        read = [
+            ACTIVE_USERS.family({name: activity.since[cut] for name, cut in cuts.items()}),
+            CALENDAR_ACTIVE_USERS.family(
+                {name: activity.since[start] for name, start in starts.items()}
+            ),
+            CALENDAR_PERIOD_START.family(starts),
+            LAST_SEEN.family(activity.newest),
+        ]
+        if coarse or activity.exact_from > now - limit:
+            raise PartialRead(
+                read,
+                f"windows {', '.join(coarse)}" if coarse else "no window",
+                f"{activity.cause}, so older last-seen times are known to {limit:g} s only",
+            )
+        return read

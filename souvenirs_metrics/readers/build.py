@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import platform
+
+import django
+from django.db import connections
+
+import souvenirs
+from souvenirs.conf import conf as souvenirs_conf
+from souvenirs.models import Souvenir
+from souvenirs_metrics.conf import conf
+from souvenirs_metrics.families import BUILD
+from souvenirs_metrics.readers.base import Families, ReadContext, Reader
+
+
+class Build(Reader):
+    """Versions. Queries nothing."""
+
+    name = "build"
+    order = 10
+    families = (BUILD,)
+
+    def read(self, now: float, context: ReadContext) -> Families:
+        return [
+            BUILD.family(
+                {
+                    "version": souvenirs.__version__,
+                    "python": platform.python_version(),
+                    "django": django.get_version(),
+                    "database": connections[conf.database(Souvenir)].vendor,
+                    "last_seen_store": souvenirs_conf.last_seen_store.name,
+                }
+            )
+        ]

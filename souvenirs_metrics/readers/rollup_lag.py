@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from souvenirs.history import rollups
+from souvenirs.models import Rollup
+from souvenirs_metrics.conf import conf
+from souvenirs_metrics.families import ROLLUP_LAG
+from souvenirs_metrics.readers.base import Families, ReadContext, Reader
+
+
+class RollupLag(Reader):
+    """How far the history is behind."""
+
+    name = "rollup_lag"
+    order = 30
+    families = (ROLLUP_LAG,)
+
+    def read(self, now: float, context: ReadContext) -> Families:
+        using = conf.database(Rollup)
+        with context(using):
+            return [ROLLUP_LAG.family(rollups.lag(now, using))]

@@ -1,0 +1,63 @@
+"""The subjects of the page: each is a module that nothing else names."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from prometheus_client import Metric
+
+from souvenirs_metrics import families, readers
+from souvenirs_metrics.collector import SouvenirsCollector
+from souvenirs_metrics.families import Gauge, Info
+from souvenirs_metrics.readers import load_readers
+
+in_transaction = pytest.mark.django_db(databases=list(settings.DATABASES))
+
+READER = """
+from souvenirs_metrics.families import Gauge
+from souvenirs_metrics.readers.base import Reader
+
+MOON = Gauge(name="souvenirs_moon", documentation="Of the site.")
+
+class Moon(Reader):
+    name, order, families = "moon", 35, (MOON,)
+
+    def read(self, now, context):
+        return [MOON.family(7)]
+"""
+
+
+@pytest.fixture
+def moon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Another module in the package."""
+    (tmp_path / "moon.py").write_text(READER)
+    monkeypatch.setattr(readers, "__path__", [*readers.__path__, str(tmp_path)])
+    yield
+    del sys.modules["souvenirs_metrics.readers.moon"], readers.moon  # type: ignore[attr-defined]
+
+
+@in_transaction
+def test_a_module_in_the_package__is_a_subject_of_the_page(moon: None) -> None:
+    collector = SouvenirsCollector()
+    assert [reader.name for reader in load_readers()] == [
+        "build", "active_users", "rollup_lag", "moon", "previous_periods", "accounts",
+    ]  # fmt: skip
+    collected: dict[str, Metric] = {family.name: family for family in collector.collect()}
+    assert collected["souvenirs_moon"].samples[0].value == 7
+    assert collected["souvenirs_up"].samples[0].value == 1
+    assert "souvenirs_moon" in {family.name for family in collector.describe()}
+
+
+def test_readers__have_names_and_places_of_their_own() -> None:
+    for values in ([r.name for r in load_readers()], [r.order for r in load_readers()]):
+        assert len(set(values)) == len(values)
+
+
+def test_families__of_the_contract_are_read_once_each() -> None:
+    contract = [value for value in vars(families).values() if isinstance(value, (Gauge, Info))]
+    read = SouvenirsCollector().families
+    assert sorted(f.name for f in read) == sorted(f.name for f in contract)
