@@ -84,8 +84,8 @@ servers:
 	touch $@ .venv/demo
 
 .venv310/test: setup.py | servers
-	@command -v $(PYTHON310) > /dev/null || \
-		{ echo "$(PYTHON310) is not installed; make dates PYTHON310=/path/to/python3.10"; exit 1; }
+	@$(PYTHON310) -c "" 2> /dev/null || \
+		{ echo "$(PYTHON310) does not run; make dates PYTHON310=/path/to/python3.10"; exit 1; }
 	$(PYTHON310) -m venv .venv310
 	.venv310/bin/python -m pip install --quiet --editable ".[demo,test]"
 	touch $@
