@@ -145,7 +145,12 @@ call_command("migrate", verbosity=0, skip_checks=True, run_syncdb=True)
 
 def site_environ(directory: Path) -> dict[str, str]:
     """The environment of the processes of `run_site`."""
-    kept = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
+    names = ("PATH", "HOME", "LANG", "LD_PRELOAD")  # the last for faketime: see tests/dates.py
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key in names or key.startswith("FAKETIME")
+    }
     return {
         **kept,
         "DJANGO_SETTINGS_MODULE": "site_settings",

@@ -26,6 +26,7 @@ START_SECONDS = 60
 
 # The programs that the tests need, and the Debian packages that have them
 PACKAGES = {
+    "faketime": "faketime",
     "gcc": "build-essential",  # builds mysqlclient, with the next three
     "mariadb_config": "libmariadb-dev",
     "mariadbd": "mariadb-server",
@@ -203,6 +204,12 @@ def mariadb() -> Iterator[dict[str, Any]]:
             }
 
 
+def unshifted() -> dict[str, str]:
+    """The environment without faketime's library (tests/dates.py): Redis does not run with it,
+    and nothing of ours asks for its clock."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 @contextmanager
 def redis(
     port: int | None = None, *options: str, path: Path | None = None
@@ -217,7 +224,7 @@ def redis(
             "--save", "", "--appendonly", "no", "--dir", str(path),
             "--repl-diskless-sync-delay", "0", *options,
         ]  # fmt: skip
-        with running(command, lambda: accepts(port), path / "log") as process:
+        with running(command, lambda: accepts(port), path / "log", env=unshifted()) as process:
             yield f"redis://127.0.0.1:{port}/0", process
 
 
@@ -264,7 +271,7 @@ class RedisNodes:
 
 def redis_cli(*arguments: str) -> str:
     command = [program("redis-cli", "redis-server"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=unshifted())
     assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -325,7 +332,8 @@ def redis_sentinel() -> Iterator[tuple[str, RedisNodes]]:
             "sentinel failover-timeout souvenirs 5000\n"
         )
         command = [program("redis-server", "redis-server"), str(config), "--sentinel"]
-        stack.enter_context(running(command, lambda: accepts(port), path / "log"))
+        log = path / "log"
+        stack.enter_context(running(command, lambda: accepts(port), log, env=unshifted()))
         wait_until(lambda: is_in_sync(nodes, replica))
         wait_until(lambda: "num-slaves\n1\n" in nodes.ask(port, "sentinel", "masters"))
         yield f"redis://127.0.0.1:{port}", nodes

@@ -203,6 +203,7 @@ def test_collect__the_day_before_is_the_day_to_date_of_its_end() -> None:
 
 
 @in_transaction
+@time_machine.travel(NOW, tick=False)
 def test_collect__reads_last_seen_from_its_index() -> None:
     see(*[NOW - i * HOUR for i in range(2_000)])
     with capture_queries() as queries:
@@ -477,12 +478,12 @@ def test_collect__leaves_out_a_part_that_fails(
     missing_table: MissingTable,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    now = datetime.now(timezone.utc)
-    see(now)
-    record(User.objects.get(), now - 800 * DAY)
-    maintenance.roll_up()
-    with missing_table(model):
-        samples = collect()
+    with time_machine.travel(NOW, tick=False):
+        see(NOW)
+        record(User.objects.get(), NOW - 800 * DAY)
+        maintenance.roll_up()
+        with missing_table(model):
+            samples = collect()
     assert names(samples) == (ACTIVITY | LAG | PREVIOUS | ACCOUNTS | ALWAYS) - lost
     assert samples["souvenirs_up", ""] == 0
     [line] = caplog.records
@@ -546,18 +547,18 @@ def test_collect__with_a_window_that_is_none(caplog: pytest.LogCaptureFixture) -
 
 @with_databases
 @override_settings(DATABASE_ROUTERS=[])
+@time_machine.travel(NOW, tick=False)
 def test_collect__reads_from_the_database_of_the_setting(
     add_database: AddDatabase, tmp_path: Path
 ) -> None:
     entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "replica.sqlite3"}
     add_database("replica", entry)
     call_command("migrate", database="replica", verbosity=0)
-    now = datetime.now(timezone.utc)
     make_users(2)
     user = User(username="of the replica")
     user.save(using="replica")
-    LastSeen.objects.using("replica").create(user_id=user.pk, seen=int(now.timestamp()))
-    Souvenir.objects.using("replica").create(user_id=user.pk, when=site(now - 800 * DAY))
+    LastSeen.objects.using("replica").create(user_id=user.pk, seen=int(NOW.timestamp()))
+    Souvenir.objects.using("replica").create(user_id=user.pk, when=site(NOW - 800 * DAY))
     with (
         capture_queries() as queries,
         override_settings(SOUVENIRS_METRICS_DATABASE="replica"),
@@ -740,6 +741,7 @@ def test_collect__accounts_of_a_transaction_are_nobody_elses() -> None:
 
 
 @with_databases
+@time_machine.travel(NOW, tick=False)
 def test_collect__rolling_up_that_failed_is_not_waited_for_again(
     missing_table: MissingTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -751,7 +753,7 @@ def test_collect__rolling_up_that_failed_is_not_waited_for_again(
         roll_up(buckets=buckets)
 
     monkeypatch.setattr(maintenance, "roll_up", counted)
-    record(make_users(1)[0], datetime.now(timezone.utc) - DAY)
+    record(make_users(1)[0], NOW - DAY)
     collector = SouvenirsCollector()
     with missing_table(Watermark):
         for _ in range(3):

