@@ -32,8 +32,6 @@ from tests import servers, stores
 from tests.failing import frozen
 from tests.stores import REDIS, Samples, collect, using, windows
 
-redis_entry, cluster_entry = stores.redis_entry, stores.cluster_entry
-
 pytestmark = [pytest.mark.own_site, pytest.mark.django_db(transaction=True)]
 
 NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
