@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ for name, examples in {"dev": 10, "gate": 40, "nightly": 500}.items():
         print_blob=True,
     )
 settings.load_profile("dev")
+
+pytest_plugins = ["tests.shared"]
 
 
 DATABASE_FIXTURES = {"db", "transactional_db"}
@@ -137,9 +140,11 @@ START = """
 import django
 django.setup()
 from django.core.management import call_command
+from django.db import connection
 from django.test import Client
 from souvenirs.control import souvenez
-call_command("migrate", verbosity=0, skip_checks=True, run_syncdb=True)
+if not connection.introspection.table_names():
+    call_command("migrate", verbosity=0, skip_checks=True, run_syncdb=True)
 """
 
 
@@ -159,12 +164,17 @@ def site_environ(directory: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def run_site(tmp_path: Path) -> Callable[..., str]:
+def run_site(tmp_path: Path, migrated_site: Path) -> Callable[..., str]:
     """`run_site(code, settings="", **environ)` runs a process of a small site of its own, for what
-    is decided when a process starts. Returns what it printed; all its processes share a database.
+    is decided when a process starts. Returns what it printed; all its processes share a database,
+    which is migrated.
     """
 
     def run(code: str, settings: str = "", **environ: str) -> str:
+        database = tmp_path / "site.sqlite3"
+        # The tables of another user model are others: that site migrates by itself
+        if not database.exists() and "AUTH_USER_MODEL" not in settings:
+            shutil.copy(migrated_site, database)
         (tmp_path / "site_settings.py").write_text(SETTINGS + settings)
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", START + code],

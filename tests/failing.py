@@ -38,18 +38,6 @@ class Case(NamedTuple):
     cause: str
 
 
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[Entry]:
-    with servers.postgresql() as entry:
-        yield entry
-
-
-@pytest.fixture(scope="module")
-def mariadb() -> Iterator[Entry]:
-    with servers.mariadb() as entry:
-        yield entry
-
-
 class Asked:
     """How often the database of souvenirs has been asked for something, by the test's thread."""
 

@@ -1,5 +1,4 @@
-"""The stores of last-seen times, on real servers. A module that uses them takes over the
-fixtures."""
+"""The stores of last-seen times, on real servers. A module that uses `store` takes it over."""
 
 from __future__ import annotations
 
@@ -15,30 +14,11 @@ from souvenirs.lastseen import get_store
 from souvenirs.lastseen.base import LastSeenStore
 from souvenirs.lastseen.redis import RedisStore
 from souvenirs_metrics.collector import SouvenirsCollector
-from tests import servers
 
 DATABASE = {"BACKEND": "souvenirs.lastseen.database.DatabaseStore"}
-Samples = dict[tuple[str, ...], float]
-
 REDIS = {"BACKEND": "souvenirs.lastseen.redis.RedisStore"}
 
-
-@pytest.fixture(scope="module")
-def redis_entry() -> Iterator[dict[str, Any]]:
-    with servers.redis() as (url, _):
-        yield {**REDIS, "LOCATION": url}
-
-
-@pytest.fixture(scope="module")
-def sentinel_entry() -> Iterator[dict[str, Any]]:
-    with servers.redis_sentinel() as (url, _):
-        yield {**REDIS, "LOCATION": url, "SENTINEL": "souvenirs"}
-
-
-@pytest.fixture(scope="module")
-def cluster_entry() -> Iterator[dict[str, Any]]:
-    with servers.redis_cluster() as nodes:
-        yield {**REDIS, "LOCATION": nodes.urls, "CLUSTER": True}
+Samples = dict[tuple[str, ...], float]
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import pytest
 import requests
 
 from tests import servers
+from tests.failing import new_database
 from tests.site import serving, threads
 from tests.site.serving import Site
 
@@ -47,18 +48,6 @@ class Answer(NamedTuple):
     end: float
     status: int
     text: str
-
-
-@pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    with servers.redis() as (url, _):
-        yield url
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[dict[str, Any]]:
-    with servers.postgresql() as entry:
-        yield entry
 
 
 @pytest.fixture
@@ -94,13 +83,8 @@ def fragile_site(request: Any, redis_url: str, tmp_path: Path) -> Iterator[Site]
 
 def database(request: Any, engine: str, directory: Path) -> dict[str, Any]:
     """An entry for DATABASES: a database of this name's engine that nobody has used yet."""
-    if engine == "postgresql":
-        entry: dict[str, Any] = request.getfixturevalue("postgresql")
-        name = f"site_{random.getrandbits(64):x}"
-        create = "import sys, django; django.setup(); from django.db import connection;"
-        create += "connection.cursor().execute(f'CREATE DATABASE {sys.argv[1]}')"
-        serving.run(["-c", create, name], serving.environ(entry))
-        return {**entry, "NAME": name}
+    if engine != "sqlite":
+        return new_database(request.getfixturevalue(engine))
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": str(directory / "site.sqlite3"),
@@ -208,11 +192,12 @@ def test_processes__that_record_the_same_users_at_once(site: Site) -> None:
 
 
 @pytest.mark.parametrize("engine", ["postgresql", "mariadb"])
-def test_threads__that_record_the_same_users_at_once(engine: str) -> None:
-    with getattr(servers, engine)() as entry:
-        environment = serving.environ(entry)
-        serving.populate(environment, threads.USERS)
-        told = json.loads(serving.run(["-m", "tests.site.threads"], environment))
+def test_threads__that_record_the_same_users_at_once(
+    engine: str, request: Any, tmp_path: Path
+) -> None:
+    environment = serving.environ(database(request, engine, tmp_path))
+    serving.populate(environment, threads.USERS)
+    told = json.loads(serving.run(["-m", "tests.site.threads"], environment))
     assert told["errors"] == []
     expected = threads.USERS * threads.DAYS
     if told["hours"] == 1:  # else the hour struck meanwhile, and the present has two slots

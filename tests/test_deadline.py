@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from souvenirs_metrics.deadline import Deadline, seconds_for
-from tests import servers
+from tests.failing import new_database
 from tests.people import ours, with_databases
 
 # The header
@@ -254,18 +254,12 @@ def test_extend__takes_nothing_back() -> None:
 # Connections that others use after us
 
 
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[dict[str, Any]]:
-    with servers.postgresql() as entry:
-        yield entry
-
-
 @pytest.mark.own_site
 def test_pool__of_one_connection_gets_it_back_as_it_was(
     postgresql: dict[str, Any], run_site: Callable[..., str]
 ) -> None:
     options = {"pool": {"min_size": 1, "max_size": 1, "timeout": 30}}
-    databases = {"default": {**postgresql, "OPTIONS": options}}
+    databases = {"default": new_database(postgresql, **options)}
     code = """
 from django.db import connection
 def session():

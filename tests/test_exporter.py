@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from django.core.management import execute_from_command_line
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests import servers
@@ -30,17 +31,31 @@ souvenez(User.objects.create(username="ada"))
 """
 
 
-def command(*args: str) -> list[str]:
-    return [sys.executable, "-W", "error", "-m", "django", "souvenirs_exporter", *args]
+# The command, which does not wait for its requests for as long as it would
+SHORT_END = """
+import django
+django.setup()
+from django.core.management import execute_from_command_line
+from souvenirs_metrics import server
+server.SHUTDOWN_SECONDS = 1
+execute_from_command_line()
+"""
+
+
+def command(*args: str, code: Sequence[str] = ("-m", "django")) -> list[str]:
+    return [sys.executable, "-W", "error", *code, "souvenirs_exporter", *args]
 
 
 @contextmanager
-def exporter(directory: Path, *args: str, **environ: str) -> Iterator[tuple[str, Any]]:
-    """Its URL, as it prints it, and its process. It has to end by itself on SIGTERM."""
+def exporter(
+    directory: Path, *args: str, code: Sequence[str] = ("-m", "django"), **environ: str
+) -> Iterator[tuple[str, Any]]:
+    """Its URL, as it prints it, and its process. It has to end by itself on SIGTERM. `code`:
+    Python's arguments for what runs the command."""
     log = directory / "exporter.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            command(*args),
+            command(*args, code=code),
             cwd=directory,
             env={**site_environ(directory), **environ},
             stdout=subprocess.PIPE,
@@ -163,7 +178,7 @@ def test_exporter__rolls_up_what_is_due(site: Path, run_site: RunSite) -> None:
 from datetime import datetime, timedelta, timezone
 from django.contrib.auth.models import User
 now = datetime.now(timezone.utc)
-for days in range(1, 40):
+for days in range(1, 15):  # all of the week before
     souvenez(User.objects.get(), when=now - timedelta(days=days))
 """
     )
@@ -206,18 +221,20 @@ def test_exporter__ends_on_a_signal_when_requests_are_answered(site: Path, numbe
 
 
 def test_exporter__ends_though_a_client_never_gets_to_its_point(site: Path) -> None:
-    with exporter(site, ":0") as (url, process):
+    with exporter(site, ":0", code=("-c", SHORT_END)) as (url, process):
         port = servers.port_of(url)
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
             time.sleep(0.3)
             process.send_signal(signal.SIGTERM)
+            signalled = time.monotonic()
             deadline = time.monotonic() + 30
             while process.poll() is None and time.monotonic() < deadline:
                 with suppress(OSError):
                     client.sendall(b"x")
                 time.sleep(0.2)
         assert process.poll() == 0
+        assert time.monotonic() - signalled > 1
 
 
 # Once
@@ -264,12 +281,20 @@ connection.cursor().execute("ALTER TABLE souvenirs_lastseen RENAME TO away")
         ([":0", "--tls-key", "key"], 1, "give --tls-cert too"),
     ],
 )
-def test_exporter__mistakes(site: Path, args: list[str], code: int, message: str) -> None:
-    (site / "empty").touch()
-    done = run(site, *args)
-    assert done.returncode == code
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_exporter__mistakes(
+    args: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").touch()
+    with pytest.raises(SystemExit) as end:
+        execute_from_command_line(["django-admin", "souvenirs_exporter", *args])
+    assert end.value.code == code
+    assert message in capsys.readouterr().err
 
 
 def test_exporter__a_port_that_is_taken(site: Path) -> None:
@@ -279,3 +304,4 @@ def test_exporter__a_port_that_is_taken(site: Path) -> None:
         done = run(site, f"127.0.0.1:{listener.getsockname()[1]}")
     assert done.returncode == 1
     assert "Cannot listen at 127.0.0.1 port" in done.stderr
+    assert "Traceback" not in done.stderr

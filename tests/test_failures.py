@@ -57,7 +57,6 @@ pytestmark = [
     pytest.mark.urls(__name__),
 ]
 
-postgresql, mariadb = failing.postgresql, failing.mariadb
 asked, keep_history_in, case = failing.asked, failing.keep_history_in, failing.case
 clock = failing.clock
 

@@ -24,8 +24,7 @@ from souvenirs.recording import memory
 from tests import stores
 from tests.people import NOBODY, User, ours, site, with_databases
 
-redis_entry, sentinel_entry = stores.redis_entry, stores.sentinel_entry
-cluster_entry, store = stores.cluster_entry, stores.store
+store = stores.store
 
 pytestmark = with_databases
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from zipfile import ZipFile
 import pytest
 
 import souvenirs
-
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT, SETTINGS
+from tests.test_souvenirs_dashboards import DATASOURCE, FILES, PROVIDER, contents
 
 LIST_FILES = """
 import importlib.resources, json
@@ -67,25 +68,6 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def installed_files(install: list[str], path: Path) -> dict[str, list[str]]:
-    """The files of each package after `pip install` of the arguments, in a new environment."""
-    venv.create(path, with_pip=True)
-    python = path / "bin" / "python"
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-deps", *install], check=True, cwd=path
-    )
-    listing = subprocess.run(
-        [python, "-c", LIST_FILES], check=True, capture_output=True, text=True, cwd=path
-    )
-    files: dict[str, list[str]] = json.loads(listing.stdout)
-    return files
-
-
-def assert_complete(files: dict[str, list[str]]) -> None:
-    for package, names in EXPECTED.items():
-        assert set(names) <= set(files[package]), package
-
-
 @pytest.fixture(scope="module")
 def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("dist")
@@ -97,9 +79,33 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_wheel__has_types_migrations_and_operators_files(wheel: Path, tmp_path: Path) -> None:
-    files = installed_files([str(wheel)], tmp_path / "venv")
-    assert_complete(files)
+def install(path: Path, *arguments: str | Path) -> Path:
+    """The Python of a new environment, in which `pip install` was run with the arguments."""
+    venv.create(path)
+    python = path / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, *arguments], check=True, cwd=path)
+    return python
+
+
+def assert_complete(python: Path) -> dict[str, list[str]]:
+    """The files of each package in the environment. None of those expected is missing."""
+    listing = subprocess.run(
+        [python, "-c", LIST_FILES], check=True, capture_output=True, text=True, cwd=python.parent
+    )
+    files: dict[str, list[str]] = json.loads(listing.stdout)
+    for package, names in EXPECTED.items():
+        assert set(names) <= set(files[package]), package
+    return files
+
+
+@pytest.fixture(scope="module")
+def with_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(tmp_path_factory.mktemp("installed") / "venv", wheel)
+
+
+def test_wheel__has_types_migrations_and_operators_files(wheel: Path, with_wheel: Path) -> None:
+    files = assert_complete(with_wheel)
     code = [name for name in files["souvenirs_metrics.grafana"] if name.endswith(".py")]
     assert code == ["__init__.py"]  # and not the generator
     top_level = {name.split("/")[0] for name in ZipFile(wheel).namelist()}
@@ -125,4 +131,24 @@ def test_wheel__has_links_that_work_on_pypi(wheel: Path, checkout: Path) -> None
 def test_editable_install__has_types_migrations_and_operators_files(
     checkout: Path, tmp_path: Path
 ) -> None:
-    assert_complete(installed_files(["--editable", str(checkout)], tmp_path / "venv"))
+    assert_complete(install(tmp_path / "venv", "--editable", checkout))
+
+
+@pytest.mark.where((ROOT / "setup.py").exists())
+def test_wheel__has_the_command_that_writes_operators_files(
+    with_wheel: Path, tmp_path: Path
+) -> None:
+    # Dependencies are those of this environment
+    [packages] = with_wheel.parents[1].glob("lib/python*/site-packages")
+    dependencies = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "dependencies.pth").write_text("\n".join(dependencies))
+    (tmp_path / "site_settings.py").write_text(SETTINGS)
+    site = {"DJANGO_SETTINGS_MODULE": "site_settings", "PYTHONPATH": str(tmp_path)}
+    subprocess.run(
+        [with_wheel, "-W", "error", "-m", "django", "souvenirs_dashboards", "out"],
+        cwd=tmp_path, env={"PATH": os.environ["PATH"], **site}, check=True,
+    )  # fmt: skip
+    written = contents(tmp_path / "out")
+    assert set(written) == FILES
+    for name in FILES - {DATASOURCE, PROVIDER}:
+        assert written[name] == (ROOT / name).read_bytes()

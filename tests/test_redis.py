@@ -34,9 +34,6 @@ from tests.failing import frozen
 from tests.people import NOBODY, User, ours, site, with_databases
 from tests.stores import REDIS, collect, using, windows
 
-redis_entry, sentinel_entry = stores.redis_entry, stores.sentinel_entry
-cluster_entry = stores.cluster_entry
-
 NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
 LATER = (NOON + timedelta(days=9)).timestamp()
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)

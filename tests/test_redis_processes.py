@@ -35,8 +35,6 @@ from tests import servers, stores
 from tests.failing import frozen
 from tests.stores import REDIS, Samples, collect, using, windows
 
-redis_entry, cluster_entry = stores.redis_entry, stores.cluster_entry
-
 pytestmark = [pytest.mark.own_site, pytest.mark.django_db(transaction=True)]
 
 NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
@@ -410,7 +408,12 @@ class World:
             assert samples["calendar_active_users", name] == count(cut)
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("SOAK_SEEDS", "3"))))
+SEEDS = range(int(os.environ.get("SOAK_SEEDS", "3")))
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=pytest.mark.soak if seed else []) for seed in SEEDS]
+)
 def test_site__whatever_happens_in_whatever_order(seed: int, tmp_path: Path) -> None:
     """By hand, for longer: SOAK_SEEDS=100 pytest tests/test_redis_processes.py -k whatever"""
     with ExitStack() as stack:

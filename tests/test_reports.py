@@ -211,19 +211,26 @@ def test_calendar_monthly_usage__dictionaries(now: datetime) -> None:
 # Which periods
 
 
+def uncounted(pairs: Iterable[tuple[datetime, datetime]]) -> list[dict[str, Any]]:
+    return [{"period": {"start": start, "end": end}, "usage": {}} for start, end in pairs]
+
+
 @pytest.mark.parametrize("name", CUSTOMER)
 @pytest.mark.parametrize(("start", "end"), [(None, None), (2013, None), (None, 2013), (2013, 2013)])
 def test_customer__numbering_counts_from_the_subscription_start(
     name: str, start: int | None, end: int | None, now: datetime
 ) -> None:
     after, before = (year and datetime(year, 2, 24, 22, tzinfo=PARIS) for year in (start, end))
-    whole = [
-        (begin, finish, usage["labels"])
-        for usage, (begin, finish) in zip(
-            CUSTOMER[name](SUBSCRIPTION_START), ITERATORS[name](SUBSCRIPTION_START)
-        )
-    ]
-    usages = CUSTOMER[name](SUBSCRIPTION_START, after, before)
+    # It is about periods and labels: the thousands of days need no counts
+    function = f"{__name__}.uncounted" if name == "days" else None
+    with override_settings(SOUVENIRS_USAGE_REPORTS_FUNCTION=function):
+        whole = [
+            (begin, finish, usage["labels"])
+            for usage, (begin, finish) in zip(
+                CUSTOMER[name](SUBSCRIPTION_START), ITERATORS[name](SUBSCRIPTION_START)
+            )
+        ]
+        usages = list(CUSTOMER[name](SUBSCRIPTION_START, after, before))
     assert [(at(usage, "start"), usage["labels"]) for usage in usages] == [
         (begin, labels)
         for begin, finish, labels in whole
@@ -252,7 +259,7 @@ def test_daily_usage__start_is_honoured_within_a_month(now: datetime) -> None:
 
 
 def test_report__the_end_of_the_last_period_is_end_itself() -> None:
-    end = datetime(2013, 3, 1, 12, 34, 56, 789, tzinfo=ZoneInfo("Asia/Kolkata"))
+    end = datetime(2011, 3, 1, 12, 34, 56, 789, tzinfo=ZoneInfo("Asia/Kolkata"))
     for report in CUSTOMER.values():
         assert list(report(SUBSCRIPTION_START, end=end))[-1]["period"]["end"] == shown(end)
     for report in CALENDAR.values():
@@ -274,12 +281,15 @@ def test_calendar__without_souvenirs_is_the_running_period(name: str, now: datet
     assert usage["usage"]["active_users"] == 0
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_report__recent_is_the_last_ones(count: int, now: datetime) -> None:
+@pytest.mark.parametrize("report", [*CUSTOMER.values(), *CALENDAR.values()])
+def test_report__recent_is_the_last_ones(
+    report: Callable[..., Iterator[dict[str, Any]]], now: datetime
+) -> None:
     make_history()
     start = NOW - 400 * DAY
-    for report in [*CUSTOMER.values(), *CALENDAR.values()]:
-        assert list(report(start, recent=count)) == list(report(start))[-count:]
+    whole = list(report(start))
+    for count in (1, 2, 5):
+        assert list(report(start, recent=count)) == whole[-count:]
 
 
 # Complete or not
@@ -507,11 +517,12 @@ def test_usage_for_periods__counts_as_brute_force_does(
 
 
 def count_queries(report: Callable[[int], Iterator[dict[str, Any]]]) -> list[int]:
-    """How many queries the report of one year takes, and that of seven."""
+    """How many queries the report of one year takes, and that of three: more days than SQLite may
+    have parameters."""
     make_history()
     maintenance.roll_up()
     counts = []
-    for years in (1, 7):
+    for years in (1, 3):
         with capture_queries() as queries:
             assert len(list(report(years))) >= years
         counts.append(len([sql for sql in queries() if "SELECT" in sql[:9]]))

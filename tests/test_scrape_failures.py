@@ -45,7 +45,6 @@ from tests.failing import (
 )
 from tests.test_collector import ACCOUNTS, ACTIVITY, ALWAYS, LAG, PREVIOUS
 
-postgresql, mariadb = failing.postgresql, failing.mariadb
 asked, keep_history_in, case = failing.asked, failing.keep_history_in, failing.case
 
 Samples = dict[str, float]

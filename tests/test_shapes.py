@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from demo.serving import answers
 from tests import servers
 from tests.conftest import site_environ
+from tests.failing import new_database
 from tests.site.serving import client
 from tests.test_exporter import exporter
 from tests.test_exposition import GAUGES, families
@@ -295,23 +296,24 @@ def test_django_prometheus__has_its_metrics_on_our_page(
 @with_django_prometheus
 @pytest.mark.parametrize("engine", ["sqlite3", "postgresql"])
 def test_django_prometheus__wraps_our_database_and_cache(
-    engine: str, tmp_path: Path, run_site: RunSite
+    engine: str, tmp_path: Path, run_site: RunSite, request: Any
 ) -> None:
-    server: Any = servers.postgresql() if engine == "postgresql" else nullcontext({})
-    with server as entry:
-        wrapped = {"OPTIONS": {}, **entry, "ENGINE": f"django_prometheus.db.backends.{engine}"}
-        write_site(tmp_path, run_site, THEIRS + WRAPPERS.format(wrapped))
-        with gunicorn(tmp_path) as site:
-            for name in ("ada", "grace"):
-                site.get(f"/enter/{name}/")
-            samples = site.samples()
-            assert samples["souvenirs_up"] == 1
-            assert active(samples) == added(samples) == 2
-            queries = f'django_db_execute_total{{alias="default",vendor="{engine.rstrip("3")}"}}'
-            assert site.samples()[queries] > samples[queries] > 0  # a scrape's own, and all
-        with gunicorn(tmp_path) as site:  # a process that finds the slots claimed in the cache
-            site.get("/enter/ada/")
-            assert added(site.samples()) == 0
+    entry: dict[str, Any] = {"OPTIONS": {}}
+    if engine == "postgresql":
+        entry = new_database(request.getfixturevalue(engine))
+    wrapped = {**entry, "ENGINE": f"django_prometheus.db.backends.{engine}"}
+    write_site(tmp_path, run_site, THEIRS + WRAPPERS.format(wrapped))
+    with gunicorn(tmp_path) as site:
+        for name in ("ada", "grace"):
+            site.get(f"/enter/{name}/")
+        samples = site.samples()
+        assert samples["souvenirs_up"] == 1
+        assert active(samples) == added(samples) == 2
+        queries = f'django_db_execute_total{{alias="default",vendor="{engine.rstrip("3")}"}}'
+        assert site.samples()[queries] > samples[queries] > 0  # a scrape's own, and all
+    with gunicorn(tmp_path) as site:  # a process that finds the slots claimed in the cache
+        site.get("/enter/ada/")
+        assert added(site.samples()) == 0
 
 
 # ASGI

@@ -1,13 +1,11 @@
-"""The command that writes the files for Grafana and Prometheus, from this tree and from a wheel."""
+"""The command that writes the files for Grafana and Prometheus, from this tree (test_packaging has
+it from a wheel)."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
-import venv
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
@@ -15,11 +13,7 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError, call_command
 
-from tests.conftest import ROOT, SETTINGS
 from tests.servers import program
-from tests.test_packaging import checkout
-
-__all__ = ["checkout"]  # a fixture
 
 pytestmark = pytest.mark.own_site
 
@@ -143,32 +137,3 @@ def test_command__refuses_what_is_no_url(tmp_path: Path, url: str) -> None:
     with pytest.raises(CommandError, match="write it like http://localhost:9090"):
         run(tmp_path, f"--datasource-url={url}")
     assert contents(tmp_path) == {}
-
-
-@pytest.mark.where((ROOT / "setup.py").exists())
-def test_wheel__has_the_command_and_its_files(checkout: Path, tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", checkout],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    [wheel] = (tmp_path / "dist").glob("*.whl")
-    python = tmp_path / "venv" / "bin" / "python"
-    venv.create(tmp_path / "venv")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", wheel],
-        check=True,
-    )
-    # Dependencies are those of this environment
-    [packages] = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    dependencies = [path for path in sys.path if path.endswith("site-packages")]
-    (packages / "dependencies.pth").write_text("\n".join(dependencies))
-    (tmp_path / "site_settings.py").write_text(SETTINGS)
-    site = {"DJANGO_SETTINGS_MODULE": "site_settings", "PYTHONPATH": str(tmp_path)}
-    subprocess.run(
-        [python, "-W", "error", "-m", "django", "souvenirs_dashboards", "out"],
-        cwd=tmp_path, env={"PATH": os.environ["PATH"], **site}, check=True,
-    )  # fmt: skip
-    written = contents(tmp_path / "out")
-    assert set(written) == FILES
-    for name in FILES - {DATASOURCE, PROVIDER}:
-        assert written[name] == (ROOT / name).read_bytes()

@@ -28,12 +28,6 @@ NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
 SLOT = Interval(0.0, 3600.0)
 
 
-@pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    with servers.redis() as (url, _):
-        yield url
-
-
 @pytest.fixture
 def shared_cache(redis_url: str) -> Iterator[Any]:
     """The site's cache is a real Redis, so that processes share what they claim."""

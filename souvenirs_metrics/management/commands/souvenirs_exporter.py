@@ -78,7 +78,6 @@ class Command(BaseCommand):
             settings.SOUVENIRS_METRICS_TOKEN = read_tokens(options["token_file"])
             settings.SOUVENIRS_METRICS_AUTHORIZE = None  # what the command line says wins
             conf.reset()
-        instruments.hide_process_counters()
         address: Address = options["address"]
         try:
             server = Server(*address, tls_context(options["tls_cert"], options["tls_key"]))
@@ -86,6 +85,7 @@ class Command(BaseCommand):
             raise CommandError(
                 f"Cannot listen at {address.host} port {address.port}: {error}"
             ) from None
+        instruments.hide_process_counters()
         for number in (signal.SIGTERM, signal.SIGINT):
             # Not by this thread, which `shutdown` waits for
             signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
