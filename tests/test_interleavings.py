@@ -195,8 +195,22 @@ def test_work__loses_nothing_of_a_transaction_that_commits_between_its_statement
 # Who counts meanwhile
 
 
-@pytest.mark.parametrize("is_nested", [False, True], ids=["autocommit", "nested"])
-@pytest.mark.parametrize("meanwhile", MEANWHILE)
+COUNTED_SOON = [("record_late", False), ("record_late", True), ("roll_up_and_prune", False)]
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "is_nested"),
+    [
+        pytest.param(
+            meanwhile,
+            is_nested,
+            id=f"{meanwhile}-{'nested' if is_nested else 'autocommit'}",
+            marks=[] if (meanwhile, is_nested) in COUNTED_SOON else pytest.mark.slow,
+        )
+        for meanwhile in MEANWHILE
+        for is_nested in (False, True)
+    ],
+)
 def test_count__is_right_whatever_comes_between_its_statements(
     rival: Rival, meanwhile: str, is_nested: bool
 ) -> None:
