@@ -91,8 +91,9 @@ def serve(log: Path, **arguments: Any) -> Iterator[tuple[str, int]]:
     with serving.listening(0) as listener, log.open("ab") as output:
         address = listener.getsockname()
         command = [
-            "gunicorn", f"--bind=fd://{listener.fileno()}", f"--workers={WORKERS}",
-            "--worker-class=sync", "--no-control-socket", "benchmarks.website:application()",
+            sys.executable, "-m", "gunicorn", f"--bind=fd://{listener.fileno()}",
+            f"--workers={WORKERS}", "--worker-class=sync", "--no-control-socket",
+            "benchmarks.website:application()",
         ]  # fmt: skip
         with serving.child(
             command, environment, handle=listener.fileno(), output=output.fileno()

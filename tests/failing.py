@@ -176,7 +176,8 @@ def postgresql_frozen(request: Any, keep: Callable[..., None]) -> Case:
 
 
 def postgresql_silent(request: Any, keep: Callable[..., None]) -> Case:
-    """Something takes connections at the server's address, and never answers."""
+    """Something takes connections at the server's address, and never answers. To a client, that is
+    as if the server was frozen."""
     entry = new_database(request.getfixturevalue("postgresql"), connect_timeout=CONNECT_SECONDS)
     keep(entry)
     connections["history"].close()
@@ -346,7 +347,9 @@ def case(request: Any, keep_history_in: Callable[..., None]) -> Case:
 
 def cases(*functions: Callable[..., Case]) -> pytest.MarkDecorator:
     ids = [function.__name__ for function in functions]
-    return pytest.mark.parametrize("case", functions, indirect=True, ids=ids)
+    soak = {postgresql_silent: pytest.mark.soak}
+    params = [pytest.param(each, marks=soak.get(each, [])) for each in functions]
+    return pytest.mark.parametrize("case", params, indirect=True, ids=ids)
 
 
 # Breakers, and what they say

@@ -355,6 +355,8 @@ def test_sentinel__that_names_another_master_is_followed(
         crowd.visit()
         assert store().flush()
         master, replica = nodes.processes
+        nodes.ask(master, "set", "after", "that")
+        servers.wait_until(lambda: nodes.ask(replica, "get", "after") == "that\n")
         servers.redis_cli("-p", str(servers.port_of(url)), "sentinel", "failover", "souvenirs")
         wait_for_sentinel(url, replica)
         nodes.ask(master, "replicaof", "127.0.0.1", str(replica))  # Sentinel gets to it later

@@ -268,7 +268,7 @@ def alertmanager_config(receiver: Receiver) -> str:
     """The example of the docs, which tells the receiver at once."""
     [example] = re.findall(r"\n\n(    route:\n(?:    .*\n)+)", DOCS)
     config = yaml.safe_load(textwrap.dedent(example))
-    config["route"] |= {"group_wait": "0s", "group_interval": "1s"}
+    config["route"] |= {"group_wait": "0s", "group_interval": "200ms"}
     config["receivers"][0]["webhook_configs"][0]["url"] = receiver.url
     return yaml.safe_dump(config)
 
@@ -278,9 +278,9 @@ def impatient_rules(name: str) -> str:
     rules = yaml.safe_load(RULES.read_text())
     [alert] = [rule for rule in rules["groups"][0]["rules"] if rule.get("alert") == name]
     alert |= {
-        "for": "1s",
-        "keep_firing_for": "1s",
-        "expr": re.sub(r"\[\d+m\]", "[3s]", alert["expr"]),
+        "for": "500ms",
+        "keep_firing_for": "500ms",
+        "expr": re.sub(r"\[\d+m\]", "[2s]", alert["expr"]),
     }
     return yaml.safe_dump(rules)
 
@@ -343,7 +343,7 @@ def test_alert__fires_and_resolves_through_alertmanager(
             .replace("127.0.0.1:8000", site.removeprefix("http://"))
             .replace("127.0.0.1:9093", manager.removeprefix("http://"))
             .replace("_interval: 15s", "_interval: 1s\n  scrape_timeout: 1s")
-            .replace("_interval: 1m", "_interval: 1s")
+            .replace("_interval: 1m", "_interval: 500ms")
             .replace("- souvenirs.rules.yml", f"- {tmp_path / 'souvenirs.rules.yml'}")
         ),
     ):

@@ -50,7 +50,7 @@ asked, keep_history_in, case = failing.asked, failing.keep_history_in, failing.c
 Samples = dict[str, float]
 Keep = Callable[..., None]
 
-SCRAPE_SECONDS = 4
+SCRAPE_SECONDS = 2
 WAIT_SECONDS = 60
 
 pytestmark = [
@@ -262,7 +262,7 @@ def test_scrape__of_a_server_that_freezes_meanwhile(
         )
         # The thread does not wait for a server that may never answer
         wait_until(lambda: not collecting())
-        for _ in range(3):
+        for _ in range(2):
             assert not is_up(scrape(1))
             assert len(collecting()) <= 1
     assert names(scrape_until(is_up)) == EVERYTHING
