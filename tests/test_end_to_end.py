@@ -359,6 +359,7 @@ def test_demo_once() -> None:
     assert 'souvenirs_active_users{window="1h"} 12.0\n' in done.stdout
     assert re.fullmatch(r"((#|[a-z_]+(\{.*\})?) .*\n)+", done.stdout)
     assert 'souvenirs_active_users{window="1h"} is 12: right' in done.stderr
+    assert "WARNINGS" not in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)

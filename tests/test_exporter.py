@@ -77,7 +77,7 @@ def run(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def site(tmp_path: Path, run_site: RunSite) -> Path:
     """The directory of a site at which one user was active."""
-    run_site(ADA, 'SILENCED_SYSTEM_CHECKS = ["souvenirs_metrics.W001"]')
+    run_site(ADA)
     return tmp_path
 
 

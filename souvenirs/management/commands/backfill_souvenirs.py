@@ -15,7 +15,7 @@ from typing import IO, Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
-from souvenirs import backfill
+from souvenirs import backfill, checks
 from souvenirs.backfill import readers
 from souvenirs.management.options import show
 
@@ -29,6 +29,7 @@ class Command(BaseCommand):
         " one. May be repeated, and interrupted. Times are ISO 8601 (without an offset: in the"
         " site's time zone) or unix seconds."
     )
+    requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: CommandParser) -> None:
         source = parser.add_mutually_exclusive_group(required=True)

@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from tqdm import tqdm
 
+from souvenirs import checks
 from souvenirs.history import pruning, rollups
 from souvenirs.management.options import duration
 
@@ -18,6 +19,7 @@ class Command(BaseCommand):
         " begin and end at quarters of an hour do not change, others are set back to the quarter."
         " It may be interrupted at any time, and run while the site does."
     )
+    requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(

@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand
 from django.db import router
 from tqdm import tqdm
 
+from souvenirs import checks
 from souvenirs.conf import conf
 from souvenirs.history import repair, rollups
 from souvenirs.history.counting import first_recorded
@@ -25,6 +26,7 @@ class Command(BaseCommand):
         " counting them takes milliseconds. It goes on where the last run stopped; run it from"
         " cron, unless something scrapes the metrics, which does this too."
     )
+    requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(

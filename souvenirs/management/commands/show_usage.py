@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tabulate import tabulate
 
-from souvenirs import reports, timestamps
+from souvenirs import checks, reports, timestamps
 from souvenirs.conf import conf
 from souvenirs.management.options import to_moment
 
@@ -59,6 +59,7 @@ class Command(BaseCommand):
         " calendar. Dates such as 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00, by default in"
         " the site's time zone; periods are shown in it."
     )
+    requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(

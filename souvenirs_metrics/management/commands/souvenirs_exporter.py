@@ -15,6 +15,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from prometheus_client.exposition import generate_latest
 
+from souvenirs import checks
 from souvenirs_metrics import instruments
 from souvenirs_metrics.checks import is_token
 from souvenirs_metrics.collector import SouvenirsCollector
@@ -45,6 +46,7 @@ class Command(BaseCommand):
         " the history. It ends on SIGTERM and on Ctrl-C. The site's counters of visits are on its"
         " page only if PROMETHEUS_MULTIPROC_DIR is that of the site."
     )
+    requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(

@@ -15,7 +15,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from souvenirs import timestamps
+from souvenirs import checks, timestamps
 from souvenirs.history.counting import first_recorded
 from souvenirs.management.options import duration, show, to_moment
 from souvenirs.models import Souvenir
@@ -50,6 +50,7 @@ class Command(BaseCommand):
         " the first record are left out. Dates such as 2010-01-24 or 2010-01-24T22:00+01:00, by"
         " default in the site's time zone."
     )
+    requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
