@@ -19,7 +19,8 @@ SOUVENIRS = [
     "history.counting", "history.pruning", "history.repair", "control", "reports",
     "backfill.readers", "backfill.loading", "backfill",
     "middleware", "testing", "pytest_plugin", "checks", "apps",
-    "management", "management.options", "management.commands", "management.commands.show_usage",
+    "management", "management.options", "management.progress", "management.commands",
+    "management.commands.show_usage",
     "management.commands.backfill_souvenirs", "management.commands.prune_souvenirs",
     "management.commands.rollup_souvenirs",
 ]  # fmt: skip

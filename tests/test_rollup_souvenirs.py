@@ -9,12 +9,11 @@ from django.core.management import CommandError, call_command
 from django.test.utils import CaptureQueriesContext
 
 from souvenirs.history import rollups
-from souvenirs.models import Rollup, Souvenir, StaleMark, Watermark
+from souvenirs.models import Rollup, Souvenir, StaleMark
 from souvenirs.periods import Interval
 from tests.history import (
     DAY,
     HOUR,
-    Terminal,
     assert_counts,
     at,
     clear,
@@ -70,17 +69,6 @@ def test_rollup_souvenirs__repairs(users: list[Any]) -> None:
         assert_counts(facts)
     assert run("--repair").startswith("The history is rolled up (")
     assert_counts(facts)
-
-
-def test_rollup_souvenirs__shows_progress_on_a_terminal_only(users: list[Any]) -> None:
-    file, terminal = io.StringIO(), Terminal()
-    run("--repair", stderr=file)
-    Rollup.objects.all().delete()
-    Watermark.objects.all().delete()
-    run("--repair", stderr=terminal)
-    assert file.getvalue() == ""
-    assert "rolling up: 100%" in terminal.getvalue()
-    assert "repairing" in terminal.getvalue()
 
 
 def test_rollup_souvenirs__refuses_unknown_options() -> None:

@@ -347,17 +347,17 @@ def test_dates__may_be_datetimes_from_python() -> None:
         (
             ["--calendar", "--after=2015-13-45"],
             "--after is '2015-13-45', which cannot be read as a date: write it like 2010-01-24,"
-            " 1/24/2010 or 2010-01-24T22:00+01:00",
+            " 1/24/2010 or 2010-01-24T22:00+01:00, or now",
         ),
         (
             ["--subscription-start="],
             "--subscription-start is '', which cannot be read as a date: write it like 2010-01-24,"
-            " 1/24/2010 or 2010-01-24T22:00+01:00",
+            " 1/24/2010 or 2010-01-24T22:00+01:00, or now",
         ),
         (
             ["--calendar", "--before=2015-01-24 10:00 XYZ"],
             "--before is '2015-01-24 10:00 XYZ', which cannot be read as a date: write it like"
-            " 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00",
+            " 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00, or now",
         ),
         (
             [START, "--after=2015-01-24", "--before=1/24/2015"],

@@ -6,11 +6,11 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand
-from tqdm import tqdm
 
 from souvenirs import checks
 from souvenirs.history import pruning, rollups
 from souvenirs.management.options import duration
+from souvenirs.management.progress import Progress
 
 
 class Command(BaseCommand):
@@ -42,6 +42,6 @@ class Command(BaseCommand):
             return
         rollups.roll_up()
         total = pruning.prunable(age).count()
-        with tqdm(total=total, desc="pruning", unit=" souvenirs", disable=None) as bar:
+        with Progress(self.stderr, total=total, desc="pruning", unit="souvenirs") as bar:
             deleted = pruning.prune(age, on_batch=bar.update)
         self.stdout.write(f"{deleted} souvenirs are deleted.")

@@ -8,12 +8,12 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 from django.db import router
-from tqdm import tqdm
 
 from souvenirs import checks
 from souvenirs.conf import conf
 from souvenirs.history import repair, rollups
 from souvenirs.history.counting import first_recorded
+from souvenirs.management.progress import Progress
 from souvenirs.models import Rollup
 from souvenirs.periods import Interval
 
@@ -54,10 +54,10 @@ class Command(BaseCommand):
             total = Rollup.objects.using(using).count()
             self.stdout.write(f"The history is rolled up ({total} intervals).")
 
-    def progress(self, what: str, start: float, end: float) -> tqdm[Any]:
-        days = round(max(end - start, 0) / DAY, 2)
-        return tqdm(total=days, desc=what, unit=" days", disable=None, file=self.stderr)
+    def progress(self, what: str, start: float, end: float) -> Progress:
+        days = max(end - start, 0) / DAY
+        return Progress(self.stderr, total=days, desc=what, unit="days")
 
 
-def advance(bar: tqdm[Any], step: Interval) -> None:
+def advance(bar: Progress, step: Interval) -> None:
     bar.update(min((step.end - step.start) / DAY, (bar.total or 0) - bar.n))
