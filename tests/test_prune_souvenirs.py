@@ -39,7 +39,7 @@ def test_prune_souvenirs__deletes_what_is_older_and_keeps_the_counts(users: list
     assert run("--older-than", "2d") == f"{old} souvenirs are deleted.\n"
     assert Souvenir.objects.count() == len(FACTS) - old
     assert_counts(FACTS)
-    assert run("--older-than", "2d") == "0 souvenirs are deleted.\n"
+    assert run("--older-than", "2d") == "Nothing to do: there are no souvenirs of that age.\n"
     assert_counts(FACTS)
 
 

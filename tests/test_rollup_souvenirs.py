@@ -52,7 +52,7 @@ def test_rollup_souvenirs__rolls_up_all(users: list[Any]) -> None:
     assert rollups.watermark(ours().alias).rolled_up == rollups.due_until(NOW)
     assert not StaleMark.objects.exists()
     assert_counts(FACTS)
-    assert run() == told
+    assert run() == "Nothing to do: the history is rolled up.\n"
 
 
 def test_rollup_souvenirs__without_souvenirs_says_so() -> None:
@@ -69,6 +69,12 @@ def test_rollup_souvenirs__repairs(users: list[Any]) -> None:
         assert_counts(facts)
     assert run("--repair").startswith("The history is rolled up (")
     assert_counts(facts)
+
+
+def test_rollup_souvenirs__says_that_there_was_nothing_to_do(users: list[Any]) -> None:
+    assert run().startswith("The history is rolled up (")
+    assert run() == "Nothing to do: the history is rolled up.\n"
+    assert run("--repair").startswith("The history is rolled up (")
 
 
 def test_rollup_souvenirs__refuses_unknown_options() -> None:

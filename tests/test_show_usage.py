@@ -142,6 +142,13 @@ def test_table__without_periods_has_its_headers() -> None:
 # The calendar
 
 
+def test_calendar__is_the_default_without_a_subscription() -> None:
+    assert first_column("--recent=2") == ["2017-04", "2017-03"]
+    assert show() == show("--calendar") == show("--calendar", "--monthly")
+    for length in ["--daily", "--weekly", "--quarterly", "--yearly"]:
+        assert show(length, "--recent=3") == show("--calendar", length, "--recent=3")
+
+
 @pytest.mark.parametrize(
     ("length", "labels"),
     [
@@ -326,18 +333,9 @@ def test_dates__may_be_datetimes_from_python() -> None:
     ("args", "message"),
     [
         (
-            [],
-            "The monthly report requires --subscription-start DATE, from which its periods count;"
-            " for periods of the calendar, add --calendar",
-        ),
-        (
-            ["--daily"],
-            "The daily report requires --subscription-start DATE, from which its periods count;"
-            " for periods of the calendar, add --calendar",
-        ),
-        (
             ["--weekly", START],
-            "--weekly reports on calendar weeks: add --calendar",
+            "--weekly reports on the calendar: leave out --subscription-start, and use --after to"
+            " say where to begin",
         ),
         (
             ["--calendar", START],

@@ -44,4 +44,8 @@ class Command(BaseCommand):
         total = pruning.prunable(age).count()
         with Progress(self.stderr, total=total, desc="pruning", unit="souvenirs") as bar:
             deleted = pruning.prune(age, on_batch=bar.update)
-        self.stdout.write(f"{deleted} souvenirs are deleted.")
+        self.stdout.write(
+            f"{deleted} souvenirs are deleted."
+            if deleted
+            else "Nothing to do: there are no souvenirs of that age."
+        )

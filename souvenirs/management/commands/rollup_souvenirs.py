@@ -48,9 +48,18 @@ class Command(BaseCommand):
             with self.progress("repairing", first, rollups.watermark(using).rolled_up) as bar:
                 repair.repair(lambda step: advance(bar, step))
         start = max(rollups.watermark(using).rolled_up, first)
+        steps = 0
+
+        def on_step(step: Interval) -> None:
+            nonlocal steps
+            steps += 1
+            advance(bar, step)
+
         with self.progress("rolling up", start, rollups.due_until(time.time())) as bar:
-            rollups.roll_up(on_step=lambda step: advance(bar, step))
-        if options["verbosity"]:
+            rollups.roll_up(on_step=on_step)
+        if options["verbosity"] and not steps and not options["repair"]:
+            self.stdout.write("Nothing to do: the history is rolled up.")
+        elif options["verbosity"]:
             total = Rollup.objects.using(using).count()
             self.stdout.write(f"The history is rolled up ({total} intervals).")
 

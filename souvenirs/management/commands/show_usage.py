@@ -81,13 +81,13 @@ class Command(BaseCommand):
                 dest="report",
                 const=length,
                 help=f"report on {length} activity"
-                + {"monthly": " (default)", "weekly": " (with --calendar)"}.get(length, ""),
+                + {"monthly": " (default)", "weekly": " (of the calendar)"}.get(length, ""),
             )
         parser.add_argument(
             "--calendar",
             action="store_true",
-            help="periods of the calendar instead of a subscription's, from --after or the first"
-            " record on",
+            help="periods of the calendar, from --after or the first record on (the default"
+            " without --subscription-start)",
         )
         parser.add_argument(
             "--recent",
@@ -128,18 +128,15 @@ class Command(BaseCommand):
 def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
     """Raises CommandError for options that make no report."""
     after, before, report = bounds["after"], bounds["before"], options["report"] or "monthly"
-    if options["calendar"]:
-        if bounds["subscription_start"]:
-            raise CommandError(
-                "--subscription-start and --calendar exclude each other: calendar periods have no"
-                " subscription; use --after to say where to begin"
-            )
-    elif report not in SUBSCRIPTION:
-        raise CommandError(f"--{report} reports on calendar weeks: add --calendar")
-    elif not bounds["subscription_start"]:
+    if options["calendar"] and bounds["subscription_start"]:
         raise CommandError(
-            f"The {report} report requires --subscription-start DATE, from which its periods"
-            " count; for periods of the calendar, add --calendar"
+            "--subscription-start and --calendar exclude each other: calendar periods have no"
+            " subscription; use --after to say where to begin"
+        )
+    if bounds["subscription_start"] and report not in SUBSCRIPTION:
+        raise CommandError(
+            f"--{report} reports on the calendar: leave out --subscription-start, and use --after"
+            " to say where to begin"
         )
     if after and before and after.timestamp() >= before.timestamp():
         raise CommandError(
@@ -151,9 +148,9 @@ def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
 
 
 def read(options: dict[str, Any], bounds: dict[str, datetime | None]) -> Table:
-    kind = CALENDAR if options["calendar"] else SUBSCRIPTION
-    report = kind[options["report"] or "monthly"]
-    start = [] if options["calendar"] else [bounds["subscription_start"]]
+    subscription_start = bounds["subscription_start"]
+    report = (SUBSCRIPTION if subscription_start else CALENDAR)[options["report"] or "monthly"]
+    start = [subscription_start] if subscription_start else []
     usages = list(report.usage(*start, bounds["after"], bounds["before"], recent=options["recent"]))
     if not options["ascending"]:
         usages.reverse()
