@@ -86,6 +86,7 @@ setup(
         "test": [
             "build>=1.2",
             "django-hijack>=3.7",
+            "django-impersonate>=1.9.5",
             "django-loginas>=0.3.11",
             "djangorestframework>=3.16",
             "grafana-foundation-sdk~=0.0.18; python_version >= '3.11'",

@@ -18,7 +18,7 @@ from pathlib import Path
 import requests
 
 from demo import page
-from demo.monitoring import prometheus, write_dashboards
+from demo.monitoring import alerts_page, prometheus, write_dashboards
 from demo.options import may_sign_in, parse
 from demo.population import ADMIN, PASSWORD
 from demo.serving import Failure, Stopped, pause, populate, serve
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, stop: threading.Event) -> int:
             say(f"Its log       {directory / 'gunicorn.log'}")
             if server:
                 provisioning = write_dashboards(directory, server)
-                say(f"Prometheus    {server}/    its past, live metrics, and {server}/alerts")
+                say(f"Prometheus    {server}/    its past, live metrics, and {alerts_page(server)}")
                 say(f"For Grafana   GF_PATHS_PROVISIONING={provisioning} grafana server")
             else:
                 say("Prometheus    is not installed: apt-get install prometheus")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from demo.serving import ROOT, Failure, child, environ, manage, wait_for
+from demo.serving import ROOT, Failure, answers, child, environ, manage, wait_for
 
 CONFIG = """\
 global: {{scrape_interval: 5s, evaluation_interval: 15s}}
@@ -66,6 +66,12 @@ def prometheus(
             problem = f"Prometheus did not start at {url}; is the port free (--prometheus-port)?"
             wait_for(f"{url}/-/ready", process, problem, log, stop)
             yield url
+
+
+def alerts_page(prometheus: str) -> str:
+    """The URL of its page of alerts, which is elsewhere in Debian's package."""
+    page = f"{prometheus}/alerts"
+    return page if answers(page) else f"{prometheus}/classic/alerts"
 
 
 def write_dashboards(directory: Path, prometheus: str) -> Path:

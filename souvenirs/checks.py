@@ -7,11 +7,15 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from souvenirs.conf import DEFAULT_STORE
 from souvenirs.lastseen import get_store, make_store
+from souvenirs.lastseen.base import LastSeenStore
+from souvenirs.logs import words_of
 
+TAG = "souvenirs"  # of the checks that our commands run: not the site's own, as from cron
 NUMBER = (int, float)
 PUBLIC = ("BACKEND", "CLUSTER", "SENTINEL", "KEY_PREFIX", "WITH_TABLE")
 
@@ -20,7 +24,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, NUMBER) and not isinstance(value, bool)
 
 
-@register
+@register(TAG)
 def check_ratelimit_seconds(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_RATELIMIT_SECONDS", 3600)
     if not is_number(value) or not 0 <= value < float("inf"):
@@ -43,7 +47,7 @@ def check_ratelimit_seconds(**kwargs: Any) -> list[CheckMessage]:
     return []
 
 
-@register
+@register(TAG)
 def check_cache_name(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_CACHE_NAME", "default")
     if not isinstance(value, str) or value not in settings.CACHES:
@@ -58,7 +62,7 @@ def check_cache_name(**kwargs: Any) -> list[CheckMessage]:
     return []
 
 
-@register
+@register(TAG)
 def check_cache_prefix(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_CACHE_PREFIX", "souvenirs.")
     if not isinstance(value, str) or len(value) > 100 or not value.isascii() or " " in value:
@@ -73,7 +77,7 @@ def check_cache_prefix(**kwargs: Any) -> list[CheckMessage]:
     return []
 
 
-@register
+@register(TAG)
 def check_last_seen_seconds(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_LAST_SEEN_SECONDS", 60)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 3600:
@@ -87,13 +91,13 @@ def check_last_seen_seconds(**kwargs: Any) -> list[CheckMessage]:
     return []
 
 
-@register
+@register(TAG)
 def check_should_record(**kwargs: Any) -> list[CheckMessage]:
     signature = "(request, response) -> bool"
     return check_function("SOUVENIRS_SHOULD_RECORD", signature, "souvenirs.E006")
 
 
-@register
+@register(TAG)
 def check_usage_reports_function(**kwargs: Any) -> list[CheckMessage]:
     signature = "(periods) -> usage dictionaries"
     return check_function("SOUVENIRS_USAGE_REPORTS_FUNCTION", signature, "souvenirs.E007")
@@ -101,16 +105,17 @@ def check_usage_reports_function(**kwargs: Any) -> list[CheckMessage]:
 
 def check_function(name: str, signature: str, check_id: str) -> list[CheckMessage]:
     value = getattr(settings, name, None)
+    if value is None:
+        return []
     try:
-        hook = None if value is None else import_string(value)
+        hook = import_path(value)
         # An object may be called through an `async def __call__`
         is_async = iscoroutinefunction(hook) or iscoroutinefunction(getattr(hook, "__call__", None))  # noqa: B004
-        usable = hook is None or (callable(hook) and not is_async)
-        reason = "which is an async function" if is_async else "which is no function"
-    except Exception as error:
-        usable, reason = False, f"which cannot be imported: {error}"
-    if usable:
-        return []
+        if callable(hook) and not is_async:
+            return []
+        reason = f"which is {'an async function' if is_async else 'not a function'}"
+    except ImproperlyConfigured as error:
+        reason = str(error)
     return [
         Error(
             f"{name} is {value!r}, {reason}.",
@@ -120,19 +125,56 @@ def check_function(name: str, signature: str, check_id: str) -> list[CheckMessag
     ]
 
 
-@register
+def import_path(path: Any) -> Any:
+    """What a setting's dotted path names. Raises ImproperlyConfigured, with the reason as a
+    relative clause."""
+    if not isinstance(path, str) or "." not in path.strip("."):
+        raise ImproperlyConfigured("which is not a dotted path")
+    try:
+        return import_string(path)
+    except ImportError as error:
+        raise ImproperlyConfigured(f"which cannot be imported: {words_of(error)}") from error
+    except Exception as error:  # of the module itself
+        reason = f"{type(error).__name__}: {words_of(error)}"
+        raise ImproperlyConfigured(f"which cannot be imported: {reason}") from error
+
+
+def check_params(value: Any) -> None:
+    """Raise ImproperlyConfigured for what cannot be the parameters of a store."""
+    if not isinstance(value, dict):
+        raise ImproperlyConfigured("it is not a dictionary")
+    for name in value:
+        if not isinstance(name, str):
+            raise ImproperlyConfigured(f"{name!r} is unknown to it")
+    if "BACKEND" not in value:
+        raise ImproperlyConfigured("BACKEND is missing")
+    try:
+        backend = import_path(value["BACKEND"])
+    except ImproperlyConfigured as error:
+        raise ImproperlyConfigured(f"BACKEND is {value['BACKEND']!r}, {error}") from error.__cause__
+    if not isinstance(backend, type) or not issubclass(backend, LastSeenStore):
+        raise ImproperlyConfigured(f"BACKEND is {value['BACKEND']!r}, which is not a LastSeenStore")
+    if not isinstance(value.get("OPTIONS") or {}, dict):
+        raise ImproperlyConfigured("OPTIONS is not a dictionary")
+    if not isinstance(value.get("LOCATION", ""), (str, list, tuple, type(None))):
+        raise ImproperlyConfigured("LOCATION is not a URL or a list of URLs")
+
+
+@register(TAG)
 def check_last_seen_store(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_LAST_SEEN_STORE", DEFAULT_STORE)
     try:
+        check_params(value)
         make_store(value)
     except Exception as error:
         hint = f"Set it to a dictionary like {DEFAULT_STORE!r}, or remove it."
-        if isinstance(error, ImportError) and error.name == "redis":
+        cause = error.__cause__ or error
+        if isinstance(cause, ImportError) and cause.name == "redis":
             hint = "Set it to another store, or install redis-py: django-souvenirs[redis]."
         return [
             Error(
                 f"SOUVENIRS_LAST_SEEN_STORE is {shown(value)}, which names no usable"
-                f" store: {error!r}.",
+                f" store: {words_of(error)}.",
                 hint=hint,
                 id="souvenirs.E005",
             )
@@ -147,7 +189,7 @@ def shown(value: Any) -> str:
     return repr({key: value[key] if key in PUBLIC else "..." for key in value})
 
 
-@register(deploy=True)
+@register(TAG, deploy=True)
 def check_last_seen_server(**kwargs: Any) -> list[CheckMessage]:
     """With --deploy only: it asks the server, and waits half a second if that is away."""
     return [] if check_last_seen_store() else get_store().check()

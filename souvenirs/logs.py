@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 
 REPEAT_SECONDS = 60.0
@@ -12,6 +13,13 @@ MAX_CAUSES = 100
 def cause_of(error: Exception) -> str:
     """The error's type and the first line of its message: databases add the statement below."""
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+
+
+def words_of(error: Exception) -> str:
+    """An error's message as the end of a sentence of ours, which has a full stop."""
+    text = str(error).rstrip(" .\n")
+    unknown = re.search(r"got an unexpected keyword argument '(.+)'", text)
+    return f"{unknown[1]!r} is unknown to it" if unknown else text
 
 
 class CauseLogger:

@@ -10,14 +10,15 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.urls import reverse
 
-from souvenirs.checks import check_function, is_number
+from souvenirs.checks import TAG, check_function, is_number
+from souvenirs.logs import words_of
 from souvenirs.periods import parse_duration
 from souvenirs_metrics.conf import DEFAULT_WINDOWS
 
 MOST_AGE = 3600
 
 
-@register
+@register(TAG)
 def check_windows(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_METRICS_WINDOWS", DEFAULT_WINDOWS)
     hint = f"Set it to a list of Prometheus durations, such as {list(DEFAULT_WINDOWS)!r}."
@@ -36,7 +37,7 @@ def check_windows(**kwargs: Any) -> list[CheckMessage]:
         except ValueError as error:
             errors.append(
                 Error(
-                    f"SOUVENIRS_METRICS_WINDOWS: {error}.",
+                    f"SOUVENIRS_METRICS_WINDOWS: {words_of(error)}.",
                     hint=hint,
                     id="souvenirs_metrics.E001",
                 )
@@ -44,7 +45,7 @@ def check_windows(**kwargs: Any) -> list[CheckMessage]:
     return errors
 
 
-@register
+@register(TAG)
 def check_database(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_METRICS_DATABASE", None)
     if value is None:
@@ -61,7 +62,7 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
     return []
 
 
-@register
+@register(TAG)
 def check_register(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_METRICS_REGISTER", False)
     if not isinstance(value, bool):
@@ -75,7 +76,7 @@ def check_register(**kwargs: Any) -> list[CheckMessage]:
     return []
 
 
-@register
+@register(TAG)
 def check_max_age_seconds(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_METRICS_MAX_AGE_SECONDS", 0)
     if not is_number(value) or not 0 <= value <= MOST_AGE:
@@ -90,7 +91,7 @@ def check_max_age_seconds(**kwargs: Any) -> list[CheckMessage]:
     return []
 
 
-@register
+@register(TAG)
 def check_token(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_METRICS_TOKEN", None)
     tokens = [value] if isinstance(value, str) else value
@@ -113,7 +114,7 @@ def is_token(value: Any) -> bool:
     return isinstance(value, str) and bool(re.fullmatch(r"[!-~]+", value))
 
 
-@register
+@register(TAG)
 def check_authorize(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_METRICS_AUTHORIZE", None)
     if value is None:
@@ -128,7 +129,7 @@ def check_authorize(**kwargs: Any) -> list[CheckMessage]:
     return errors
 
 
-@register(Tags.security)
+@register(Tags.security)  # not TAG: commands do not serve the page of the site
 def check_open_endpoint(**kwargs: Any) -> list[CheckMessage]:
     names = ("SOUVENIRS_METRICS_TOKEN", "SOUVENIRS_METRICS_AUTHORIZE")
     if settings.DEBUG or any(getattr(settings, name, None) is not None for name in names):
@@ -147,7 +148,7 @@ def check_open_endpoint(**kwargs: Any) -> list[CheckMessage]:
     ]
 
 
-@register
+@register(TAG)
 def check_multiprocess_directory(**kwargs: Any) -> list[CheckMessage]:
     value = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if value is not None and not os.path.isdir(value):

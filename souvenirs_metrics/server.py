@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import socket
 import ssl
@@ -22,10 +23,13 @@ from souvenirs_metrics.upkeep import roll_up_forever
 
 logger = logging.getLogger("souvenirs_metrics")
 
-CLIENT_SECONDS = 30  # that a client may take to send its request, or to receive the response
+# How long a client may take for its request, TLS handshake included, and again for the answer.
+# Prometheus gives a whole scrape 10 seconds
+CLIENT_SECONDS = 10
 SHUTDOWN_SECONDS = 10  # that requests, and a step of rolling up, have to finish
 MAX_REQUESTS = 256  # at a time
 QUEUE_SECONDS = 1  # that further clients wait before their connection is closed
+NAME = "souvenirs_exporter"  # in the Server header: versions are nobody's business
 
 LANDING = b"""<!DOCTYPE html>
 <html lang="en"><head><title>Souvenirs exporter</title></head>
@@ -67,13 +71,69 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
     finally:
         connections.close_all()  # of this thread, which ends with the connection
     body = b"" if environ["REQUEST_METHOD"] == "HEAD" else response.content
-    headers = {**response.headers, "Content-Length": str(len(response.content))}
+    length = str(len(response.content))
+    headers = {"Server": NAME, **response.headers, "Content-Length": length}
     start_response(f"{response.status_code} {response.reason_phrase}", list(headers.items()))
     return [body]
 
 
+class ClientStream(io.RawIOBase):
+    """A client's connection as a file, with one deadline for all reads and one for all writes.
+
+    A timeout of the socket counts from each read or write, and so for ever if each makes progress.
+    Raises TimeoutError at the deadline. `seconds`: from now on for reads, from the first write on
+    for writes.
+    """
+
+    def __init__(self, client: socket.socket, seconds: float) -> None:
+        self._client = client
+        self._seconds = seconds
+        self._read_until = time.monotonic() + seconds
+        self._write_until: float | None = None
+
+    def _limit(self, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the client was too slow")
+        self._client.settimeout(left)
+
+    def handshake(self) -> None:
+        if isinstance(self._client, ssl.SSLSocket):
+            self._limit(self._read_until)
+            self._client.do_handshake()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._limit(self._read_until)
+        return self._client.recv_into(buffer)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if self._write_until is None:
+            self._write_until = time.monotonic() + self._seconds
+        sent, view = 0, memoryview(data)
+        while sent < len(view):
+            self._limit(self._write_until)
+            sent += self._client.send(view[sent:])
+        return sent
+
+
 class Handler(WSGIRequestHandler):
-    timeout = CLIENT_SECONDS
+    server: Server
+
+    def setup(self) -> None:
+        stream = ClientStream(self.request, self.server.client_seconds)
+        stream.handshake()
+        self.connection = self.request
+        self.rfile = io.BufferedReader(stream)
+        self.wfile = stream  # type: ignore[assignment]  # whose writes are whole, as a buffer's
+
+    def version_string(self) -> str:
+        return NAME
 
     def log_message(self, format: str, *args: Any) -> None:
         logger.debug(format, *args)
@@ -83,15 +143,26 @@ class Server(ThreadingMixIn, WSGIServer):
     """A thread for each request. Raises OSError if the address is in use or not this machine's.
 
     port: with 0, `server_port` has the free port that was found. tls: None is plain HTTP.
+    client_seconds: see CLIENT_SECONDS.
     """
 
     request_queue_size = 128
     daemon_threads = True  # `run` waits for them, but not forever
 
-    def __init__(self, address: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        tls: ssl.SSLContext | None = None,
+        *,
+        client_seconds: float = CLIENT_SECONDS,
+        max_requests: int = MAX_REQUESTS,
+    ) -> None:
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.tls = tls
-        self._slots = threading.BoundedSemaphore(MAX_REQUESTS)
+        self.client_seconds = client_seconds
+        self.max_requests = max_requests
+        self._slots = threading.BoundedSemaphore(max_requests)
         super().__init__((address, port), Handler)
         self.set_app(application)
 
@@ -137,6 +208,6 @@ class Server(ThreadingMixIn, WSGIServer):
             stop.set()
             self.server_close()
             end = time.monotonic() + SHUTDOWN_SECONDS
-            for _ in range(MAX_REQUESTS):  # until all requests have ended
+            for _ in range(self.max_requests):  # until all requests have ended
                 self._slots.acquire(timeout=max(0, end - time.monotonic()))
             roller.join(max(0, end - time.monotonic()))

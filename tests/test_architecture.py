@@ -41,7 +41,7 @@ LAYERS = {
     ],
     "what sites use": [
         "control", "reports", "middleware", "testing", "pytest_plugin", "checks", "apps",
-        "management", "management.options", "management.commands",
+        "management", "management.options", "management.progress", "management.commands",
         "management.commands.show_usage", "management.commands.backfill_souvenirs",
         "management.commands.prune_souvenirs", "management.commands.rollup_souvenirs",
     ],

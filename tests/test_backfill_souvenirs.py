@@ -318,31 +318,6 @@ def test_exit_code(
 # Progress
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("args", "progress"),
-    [
-        (["a.csv"], "100%"),
-        (["-", "--format=csv"], "4.00 lines"),
-        (["--from-last-login"], "1 users"),
-    ],
-    ids=["file", "standard input", "last login"],
-)
-def test_progress__on_a_terminal(
-    run: Load, monkeypatch: pytest.MonkeyPatch, args: list[str], progress: str
-) -> None:
-    User.objects.filter(username="ana").update(
-        last_login=site(datetime.fromtimestamp(T, timezone.utc))
-    )
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    run(*args, text=KINDS["csv"])
-    assert progress in sys.stderr.getvalue()  # type: ignore[attr-defined]
-
-
 def test_progress__nowhere_else(run: Load, capsys: pytest.CaptureFixture[str]) -> None:
     run("a.csv", text=KINDS["csv"])
     assert capsys.readouterr().err == ""

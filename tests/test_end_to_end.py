@@ -24,6 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -360,6 +361,7 @@ def test_demo_once() -> None:
     assert 'souvenirs_active_users{window="1h"} 3.0\n' in done.stdout
     assert re.fullmatch(r"((#|[a-z_]+(\{.*\})?) .*\n)+", done.stdout)
     assert 'souvenirs_active_users{window="1h"} is 3: right' in done.stderr
+    assert "WARNINGS" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -381,7 +383,7 @@ def test_demo_ends_cleanly(number: signal.Signals) -> None:
             start_new_session=True,
         ) as demo:
             (port,) = re.findall(r"127\.0\.0\.1:(\d+)/metrics", log.read_text())
-            (watching,) = re.findall(r"127\.0\.0\.1:(\d+)/alerts", log.read_text())
+            (watching,) = re.findall(r"127\.0\.0\.1:(\d+)\S*/alerts", log.read_text())
             children = descendants(demo.pid)
             assert len(children) == 4  # gunicorn and its workers, Prometheus
             os.killpg(demo.pid, number)  # the whole group, as a terminal does
@@ -406,7 +408,9 @@ def test_demo_prometheus_has_data_for_every_panel() -> None:
             env=os.environ | {"DEMO_DIR": str(directory)},
             start_new_session=True,
         ):
-            (url,) = re.findall(r"(http://127\.0\.0\.1:\d+)/alerts", log.read_text())
+            (alerts,) = re.findall(r"http://127\.0\.0\.1:\d+\S*/alerts", log.read_text())
+            assert requests.get(alerts, timeout=10).status_code == 200
+            url = "http://" + urlsplit(alerts).netloc
 
             def silent() -> list[str]:
                 asker = test_dashboards.Asker(url, int(time.time()), rate_interval="30s")

@@ -92,7 +92,7 @@ def run(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def site(tmp_path: Path, run_site: RunSite) -> Path:
     """The directory of a site at which one user was active."""
-    run_site(ADA, 'SILENCED_SYSTEM_CHECKS = ["souvenirs_metrics.W001"]')
+    run_site(ADA)
     return tmp_path
 
 
@@ -270,15 +270,30 @@ connection.cursor().execute("ALTER TABLE souvenirs_lastseen RENAME TO away")
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["9790"], 2, "'9790' is no [address]:port"),
-        (["localhost:70000"], 2, "'localhost:70000' is no [address]:port"),
-        (["::1:80"], 2, "'::1:80' is no [address]:port"),
+        (["localhost"], 2, "'localhost' is not [address:]port"),
+        (["localhost:70000"], 2, "'localhost:70000' is not [address:]port"),
+        (["70000"], 2, "'70000' is not [address:]port"),
+        (["::1:80"], 2, "'::1:80' is not [address:]port"),
         (["192.0.2.1:0"], 1, "Cannot listen at 192.0.2.1 port 0: "),
         ([":0", "--token-file", "none"], 1, "Cannot read --token-file none: "),
         ([":0", "--token-file", "empty"], 1, "--token-file empty has no tokens"),
-        ([":0", "--tls-cert", "none"], 1, "Cannot use --tls-cert none: "),
-        ([":0", "--tls-cert", "empty"], 1, "Cannot use --tls-cert empty: "),
-        ([":0", "--tls-key", "key"], 1, "give --tls-cert too"),
+        (["0", "--tls-cert", "none"], 1, "Cannot read --tls-cert none: No such file"),
+        (["0", "--tls-cert", "empty"], 1, "--tls-cert empty has no certificate"),
+        (["0", "--tls-cert", "cert"], 1, "cert has no private key (PEM): give --tls-key too"),
+        (
+            ["0", "--tls-cert", "cert", "--tls-key", "none"],
+            1,
+            "Cannot read --tls-key none: No such",
+        ),
+        (
+            ["0", "--tls-cert", "cert", "--tls-key", "empty"],
+            1,
+            "--tls-key empty has no private key",
+        ),
+        (["0", "--tls-cert", "cert", "--tls-key", "other/key"], 1, "is not the key of the cert"),
+        (["0", "--tls-cert", "cert", "--tls-key", "locked"], 1, "--tls-key locked is encrypted"),
+        (["0", "--tls-cert", "broken", "--tls-key", "key"], 1, "Cannot use --tls-cert broken: "),
+        (["0", "--tls-key", "key"], 1, "give --tls-cert too"),
     ],
 )
 def test_exporter__mistakes(
@@ -291,10 +306,23 @@ def test_exporter__mistakes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").touch()
+    (tmp_path / "broken").write_text("-----BEGIN CERTIFICATE-----")
+    if "--tls-cert" in args:
+        (tmp_path / "other").mkdir()
+        servers.certificate(tmp_path)
+        servers.certificate(tmp_path / "other")
+        lock = "openssl pkey -in key -aes128 -passout pass:secret -out locked"
+        subprocess.run(lock.split(), cwd=tmp_path, check=True)
     with pytest.raises(SystemExit) as end:
         execute_from_command_line(["django-admin", "souvenirs_exporter", *args])
     assert end.value.code == code
     assert message in capsys.readouterr().err
+
+
+def test_exporter__takes_a_bare_port(site: Path) -> None:
+    with exporter(site, "0") as (url, _):
+        assert url.startswith("http://127.0.0.1:")
+        assert requests.get(f"{url}/-/healthy", timeout=30).ok
 
 
 def test_exporter__a_port_that_is_taken(site: Path) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,8 @@ from django.core.checks import CheckMessage, run_checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.test import override_settings
+
+from tests.conftest import site_environ
 
 BAD = [
     ("souvenirs_metrics.E001", "SOUVENIRS_METRICS_WINDOWS", "1h", "'1h'"),
@@ -155,3 +160,26 @@ def test_check__warns_of_an_open_endpoint(changes: dict[str, Any], warned: bool)
         messages = [(message.id, message.msg) for message in ours()]
     expected = "/metrics is open: whoever can reach the site can read how many users it has."
     assert messages == ([("souvenirs_metrics.W001", expected)] if warned else [])
+
+
+COMMANDS = [
+    ["souvenirs_exporter", "--once"], ["souvenirs_history"], ["rollup_souvenirs"],
+    ["prune_souvenirs", "--older-than=90d"], ["backfill_souvenirs", "--from-last-login"],
+    ["show_usage", "--calendar"],
+]  # fmt: skip
+
+
+@pytest.mark.own_site
+def test_commands__say_nothing_of_the_sites_page_and_check_our_settings(
+    run_site: Callable[..., str], tmp_path: Path
+) -> None:
+    """They run from cron, which mails what they say."""
+    run_site("souvenez(django.contrib.auth.get_user_model().objects.create(username='ada'))")
+    for command, *args in COMMANDS:
+        run = [sys.executable, "-W", "error", "-m", "django", command, *args]
+        environ = site_environ(tmp_path)
+        done = subprocess.run(run, cwd=tmp_path, env=environ, capture_output=True, text=True)
+        assert "souvenirs_metrics.W001" not in done.stderr, command
+        environ["PROMETHEUS_MULTIPROC_DIR"] = "nowhere"
+        done = subprocess.run(run, cwd=tmp_path, env=environ, capture_output=True, text=True)
+        assert "souvenirs_metrics.E004" in done.stderr, command

@@ -12,7 +12,7 @@ import pytest
 from django.conf import settings as site_settings
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
-from django.urls import include, path
+from django.urls import clear_url_caches, include, path
 from loginas import settings as loginas_settings
 from rest_framework.authentication import BaseAuthentication, SessionAuthentication
 from rest_framework.permissions import IsAuthenticated
@@ -53,7 +53,12 @@ def page(request: HttpRequest) -> HttpResponse:
     return HttpResponse("a page")
 
 
+def whoami(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(str(request.user))
+
+
 urlpatterns = [
+    path("whoami/", whoami),
     path("page/", page),
     path("healthz/", page),
     path("api/", Api.as_view()),
@@ -101,7 +106,8 @@ def seen() -> list[str]:
 
 def test_recipes__are_all_tested_here() -> None:
     assert sorted(RECIPES) == [
-        "", "API clients", "Bots and health checks", "Impersonation", "Staff",
+        "", "API clients", "Bots and health checks", "Impersonation",
+        "Impersonation by django-impersonate", "Staff",
     ]  # fmt: skip
 
 
@@ -144,6 +150,39 @@ def test_impersonation__by_django_hijack(use: Callable[[str], None], settings: A
     assert int(client.session["_auth_user_id"]) == ada.pk
     client.get("/page/")
     assert "ada" not in seen()
+    own.force_login(ada)
+    own.get("/page/")
+    assert "ada" in seen()
+
+
+@pytest.mark.parametrize("is_outside", [True, False])
+@pytest.mark.parametrize("has_recipe", [True, False])
+def test_impersonation__by_django_impersonate(
+    use: Callable[[str], None],
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    has_recipe: bool,
+    is_outside: bool,
+) -> None:
+    ours = settings.MIDDLEWARE.index("souvenirs.middleware.SouvenirsMiddleware")
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE]
+    settings.MIDDLEWARE.insert(
+        ours + (not is_outside), "impersonate.middleware.ImpersonateMiddleware"
+    )
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "impersonate"]
+    settings.IMPERSONATE = {"DISABLE_LOGGING": True}  # or it needs a table
+    more = [*urlpatterns, path("impersonate/", include("impersonate.urls"))]  # once it is installed
+    monkeypatch.setitem(globals(), "urlpatterns", more)
+    clear_url_caches()
+    if has_recipe:
+        use("Impersonation by django-impersonate")
+    ada = User.objects.create_user("ada", password="pw")
+    root = User.objects.create_superuser("root", password="pw")
+    client, own = Client(), Client()
+    client.force_login(root)
+    client.get(f"/impersonate/{ada.pk}/")
+    assert client.get("/whoami/").content == b"ada"
+    assert ("ada" in seen()) == (not has_recipe)
     own.force_login(ada)
     own.get("/page/")
     assert "ada" in seen()

@@ -9,12 +9,11 @@ from django.core.management import CommandError, call_command
 from django.test.utils import CaptureQueriesContext
 
 from souvenirs.history import maintenance, progress
-from souvenirs.models import DirtyBucket, Rollup, Souvenir, Watermark
+from souvenirs.models import DirtyBucket, Rollup, Souvenir
 from souvenirs.periods import Interval
 from tests.history import (
     DAY,
     HOUR,
-    Terminal,
     assert_counts,
     at,
     clear,
@@ -53,7 +52,7 @@ def test_rollup_souvenirs__rolls_up_all(users: list[Any]) -> None:
     assert progress.watermark(ours().alias).rolled_up == progress.due_until(NOW)
     assert not DirtyBucket.objects.exists()
     assert_counts(FACTS)
-    assert run() == told
+    assert run() == "Nothing to do: the history is rolled up.\n"
 
 
 def test_rollup_souvenirs__without_souvenirs_says_so() -> None:
@@ -72,15 +71,10 @@ def test_rollup_souvenirs__repairs(users: list[Any]) -> None:
     assert_counts(facts)
 
 
-def test_rollup_souvenirs__shows_progress_on_a_terminal_only(users: list[Any]) -> None:
-    file, terminal = io.StringIO(), Terminal()
-    run("--repair", stderr=file)
-    Rollup.objects.all().delete()
-    Watermark.objects.all().delete()
-    run("--repair", stderr=terminal)
-    assert file.getvalue() == ""
-    assert "rolling up: 100%" in terminal.getvalue()
-    assert "repairing" in terminal.getvalue()
+def test_rollup_souvenirs__says_that_there_was_nothing_to_do(users: list[Any]) -> None:
+    assert run().startswith("The history is rolled up (")
+    assert run() == "Nothing to do: the history is rolled up.\n"
+    assert run("--repair").startswith("The history is rolled up (")
 
 
 def test_rollup_souvenirs__refuses_unknown_options() -> None:

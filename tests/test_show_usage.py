@@ -142,6 +142,13 @@ def test_table__without_periods_has_its_headers() -> None:
 # The calendar
 
 
+def test_calendar__is_the_default_without_a_subscription() -> None:
+    assert first_column("--recent=2") == ["2017-04", "2017-03"]
+    assert show() == show("--calendar") == show("--calendar", "--monthly")
+    for length in ["--daily", "--weekly", "--quarterly", "--yearly"]:
+        assert show(length, "--recent=3") == show("--calendar", length, "--recent=3")
+
+
 @pytest.mark.parametrize(
     ("length", "labels"),
     [
@@ -326,18 +333,9 @@ def test_dates__may_be_datetimes_from_python() -> None:
     ("args", "message"),
     [
         (
-            [],
-            "The monthly report requires --subscription-start DATE, from which its periods count;"
-            " for periods of the calendar, add --calendar",
-        ),
-        (
-            ["--daily"],
-            "The daily report requires --subscription-start DATE, from which its periods count;"
-            " for periods of the calendar, add --calendar",
-        ),
-        (
             ["--weekly", START],
-            "--weekly reports on calendar weeks: add --calendar",
+            "--weekly reports on the calendar: leave out --subscription-start, and use --after to"
+            " say where to begin",
         ),
         (
             ["--calendar", START],
@@ -347,17 +345,17 @@ def test_dates__may_be_datetimes_from_python() -> None:
         (
             ["--calendar", "--after=2015-13-45"],
             "--after is '2015-13-45', which cannot be read as a date: write it like 2010-01-24,"
-            " 1/24/2010 or 2010-01-24T22:00+01:00",
+            " 1/24/2010 or 2010-01-24T22:00+01:00, or now",
         ),
         (
             ["--subscription-start="],
             "--subscription-start is '', which cannot be read as a date: write it like 2010-01-24,"
-            " 1/24/2010 or 2010-01-24T22:00+01:00",
+            " 1/24/2010 or 2010-01-24T22:00+01:00, or now",
         ),
         (
             ["--calendar", "--before=2015-01-24 10:00 XYZ"],
             "--before is '2015-01-24 10:00 XYZ', which cannot be read as a date: write it like"
-            " 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00",
+            " 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00, or now",
         ),
         (
             [START, "--after=2015-01-24", "--before=1/24/2015"],

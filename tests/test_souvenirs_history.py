@@ -19,7 +19,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from souvenirs.control import souvenez
 from tests import servers
 from tests.conftest import site_environ
-from tests.history import DAY, HOUR, MINUTE, Terminal, at, people, roll_up, to_when, unix
+from tests.history import DAY, HOUR, MINUTE, at, people, roll_up, to_when, unix
 from tests.people import with_databases
 
 pytestmark = with_databases
@@ -185,14 +185,6 @@ def test_souvenirs_history__says_what_file_cannot_be_written(
 ) -> None:
     message = refused("--output", str(tmp_path / "none" / "history.txt"))
     assert message == f"{tmp_path}/none/history.txt cannot be written: No such file or directory"
-
-
-def test_souvenirs_history__shows_progress_on_a_terminal_only(users: list[Any]) -> None:
-    terminal = Terminal()
-    with at(NOW):
-        call_command("souvenirs_history", stdout=io.StringIO(), stderr=terminal)
-    assert "reading: 100%" in terminal.getvalue()
-    assert run()[1] == ""
 
 
 def test_souvenirs_history__reads_from_the_database_of_scrapes(users: list[Any]) -> None:

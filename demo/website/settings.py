@@ -86,3 +86,4 @@ LOGGING = {
     "handlers": {"console": {"class": "logging.StreamHandler"}},
     "root": {"handlers": ["console"], "level": "WARNING"},
 }
+SILENCED_SYSTEM_CHECKS = ["souvenirs_metrics.W001"]  # /metrics is open: on loopback

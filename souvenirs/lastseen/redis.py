@@ -25,6 +25,7 @@ from souvenirs.lastseen.pending import Move
 from souvenirs.lastseen.resync import Reconciler, resync
 from souvenirs.lastseen.shards import Counts, Shards
 from souvenirs.lastseen.writer import BATCH_SIZE, Writer, start_thread
+from souvenirs.logs import words_of
 
 logger = logging.getLogger("souvenirs")
 
@@ -205,7 +206,7 @@ class RedisStore(LastSeenStore):
             return [
                 Warning(
                     "The server of SOUVENIRS_LAST_SEEN_STORE cannot be asked:"
-                    f" {type(error).__name__}: {error}.",
+                    f" {type(error).__name__}: {words_of(error)}.",
                     hint="Start it, correct LOCATION and OPTIONS, or allow its user the command.",
                     id="souvenirs.W003",
                 )

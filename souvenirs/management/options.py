@@ -24,13 +24,14 @@ def duration(text: str) -> int:
 
 
 def to_moment(option: str, value: Any) -> datetime | None:
-    """An option's date, in the site's zone. Raises CommandError for what is none."""
+    """An option's date or "now", in the site's zone. Raises CommandError for what is none."""
     if value is None or isinstance(value, datetime):
         return None if value is None else timestamps.aware(value).astimezone(conf.zone)
+    now = datetime.now(conf.zone)
+    if value == "now":
+        return now
     # What a date leaves out is the first: "January 2010" begins on the 1st, and not on today's day
-    first = datetime.now(conf.zone).replace(
-        month=1, day=1, hour=0, minute=0, second=0, microsecond=0, tzinfo=None
-    )
+    first = now.replace(month=1, day=1, hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", dates.UnknownTimezoneWarning)
@@ -38,7 +39,7 @@ def to_moment(option: str, value: Any) -> datetime | None:
     except (ValueError, OverflowError, dates.UnknownTimezoneWarning):
         raise CommandError(
             f"--{option.replace('_', '-')} is {value!r}, which cannot be read as a date: write it"
-            " like 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00"
+            " like 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00, or now"
         ) from None
 
 

@@ -17,8 +17,10 @@ class AddIndexWithoutLock(migrations.AddIndex):
         if not self.allow_migrate_model(connection.alias, model):
             return
         options = {"concurrently": True} if connection.vendor == "postgresql" else {}
-        with connection.cursor() as cursor:
-            existing = connection.introspection.get_constraints(cursor, model._meta.db_table)
+        existing = {}
+        if not schema_editor.collect_sql:  # by sqlmigrate, before the table is there
+            with connection.cursor() as cursor:
+                existing = connection.introspection.get_constraints(cursor, model._meta.db_table)
         if self.index.name in existing:  # of a try that was interrupted, and maybe invalid
             schema_editor.remove_index(model, self.index, **options)
         schema_editor.add_index(model, self.index, **options)

@@ -27,7 +27,7 @@ def fill_last_seen(apps: Any, schema_editor: Any) -> None:
         .values("user_id")
         .annotate(newest=Max("when", filter=has_happened))
     )
-    with tqdm(desc="last seen", unit=" users", disable=None) as progress:
+    with tqdm(desc="last seen", unit=" users", disable=None, delay=1) as progress:
         batch = list(missing[:BATCH])
         while batch:
             LastSeen.bulk_create(

@@ -12,13 +12,13 @@ from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import PurePath
 from typing import IO, Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from tqdm import tqdm
+from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
 
-from souvenirs import backfill
+from souvenirs import backfill, checks
 from souvenirs.backfill import BackfillError, Bad, Entry, readers
 from souvenirs.backfill.entries import USER_NAMES
 from souvenirs.management.options import show
+from souvenirs.management.progress import Progress, interrupted
 
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".log": "access-log"}
 REPORTED = 20
@@ -30,6 +30,7 @@ class Command(BaseCommand):
         " one. May be repeated, and interrupted. Times are ISO 8601 (without an offset: in the"
         " site's time zone) or unix seconds."
     )
+    requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: CommandParser) -> None:
         source = parser.add_mutually_exclusive_group(required=True)
@@ -67,11 +68,13 @@ class Command(BaseCommand):
             with ExitStack() as stack:
                 entries: Iterable[Entry | Bad]
                 if options["from_last_login"]:
-                    entries = last_logins(options)
+                    entries = last_logins(options, self.stderr)
                 else:
                     read = readers.READERS[to_format(options)]
                     file = stack.enter_context(open_file(options["file"]))
-                    lines = stack.enter_context(closing(read_lines(file, options["file"])))
+                    lines = stack.enter_context(
+                        closing(read_lines(file, options["file"], self.stderr))
+                    )
                     entries = read(lines, options["user_by"])
                 summary = backfill.load(
                     entries,
@@ -92,7 +95,7 @@ class Command(BaseCommand):
         self.reported += 1
         if self.reported > REPORTED + 1:
             return
-        with tqdm.external_write_mode(file=sys.stderr):
+        with interrupted(self.stderr):
             self.stderr.write(
                 str(bad)
                 if self.reported <= REPORTED
@@ -113,12 +116,12 @@ def to_format(options: dict[str, Any]) -> str:
     return SUFFIXES[suffix]
 
 
-def last_logins(options: dict[str, Any]) -> Iterable[Entry]:
+def last_logins(options: dict[str, Any], stderr: OutputWrapper) -> Iterable[Entry]:
     for name in ("format", "user_by"):
         if options[name]:
             option = "--" + name.replace("_", "-")
             raise CommandError(f"{option} is about a file: leave it out with --from-last-login")
-    return tqdm(readers.read_last_logins(), unit=" users", disable=None)
+    return Progress(stderr, readers.read_last_logins(), unit="users")
 
 
 def open_file(name: str) -> AbstractContextManager[IO[bytes]]:
@@ -131,15 +134,15 @@ def open_file(name: str) -> AbstractContextManager[IO[bytes]]:
         raise CommandError(f"{name} cannot be read: {error.strerror}") from None
 
 
-def read_lines(file: IO[bytes], name: str) -> Generator[str, None, None]:
+def read_lines(file: IO[bytes], name: str, stderr: OutputWrapper) -> Generator[str, None, None]:
     """The lines of a file, which is compressed if its name ends in .gz; on a terminal with a
     progress bar. Raises OSError, EOFError or zlib.error while it reads."""
     size = os.fstat(file.fileno()).st_size if name != "-" and file.seekable() else 0
-    unit = {"total": size, "unit": "B"} if size else {"unit": " lines"}
+    unit = {"total": size, "unit": "B"} if size else {"unit": "lines"}
     data: Any = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
     text = io.TextIOWrapper(data, encoding="utf-8-sig", errors="replace", newline="")
     try:
-        with tqdm(**unit, unit_scale=True, disable=None) as bar:
+        with Progress(stderr, **unit, unit_scale=bool(size)) as bar:
             for line in text:
                 if not bar.disable:
                     bar.update(file.tell() - bar.n if size else 1)

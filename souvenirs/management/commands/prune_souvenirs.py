@@ -6,10 +6,11 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand
-from tqdm import tqdm
 
+from souvenirs import checks
 from souvenirs.history import maintenance, pruning
 from souvenirs.management.options import duration
+from souvenirs.management.progress import Progress
 
 
 class Command(BaseCommand):
@@ -18,6 +19,7 @@ class Command(BaseCommand):
         " begin and end at quarters of an hour do not change, others are set back to the quarter."
         " It may be interrupted at any time, and run while the site does."
     )
+    requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
@@ -40,6 +42,10 @@ class Command(BaseCommand):
             return
         maintenance.roll_up()
         total = pruning.prunable(age).count()
-        with tqdm(total=total, desc="pruning", unit=" souvenirs", disable=None) as bar:
+        with Progress(self.stderr, total=total, desc="pruning", unit="souvenirs") as bar:
             deleted = pruning.prune(age, on_batch=bar.update)
-        self.stdout.write(f"{deleted} souvenirs are deleted.")
+        self.stdout.write(
+            f"{deleted} souvenirs are deleted."
+            if deleted
+            else "Nothing to do: there are no souvenirs of that age."
+        )

@@ -8,12 +8,13 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 from django.db import router
-from tqdm import tqdm
 
+from souvenirs import checks
 from souvenirs.history import maintenance, repair
 from souvenirs.history.counting import first_recorded
 from souvenirs.history.progress import due_until, watermark
 from souvenirs.lastseen import get_store
+from souvenirs.management.progress import Progress
 from souvenirs.models import Rollup
 from souvenirs.periods import Interval
 
@@ -26,6 +27,7 @@ class Command(BaseCommand):
         " counting them takes milliseconds. It goes on where the last run stopped; run it from"
         " cron, unless something scrapes the metrics, which does this too."
     )
+    requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
@@ -47,16 +49,25 @@ class Command(BaseCommand):
             with self.progress("repairing", first, watermark(using).rolled_up) as bar:
                 repair.repair(lambda step: advance(bar, step))
         start = max(watermark(using).rolled_up, first)
+        steps = 0
+
+        def on_step(step: Interval) -> None:
+            nonlocal steps
+            steps += 1
+            advance(bar, step)
+
         with self.progress("rolling up", start, due_until(time.time())) as bar:
-            maintenance.roll_up(on_step=lambda step: advance(bar, step))
-        if options["verbosity"]:
+            maintenance.roll_up(on_step=on_step)
+        if options["verbosity"] and not steps and not options["repair"]:
+            self.stdout.write("Nothing to do: the history is rolled up.")
+        elif options["verbosity"]:
             total = Rollup.objects.using(using).count()
             self.stdout.write(f"The history is rolled up ({total} intervals).")
 
-    def progress(self, what: str, start: float, end: float) -> tqdm[Any]:
-        days = round(max(end - start, 0) / DAY, 2)
-        return tqdm(total=days, desc=what, unit=" days", disable=None, file=self.stderr)
+    def progress(self, what: str, start: float, end: float) -> Progress:
+        days = max(end - start, 0) / DAY
+        return Progress(self.stderr, total=days, desc=what, unit="days")
 
 
-def advance(bar: tqdm[Any], step: Interval) -> None:
+def advance(bar: Progress, step: Interval) -> None:
     bar.update(min((step.end - step.start) / DAY, (bar.total or 0) - bar.n))

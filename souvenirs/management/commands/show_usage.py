@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tabulate import tabulate
 
-from souvenirs import reports, timestamps
+from souvenirs import checks, reports, timestamps
 from souvenirs.conf import conf
 from souvenirs.management.options import to_moment
 
@@ -59,6 +59,7 @@ class Command(BaseCommand):
         " calendar. Dates such as 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00, by default in"
         " the site's time zone; periods are shown in it."
     )
+    requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -80,13 +81,13 @@ class Command(BaseCommand):
                 dest="report",
                 const=length,
                 help=f"report on {length} activity"
-                + {"monthly": " (default)", "weekly": " (with --calendar)"}.get(length, ""),
+                + {"monthly": " (default)", "weekly": " (of the calendar)"}.get(length, ""),
             )
         parser.add_argument(
             "--calendar",
             action="store_true",
-            help="periods of the calendar instead of a subscription's, from --after or the first"
-            " record on",
+            help="periods of the calendar, from --after or the first record on (the default"
+            " without --subscription-start)",
         )
         parser.add_argument(
             "--recent",
@@ -127,18 +128,15 @@ class Command(BaseCommand):
 def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
     """Raises CommandError for options that make no report."""
     after, before, report = bounds["after"], bounds["before"], options["report"] or "monthly"
-    if options["calendar"]:
-        if bounds["subscription_start"]:
-            raise CommandError(
-                "--subscription-start and --calendar exclude each other: calendar periods have no"
-                " subscription; use --after to say where to begin"
-            )
-    elif report not in SUBSCRIPTION:
-        raise CommandError(f"--{report} reports on calendar weeks: add --calendar")
-    elif not bounds["subscription_start"]:
+    if options["calendar"] and bounds["subscription_start"]:
         raise CommandError(
-            f"The {report} report requires --subscription-start DATE, from which its periods"
-            " count; for periods of the calendar, add --calendar"
+            "--subscription-start and --calendar exclude each other: calendar periods have no"
+            " subscription; use --after to say where to begin"
+        )
+    if bounds["subscription_start"] and report not in SUBSCRIPTION:
+        raise CommandError(
+            f"--{report} reports on the calendar: leave out --subscription-start, and use --after"
+            " to say where to begin"
         )
     if after and before and after.timestamp() >= before.timestamp():
         raise CommandError(
@@ -150,9 +148,9 @@ def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
 
 
 def read(options: dict[str, Any], bounds: dict[str, datetime | None]) -> Table:
-    kind = CALENDAR if options["calendar"] else SUBSCRIPTION
-    report = kind[options["report"] or "monthly"]
-    start = [] if options["calendar"] else [bounds["subscription_start"]]
+    subscription_start = bounds["subscription_start"]
+    report = (SUBSCRIPTION if subscription_start else CALENDAR)[options["report"] or "monthly"]
+    start = [subscription_start] if subscription_start else []
     usages = list(report.usage(*start, bounds["after"], bounds["before"], recent=options["recent"]))
     if not options["ascending"]:
         usages.reverse()

@@ -18,7 +18,7 @@ from django.core.management.base import BaseCommand, CommandError
 DATASOURCE_URL = "http://localhost:9090"
 NEXT = """
 Put the site's address into {config}, and start Prometheus with
-    --config.file={config} --storage.tsdb.retention.time=400d
+    --config.file={config} --storage.tsdb.retention.time=5y
 and Grafana with this in its environment:
     GF_PATHS_PROVISIONING={provisioning}
 """

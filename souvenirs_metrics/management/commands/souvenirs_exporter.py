@@ -15,6 +15,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from prometheus_client.exposition import generate_latest
 
+from souvenirs import checks
 from souvenirs_metrics import instruments
 from souvenirs_metrics.checks import is_token
 from souvenirs_metrics.collector import SouvenirsCollector
@@ -32,10 +33,10 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str) -> Address:
-    """[address]:port, with an IPv6 address in brackets. ArgumentTypeError for anything else."""
-    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*)):([0-9]{1,5})", text)
+    """[address:]port, with an IPv6 address in brackets. ArgumentTypeError for anything else."""
+    match = re.fullmatch(r"(?:(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*)):)?([0-9]{1,5})", text)
     if match is None or int(match[3]) > 65_535:
-        raise ArgumentTypeError(f"{text!r} is no [address]:port; write it like {DEFAULT} or :9790")
+        raise ArgumentTypeError(f"{text!r} is not [address:]port; write it like {DEFAULT} or 9790")
     return Address(match[1] or match[2] or "127.0.0.1", int(match[3]))
 
 
@@ -45,6 +46,7 @@ class Command(BaseCommand):
         " the history. It ends on SIGTERM and on Ctrl-C. The site's counters of visits are on its"
         " page only if PROMETHEUS_MULTIPROC_DIR is that of the site."
     )
+    requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
@@ -52,7 +54,7 @@ class Command(BaseCommand):
             nargs="?",
             type=parse_address,
             default=parse_address(DEFAULT),
-            metavar="[address]:port",
+            metavar="[address:]port",
             help=f"where to listen (default: {DEFAULT}); port 0 takes a free one and prints it",
         )
         parser.add_argument("--tls-cert", metavar="FILE", help="certificate: serve HTTPS (PEM)")
@@ -122,9 +124,29 @@ def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | No
         if key is not None:
             raise CommandError("--tls-key has no certificate: give --tls-cert too")
         return None
+    cert_text = read_pem("--tls-cert", certificate)
+    if "CERTIFICATE-----" not in cert_text:
+        raise CommandError(f"--tls-cert {certificate} has no certificate (PEM)")
+    key_option = f"--tls-key {key}" if key else f"--tls-cert {certificate}"
+    key_text = read_pem("--tls-key", key) if key else cert_text
+    if "PRIVATE KEY-----" not in key_text:
+        remedy = "" if key else ": give --tls-key too, the file that has it"
+        raise CommandError(f"{key_option} has no private key (PEM){remedy}")
+    if "ENCRYPTED" in key_text:
+        raise CommandError(f"{key_option} is encrypted: give a key that needs no password")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
+        if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+            raise CommandError(f"{key_option} is not the key of the certificate") from None
         raise CommandError(f"Cannot use --tls-cert {certificate}: {error}") from None
     return context
+
+
+def read_pem(option: str, path: str) -> str:
+    """Raise CommandError, which names the option, if the file cannot be read."""
+    try:
+        return Path(path).read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise CommandError(f"Cannot read {option} {path}: {error.strerror}") from None

@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from tqdm import tqdm
 
-from souvenirs import timestamps
+from souvenirs import checks, timestamps
 from souvenirs.history.counting import first_recorded
 from souvenirs.management.options import duration, show, to_moment
+from souvenirs.management.progress import Progress
 from souvenirs.models import Souvenir
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import ACTIVE_USERS
@@ -50,6 +50,7 @@ class Command(BaseCommand):
         " the first record are left out. Dates such as 2010-01-24 or 2010-01-24T22:00+01:00, by"
         " default in the site's time zone."
     )
+    requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
@@ -59,7 +60,7 @@ class Command(BaseCommand):
             "--end",
             metavar="DATE",
             help="end there (exclusive; default: four hours ago, so that a Prometheus that runs"
-            " loses nothing of what it has scraped since; latest: now)",
+            " loses nothing of what it has scraped since; a new one takes --end now, the latest)",
         )
         parser.add_argument(
             "--step",
@@ -90,7 +91,7 @@ class Command(BaseCommand):
             self.stderr.write(
                 f"--step is over {STEP}, for which Prometheus shows a sample: graphs will have gaps"
             )
-        track = partial(tqdm, desc="reading", unit=" days", disable=None, file=self.stderr)
+        track = partial(Progress, self.stderr, desc="reading", unit="days")
         samples = 0
         try:
             with self.opened(options["output"]) as output:

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from argparse import ArgumentParser
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -11,9 +11,9 @@ from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import User
 from django.core.management import BaseCommand, call_command
 from django.db import transaction
-from tqdm import tqdm
 
 from demo.population import ADMIN, DAY, PASSWORD, Person, past_visits, people
+from souvenirs.management.progress import Progress
 from souvenirs.models import Souvenir
 
 # The past ends so long before now: what is in the window of one hour is live
@@ -45,7 +45,9 @@ class Command(BaseCommand):
             make_admin(os.environ.get("DEMO_ADMIN_PASSWORD"))
             crowd = people(users)
             make_users(crowd, start, end)
-            make_past(crowd, start, end)
+            make_past(
+                Progress(self.stderr, crowd, desc="Making up the past", unit="users"), start, end
+            )
         call_command("rollup_souvenirs", verbosity=0)
 
 
@@ -73,10 +75,10 @@ def make_users(crowd: list[Person], start: float, end: float) -> None:
     )
 
 
-def make_past(crowd: list[Person], start: float, end: float) -> None:
+def make_past(crowd: Iterable[Person], start: float, end: float) -> None:
     """What they did from `start` to `end` (unix seconds), after they had joined."""
     accounts = User.objects.in_bulk(field_name="username")
-    for person in tqdm(crowd, "Making up the past", unit="user", file=sys.stderr, disable=None):
+    for person in crowd:
         user = accounts[person.username]
         visits = past_visits(person, max(start, user.date_joined.timestamp()), end)
         Souvenir.objects.bulk_create(Souvenir(user=user, when=utc(t)) for t in visits)

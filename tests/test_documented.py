@@ -1,0 +1,192 @@
+"""What the documentation says about Prometheus, tried on the real one."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+
+from tests import servers
+from tests.conftest import site_environ
+
+ROOT = Path(__file__).parent.parent
+
+
+def texts() -> dict[str, str]:
+    """All that users read, and the programs that tell them something."""
+    paths = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("prometheus/*.yml")]
+    paths += [*ROOT.glob("demo/*.py"), *ROOT.glob("souvenirs_metrics/**/*.py")]
+    return {str(path.relative_to(ROOT)): path.read_text() for path in paths}
+
+
+@pytest.mark.own_site
+def test_retention__is_the_same_everywhere() -> None:
+    found = {
+        name: set(re.findall(r"retention\.time=(\w+)", text))
+        for name, text in texts().items()
+        if "retention.time" in text
+    }
+    assert len(found) >= 7
+    assert set().union(*found.values()) == {"5y"}, found
+
+
+@pytest.mark.own_site
+def test_prometheus_yml__with_its_comments_is_a_configuration_too(tmp_path: Path) -> None:
+    text = (ROOT / "prometheus" / "prometheus.yml").read_text()
+    uncommented = re.sub(
+        r"(?m)^(    )# (scheme:|authorization:|  credentials_file:)", r"\1\2", text
+    )
+    (job,) = yaml.safe_load(uncommented)["scrape_configs"]
+    assert job["scheme"] == "https"
+    assert list(job["authorization"]) == ["credentials_file"]
+    token = tmp_path / "token"
+    token.touch()
+    uncommented = uncommented.replace(job["authorization"]["credentials_file"], str(token))
+    (tmp_path / "prometheus.yml").write_text(uncommented)
+    rules = "souvenirs.rules.yml"
+    (tmp_path / rules).write_text((ROOT / "prometheus" / rules).read_text())
+    promtool = [servers.program("promtool", "prometheus"), "check", "config", "prometheus.yml"]
+    done = subprocess.run(promtool, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+PAST = """
+import time
+from django.contrib.auth.models import User
+from souvenirs import timestamps
+user = User.objects.create(username="ada")
+for hours in range(30):
+    souvenez(user, when=timestamps.to_datetime(time.time() - 3600 * hours))
+"""
+
+
+@pytest.mark.own_site
+@pytest.mark.parametrize("page", ["README.md", "docs/prometheus-history.md"])
+def test_history__of_the_recipe_leaves_nothing_out_on_a_new_server(
+    run_site: Callable[..., str], tmp_path: Path, page: str
+) -> None:
+    run_site(PAST)
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    for program in ["python manage.py souvenirs_history", "promtool"]:
+        (line,) = re.findall(rf"(?m)^    ({program} .+)", text)
+        line = line.replace("python manage.py", f"{shlex.quote(sys.executable)} -m django")
+        subprocess.run(line, shell=True, cwd=tmp_path, env=site_environ(tmp_path), check=True)
+    with servers.prometheus(data=tmp_path / "blocks") as url:
+        query = {"query": 'timestamp(souvenirs_active_users{window="1h",job="souvenirs"})'}
+        answer = requests.get(f"{url}/api/v1/query", params=query, timeout=30).json()
+    ((_, newest),) = [series["value"] for series in answer["data"]["result"]]
+    assert time.time() - float(newest) < 3600  # a server that is asked now shows five minutes
+
+
+def code_in(page: str, containing: str) -> str:
+    """The block of code of a page that has this in it."""
+    blocks = re.findall(
+        r"(?m)(?:^ {4,}.+\n(?:\s*\n(?= {4}))?)+", (ROOT / "docs" / page).read_text()
+    )
+    (block,) = [block for block in blocks if containing in block]
+    return textwrap.dedent(block)
+
+
+@pytest.mark.own_site
+def test_metrics__the_query_tells_deactivated_accounts_apart(run_site: Callable[..., str]) -> None:
+    printed = run_site(
+        f"""
+from django.contrib.auth.models import User
+for name in ("ada", "bob"):
+    souvenez(User.objects.create(username=name))
+User.objects.create(username="eve", is_active=False)  # who was never active
+User.objects.filter(username="bob").update(is_active=False)
+{code_in("metrics.md", "is_active=False")}
+print(seen.count(), seen.filter(is_active=False).count())
+for line in Client().get("/metrics").text.splitlines():
+    if line.startswith('souvenirs_active_users{{window="30d"}}'):
+        print(line.split()[1])
+"""
+    )
+    assert printed.split() == ["2", "1", "2.0"]
+
+
+@pytest.mark.own_site
+@pytest.mark.parametrize("is_exempt", [True, False])
+def test_deployment__exempts_the_page_from_redirects(
+    run_site: Callable[..., str], is_exempt: bool
+) -> None:
+    settings = """
+MIDDLEWARE = ["django.middleware.security.SecurityMiddleware"]
+SECURE_SSL_REDIRECT = True
+"""
+    if is_exempt:
+        settings += code_in("deployment.md", "SECURE_REDIRECT_EXEMPT")
+    printed = run_site('print(Client().get("/metrics").status_code)', settings)
+    assert printed.strip() == ("200" if is_exempt else "301")
+
+
+@pytest.mark.own_site
+def test_recording__the_admin_shows_and_sorts_by_last_seen(
+    run_site: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "people").mkdir()
+    (tmp_path / "people" / "__init__.py").touch()
+    (tmp_path / "people" / "admin.py").write_text(code_in("recording.md", "admin.site.unregister"))
+    (tmp_path / "people" / "urls.py").write_text(
+        "from django.contrib import admin\nfrom django.urls import path\n"
+        'urlpatterns = [path("admin/", admin.site.urls)]\n'
+    )
+    settings = """
+INSTALLED_APPS = [
+    "django.contrib.admin", "django.contrib.sessions", "django.contrib.messages",
+    *INSTALLED_APPS, "people",
+]
+ROOT_URLCONF = "people.urls"
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [{
+    "BACKEND": "django.template.backends.django.DjangoTemplates",
+    "APP_DIRS": True,
+    "OPTIONS": {"context_processors": [
+        "django.template.context_processors.request",
+        "django.contrib.auth.context_processors.auth",
+        "django.contrib.messages.context_processors.messages",
+    ]},
+}]
+"""
+    code = """
+import re
+from datetime import datetime, timezone
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+root = User.objects.create_superuser("root", password="pw")
+client = Client()
+client.force_login(root)
+names = ["user%d" % n for n in range(9)]
+for n, name in enumerate(names):
+    user = User.objects.create(username=name)
+    souvenez(user, when=datetime(2024, 1, 1 + n * 7 % 9, 12, tzinfo=timezone.utc))
+count = []
+for query in ("o=1", "o=6", "o=-6"):
+    with CaptureQueriesContext(connection) as queries:
+        page = client.get("/admin/auth/user/?" + query).text
+    count.append(len(queries))
+    print(*re.findall(r"/change/[^>]*>(user[0-9])<", page))
+print(len(set(count)), "Jan. 9, 2024" in page)
+print(len(queries) < 9)  # users: none for each
+"""
+    rising = [f"user{n}" for n in sorted(range(9), key=lambda n: n * 7 % 9)]
+    shown = run_site(code, settings).splitlines()
+    assert shown[0].split() == [f"user{n}" for n in range(9)]
+    assert shown[1].split() == rising
+    assert shown[2].split() == rising[::-1]
+    assert shown[3:] == ["1 True", "True"]
