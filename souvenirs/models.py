@@ -70,9 +70,8 @@ class LastSeen(models.Model):
     # The user's ordinal, meant for 32-bit bitmaps; so it is never wasted (see lastseen.table).
     id = models.AutoField(primary_key=True)
     user = UserOneToOneField(related_name="souvenirs_last_seen")
-    # Unix seconds: windows are arithmetic on it, exact in folds even where USE_TZ is False.
     # NULL: the user has souvenirs, but only of times that were still to come.
-    seen = models.BigIntegerField(null=True, db_index=True)
+    seen = models.DateTimeField(null=True, db_index=True)
 
     class Meta:
         verbose_name_plural = "last seen"

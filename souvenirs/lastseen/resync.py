@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from django.db import router
 
+from souvenirs.databases import to_column
 from souvenirs.lastseen import table
 from souvenirs.lastseen.members import existing_of, member_of
 from souvenirs.lastseen.pending import Move
@@ -103,6 +104,7 @@ def _batches() -> Iterator[Rows]:
 
 def _rows(after: int, limit: int) -> Rows:
     """The table's next rows, except times that a wrong clock made."""
-    rows = LastSeen.objects.using(router.db_for_write(LastSeen))
-    rows = rows.filter(seen__lte=table.latest(), pk__gt=after).order_by("pk")
-    return list(rows.values_list("pk", "user_id", "seen")[:limit])
+    using = router.db_for_write(LastSeen)
+    rows = LastSeen.objects.using(using).filter(seen__lte=to_column(table.latest(), using))
+    found = rows.filter(pk__gt=after).order_by("pk").values_list("pk", "user_id", "seen")[:limit]
+    return [(pk, user_pk, table.seconds(seen)) for pk, user_pk, seen in found]
