@@ -104,8 +104,9 @@ def with_last_seen(users: QuerySet[Any], name: str = "last_seen") -> QuerySet[An
     """A queryset of users who each have the attribute `name`: their last-seen time, or None.
 
     It is the column of a joined table, so a list costs no query per user; use it in filters,
-    expressions and aggregates as you would `last_login`. With last-seen times in Redis it is the
-    first time in the rate limit's slot.
+    expressions and aggregates as you would `last_login`. (As with any annotation, `exclude` leaves
+    out who has no time.) With last-seen times in Redis it is the first time in the rate limit's
+    slot.
 
     Raises ValueError if the user model has a field called `name`, or a router keeps souvenirs in
     another database than `users`.

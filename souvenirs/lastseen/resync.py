@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from django.db import router
 
-from souvenirs.databases import to_column
+from souvenirs.databases import shown_until, to_column
 from souvenirs.lastseen import table
 from souvenirs.lastseen.members import existing_of, member_of
 from souvenirs.lastseen.pending import Move
@@ -105,6 +105,7 @@ def _batches() -> Iterator[Rows]:
 def _rows(after: int, limit: int) -> Rows:
     """The table's next rows, except times that a wrong clock made."""
     using = router.db_for_write(LastSeen)
-    rows = LastSeen.objects.using(using).filter(seen__lte=to_column(table.latest(), using))
+    until = to_column(shown_until(table.latest(), using), using)
+    rows = LastSeen.objects.using(using).filter(seen__lte=until)
     found = rows.filter(pk__gt=after).order_by("pk").values_list("pk", "user_id", "seen")[:limit]
     return [(pk, user_pk, table.seconds(seen)) for pk, user_pk, seen in found]
