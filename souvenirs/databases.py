@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
-from django.db import DatabaseError, connections, models
+from django.db import DatabaseError, connections, models, transaction
 from django.db.models.expressions import RawSQL
 
 from souvenirs import timestamps
@@ -195,6 +195,27 @@ def typed_datetime(using: str) -> str:
     types = {"postgresql": "timestamptz", "mysql": "datetime(6)"}
     name = types.get(connections[using].vendor)
     return f"CAST(%s AS {name})" if name else "%s"
+
+
+# Ids
+
+
+def skip_ids(model: type[models.Model], until: int, using: str) -> bool:
+    """Have the table give ids above `until` from now on. Return False where nothing but a row with
+    such an id does that in a transaction: SQLite, MySQL."""
+    connection = connections[using]
+    if connection.vendor != "postgresql":
+        return False
+    table = model._meta.db_table
+    with transaction.atomic(using=using), connection.cursor() as cursor:
+        # Two that move the sequence at once could move it back
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [table])
+        cursor.execute(
+            "SELECT setval(s, %s) FROM (SELECT CAST(pg_get_serial_sequence(%s, 'id') AS regclass))"
+            " AS sequence (s) WHERE COALESCE(pg_sequence_last_value(s), 0) < %s",
+            [until, table, until],
+        )
+    return True
 
 
 # Limits of time

@@ -97,6 +97,7 @@ class Rollup(models.Model):
     end = models.BigIntegerField()
     members = models.BinaryField()  # the ids of the users' LastSeen, a roaring bitmap
     active_users = models.PositiveIntegerField()  # how many they are
+    last_member = models.PositiveIntegerField(db_index=True)  # the largest of the ids; 0 for none
 
     class Meta:
         constraints = [
@@ -120,7 +121,7 @@ class DeletedMember(models.Model):
     """A user who is deleted was active in a bucket, of which Rollups may not know it yet."""
 
     bucket = models.BigIntegerField(db_index=True)  # its start, unix seconds
-    member = models.PositiveIntegerField()  # the id that their LastSeen had
+    member = models.PositiveIntegerField(db_index=True)  # the id that their LastSeen had
 
     def __str__(self) -> str:
         return f"bucket={self.bucket} member={self.member}"

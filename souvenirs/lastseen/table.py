@@ -18,7 +18,7 @@ from django.db import connections, router, transaction
 from souvenirs import timestamps
 from souvenirs.conf import conf
 from souvenirs.databases import to_column, to_parameter, typed_datetime
-from souvenirs.lastseen import get_store
+from souvenirs.lastseen import get_store, ordinals
 from souvenirs.lastseen.base import LastSeenUpdate
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import slot_containing
@@ -74,8 +74,10 @@ def touch(update: LastSeenUpdate, using: str | None = None) -> None:
     # lock, neither could go on to the update.
     seen = None if update.seen is None else to_column(update.seen, using)
     targeted = connections[using].features.supports_update_conflicts_with_target
+    row = LastSeen(user_id=update.user_pk, seen=seen)
+    ordinals.secure([row], using)
     rows.bulk_create(
-        [LastSeen(user_id=update.user_pk, seen=seen)],
+        [row],
         update_conflicts=True,
         update_fields=["user"],
         unique_fields=["user"] if targeted else None,
@@ -100,10 +102,9 @@ def catch_up(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
     users = sorted(newest, key=str)  # in one order, so that two of these cannot deadlock
     for batch in (users[at : at + BATCH_SIZE] for at in range(0, len(users), BATCH_SIZE)):
         existing = dict(rows.filter(user_id__in=batch).values_list("user_id", "seen"))
-        rows.bulk_create(
-            (LastSeen(user_id=user_pk) for user_pk in batch if user_pk not in existing),
-            ignore_conflicts=True,
-        )
+        if new := [LastSeen(user_id=user_pk) for user_pk in batch if user_pk not in existing]:
+            ordinals.secure(new, using)
+            rows.bulk_create(new, ignore_conflicts=True)
         times = {user_pk: -1 if at is None else seconds(at) for user_pk, at in existing.items()}
         behind = {u: newest[u] for u in batch if newest[u] > times.get(u, -1)}
         if behind:
