@@ -10,7 +10,7 @@ from uuid import uuid4
 from django.db import router
 
 from souvenirs.databases import shown_until, to_column
-from souvenirs.lastseen import table
+from souvenirs.lastseen import future, table
 from souvenirs.lastseen.members import existing_of, member_of
 from souvenirs.lastseen.pending import Move
 from souvenirs.lastseen.shards import Shards
@@ -92,6 +92,21 @@ def remove_deleted(shards: Shards, key: str, cursor: int, users: int) -> int:
     gone = {member: Move(None) for member in members if member not in existing}
     shards.write(gone, table.latest())
     return cursor
+
+
+def set_back(shards: Shards, users: int) -> bool:
+    """Set times that are still to come back to the table's; remove who has none there. Return False
+    if there are none left, but for those that are to come in the table too."""
+    latest = future.latest()
+    members = shards.seen_after(latest, users)
+    future.warn(len(members))
+    moves = {}
+    for member, seen in {**dict.fromkeys(members), **existing_of(members)}.items():
+        known = None if seen is None else table.seconds(seen)
+        if known is None or known <= latest:
+            moves[member] = Move(known, latest=latest)
+    shards.write(moves, latest)
+    return bool(moves)
 
 
 def _batches() -> Iterator[Rows]:
