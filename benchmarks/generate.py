@@ -157,7 +157,8 @@ def fill(connection: Any, rows: int, users: int, days: int, until: datetime, see
             _insert(connection, "souvenirs_souvenir", ("when", "user_id"), souvenirs)
             progress.close()
         # In the order of the migration that makes them on a site that comes from 1.0.2
-        _insert(connection, "souvenirs_lastseen", ("user_id", "seen"), sorted(seen.items()))
+        rows_of_users = ((user, _text(seen[user])) for user in sorted(seen))
+        _insert(connection, "souvenirs_lastseen", ("user_id", "seen"), rows_of_users)
         for statement in connection.ops.sequence_reset_sql(no_style(), [User, LastSeen]):
             cursor.execute(statement)
 
@@ -174,6 +175,10 @@ def _souvenirs(
             seen[user] = seconds + second
             yield f"{prefix}{clock[second]}.{fraction:06}", user
         progress.update(len(visits))
+
+
+def _text(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}"
 
 
 def _insert(

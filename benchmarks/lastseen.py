@@ -58,7 +58,7 @@ def fill(users: int) -> None:
         )
         cursor.execute(
             "INSERT INTO souvenirs_lastseen (user_id, seen)"
-            " SELECT id, extract(epoch FROM now())::bigint - (power(random(), 3) * 90 * 86400)::int"
+            " SELECT id, date_trunc('second', now() - power(random(), 3) * interval '90 days')"
             " FROM auth_user ORDER BY id"
         )
         cursor.execute("ALTER TABLE souvenirs_lastseen SET (autovacuum_enabled = false)")
@@ -69,7 +69,7 @@ def update_all() -> None:
     from django.db import connection
 
     with connection.cursor() as cursor:
-        cursor.execute("UPDATE souvenirs_lastseen SET seen = seen + 1")
+        cursor.execute("UPDATE souvenirs_lastseen SET seen = seen + interval '1 second'")
 
 
 def memory_of(store: Any) -> int:

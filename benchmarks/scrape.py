@@ -91,13 +91,13 @@ COLLECTED = "souvenirs_collection_timestamp_seconds"
 SOME_SOUVENIRS = """
     SELECT "when", souvenir.user_id
     FROM souvenirs_souvenir AS souvenir JOIN souvenirs_lastseen AS lastseen USING (user_id)
-    WHERE FLOOR(EXTRACT(EPOCH FROM "when")) = seen OR souvenir.id % {} = 0
+    WHERE date_trunc('second', "when") = seen OR souvenir.id % {} = 0
     ORDER BY "when"
 """
 WEEK_AGO = """
     UPDATE souvenirs_lastseen SET seen = earlier.seen
     FROM (
-        SELECT lastseen.id, FLOOR(EXTRACT(EPOCH FROM MAX("when"))) AS seen
+        SELECT lastseen.id, date_trunc('second', MAX("when")) AS seen
         FROM souvenirs_lastseen AS lastseen LEFT JOIN souvenirs_souvenir AS souvenir
             ON souvenir.user_id = lastseen.user_id AND "when" < %s
         GROUP BY lastseen.id
@@ -105,14 +105,14 @@ WEEK_AGO = """
     WHERE earlier.id = souvenirs_lastseen.id
 """
 VISITS = """
-    SELECT FLOOR(EXTRACT(EPOCH FROM "when"))::bigint, user_id
+    SELECT date_trunc('second', "when"), user_id
     FROM souvenirs_souvenir WHERE "when" >= %s ORDER BY "when"
 """
 VISITORS = f"""
     SELECT user_id FROM (SELECT DISTINCT user_id FROM {TABLE} WHERE "when" >= %s) AS people
     ORDER BY md5(user_id::text)
 """
-# As souvenirs.models.move_forward does it
+# As souvenirs.lastseen.table does it
 SEE = "UPDATE souvenirs_lastseen SET seen = %s WHERE user_id = %s AND (seen IS NULL OR seen < %s)"
 STATE = """
     SELECT pg_relation_size(relid) / 8192, n_live_tup, n_dead_tup, autovacuum_count
@@ -208,7 +208,7 @@ def live_again(large: Database, small: Database, since: datetime) -> None:
 def visit(connection: psycopg.Connection[Any], users: Sequence[int], tables: Sequence[str]) -> None:
     """Each of these users is seen now, for the first time in this hour."""
     now = datetime.now(timezone.utc)
-    seen = int(now.timestamp())
+    seen = now.replace(microsecond=0)
     with connection.cursor() as cursor:
         for table in tables:
             insert = f'INSERT INTO {table} ("when", user_id) VALUES (%s, %s)'

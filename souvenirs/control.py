@@ -8,11 +8,10 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import router
-from django.db.models import ExpressionWrapper, F, QuerySet
+from django.db.models import F, QuerySet
 from django.utils.functional import LazyObject, empty
 
 from souvenirs import timestamps
-from souvenirs.fields import SecondsField
 from souvenirs.history import counting
 from souvenirs.lastseen import get_store
 from souvenirs.models import LastSeen, SouvenirQuerySet
@@ -104,17 +103,20 @@ def last_seen(user: Any) -> datetime | None:
 def with_last_seen(users: QuerySet[Any], name: str = "last_seen") -> QuerySet[Any]:
     """A queryset of users who each have the attribute `name`: their last-seen time, or None.
 
-    It is joined, so a list costs no query per user; filter and order by it as by a column. Times
-    are as those of `last_seen`. Raises ValueError if the user model has a field called `name`, or
-    a router keeps souvenirs in another database than `users`.
+    It is the column of a joined table, so a list costs no query per user; use it in filters,
+    expressions and aggregates as you would `last_login`. (As with any annotation, `exclude` leaves
+    out who has no time.) With last-seen times in Redis it is the first time in the rate limit's
+    slot.
+
+    Raises ValueError if the user model has a field called `name`, or a router keeps souvenirs in
+    another database than `users`.
     """
     if not has_constraint():
         raise ValueError(
             f"souvenirs are in the database {router.db_for_write(LastSeen)!r}, and users are not:"
             " they cannot be joined; use last_seen(user) for each"
         )
-    seen = ExpressionWrapper(F("souvenirs_last_seen__seen"), output_field=SecondsField())
-    annotated: QuerySet[Any] = users.annotate(**{name: seen})
+    annotated: QuerySet[Any] = users.annotate(**{name: F("souvenirs_last_seen__seen")})
     return annotated
 
 

@@ -11,10 +11,15 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Any
 
-from django.db import DatabaseError, connections, models
+from django.db import DatabaseError, connections, models, transaction
 from django.db.models.expressions import RawSQL
+
+from souvenirs import timestamps
+from souvenirs.conf import conf
+from souvenirs.periods import RepeatedHour, repeated_hour
 
 UNION_LIMIT = 400  # SQLite takes 500 SELECTs in a UNION, but as many UNIONs inside of one
 MIN_CONNECT_SECONDS = 2  # libpq's minimum
@@ -140,6 +145,77 @@ def _rows_by_key(model: type[models.Model]) -> str:
         "JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) k"
         f" STRAIGHT_JOIN {model._meta.db_table} s ON s.id = k.id"
     )
+
+
+# Datetimes. SQLite and MySQL keep what clocks show in one zone: the site's where USE_TZ is False.
+# Where that is not UTC, the hour lived twice is one hour in their columns.
+
+
+def to_column(seconds: float, using: str) -> datetime:
+    """The datetime of a unix time that a DateTimeField is to be given."""
+    if connections[using].features.supports_timezones:
+        return timestamps.to_utc(seconds)  # PostgreSQL would not see the fold of a naive one
+    return timestamps.to_datetime(seconds)
+
+
+def to_parameter(seconds: float, using: str) -> Any:
+    """The parameter of a raw statement that stands for a unix time."""
+    return connections[using].ops.adapt_datetimefield_value(to_column(seconds, using))
+
+
+def from_result(value: Any, field: Any, using: str) -> float | None:
+    """The unix time of what a raw statement returned of a DateTimeField."""
+    column = field.get_col(field.model._meta.db_table)
+    for convert in connections[using].ops.get_db_converters(column):
+        value = convert(value, column, connections[using])
+    return None if value is None else timestamps.to_seconds(value)
+
+
+def shown_from(t: float, using: str) -> float:
+    """The earliest time that a column may show of something at or after `t`."""
+    hour = _repeated_hour(t, using)
+    return hour.start if hour and t < hour.turn else t
+
+
+def shown_until(t: float, using: str) -> float:
+    """What is before `t` is shown as before this time."""
+    hour = _repeated_hour(t, using)
+    return hour.end if hour and t > hour.turn else t
+
+
+def _repeated_hour(t: float, using: str) -> RepeatedHour | None:
+    connection = connections[using]
+    if connection.features.supports_timezones:
+        return None
+    return repeated_hour(t, connection.timezone or conf.zone)
+
+
+def typed_datetime(using: str) -> str:
+    """A placeholder of `to_parameter` for where the database could take it for a string."""
+    types = {"postgresql": "timestamptz", "mysql": "datetime(6)"}
+    name = types.get(connections[using].vendor)
+    return f"CAST(%s AS {name})" if name else "%s"
+
+
+# Ids
+
+
+def skip_ids(model: type[models.Model], until: int, using: str) -> bool:
+    """Have the table give ids above `until` from now on. Return False where nothing but a row with
+    such an id does that in a transaction: SQLite, MySQL."""
+    connection = connections[using]
+    if connection.vendor != "postgresql":
+        return False
+    table = model._meta.db_table
+    with transaction.atomic(using=using), connection.cursor() as cursor:
+        # Two that move the sequence at once could move it back
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [table])
+        cursor.execute(
+            "SELECT setval(s, %s) FROM (SELECT CAST(pg_get_serial_sequence(%s, 'id') AS regclass))"
+            " AS sequence (s) WHERE COALESCE(pg_sequence_last_value(s), 0) < %s",
+            [until, table, until],
+        )
+    return True
 
 
 # Limits of time

@@ -1,28 +1,12 @@
-"""Model fields: unix seconds, and the relation to a user who may be in another database."""
+"""The relation to a user who may be in another database."""
 
 from __future__ import annotations
 
-import math
-from datetime import datetime
 from typing import Any
 
 from django.conf import settings
 from django.db import models, router
 from django.db.models.deletion import CASCADE, Collector
-
-from souvenirs import timestamps
-
-
-class SecondsField(models.BigIntegerField):  # type: ignore[type-arg]
-    """A column of unix seconds that Python sees as datetimes, of the site's form."""
-
-    def from_db_value(self, value: int | None, *args: Any) -> datetime | None:
-        return None if value is None else timestamps.to_datetime(value)
-
-    def get_prep_value(self, value: Any) -> Any:
-        if isinstance(value, datetime):
-            value = math.floor(timestamps.to_seconds(value))
-        return super().get_prep_value(value)
 
 
 def cascade(collector: Collector, field: Any, sub_objs: Any, using: str) -> None:

@@ -70,9 +70,8 @@ class LastSeen(models.Model):
     # The user's ordinal, meant for 32-bit bitmaps; so it is never wasted (see lastseen.table).
     id = models.AutoField(primary_key=True)
     user = UserOneToOneField(related_name="souvenirs_last_seen")
-    # Unix seconds: windows are arithmetic on it, exact in folds even where USE_TZ is False.
     # NULL: the user has souvenirs, but only of times that were still to come.
-    seen = models.BigIntegerField(null=True, db_index=True)
+    seen = models.DateTimeField(null=True, db_index=True)
 
     class Meta:
         verbose_name_plural = "last seen"
@@ -98,6 +97,7 @@ class Rollup(models.Model):
     end = models.BigIntegerField()
     members = models.BinaryField()  # the ids of the users' LastSeen, a roaring bitmap
     active_users = models.PositiveIntegerField()  # how many they are
+    last_member = models.PositiveIntegerField(db_index=True)  # the largest of the ids; 0 for none
 
     class Meta:
         constraints = [
@@ -121,7 +121,7 @@ class DeletedMember(models.Model):
     """A user who is deleted was active in a bucket, of which Rollups may not know it yet."""
 
     bucket = models.BigIntegerField(db_index=True)  # its start, unix seconds
-    member = models.PositiveIntegerField()  # the id that their LastSeen had
+    member = models.PositiveIntegerField(db_index=True)  # the id that their LastSeen had
 
     def __str__(self) -> str:
         return f"bucket={self.bucket} member={self.member}"

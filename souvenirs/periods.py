@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone, tzinfo
 from datetime import time as clock_time
 from functools import lru_cache
 from typing import NamedTuple
@@ -100,7 +100,11 @@ def midnight(day: date, zone: ZoneInfo) -> int:
         return early  # the usual case, and the first of two midnights where clocks went back
     # Clocks jumped over this midnight: the day begins where they did, between the two readings
     # (PEP 495 reads a time in a gap with the offset before it for fold=0, after it for fold=1).
-    early, late = late, early
+    return _offset_change(late, early, zone)
+
+
+def _offset_change(early: int, late: int, zone: tzinfo) -> int:
+    """The first instant, after `early` and up to `late`, at which the offset is that of `late`."""
     after = datetime.fromtimestamp(late, zone).utcoffset()
     while late - early > 1:
         middle = (early + late) // 2
@@ -109,6 +113,28 @@ def midnight(day: date, zone: ZoneInfo) -> int:
         else:
             early = middle
     return late
+
+
+class RepeatedHour(NamedTuple):
+    """Clocks show the same times from `start` to `turn`, and again from there to `end`. Unix
+    seconds."""
+
+    start: int
+    turn: int
+    end: int
+
+
+def repeated_hour(t: float, zone: tzinfo) -> RepeatedHour | None:
+    """The hour lived twice that holds `t`, None for most. (Some are not an hour long.)"""
+    t = math.floor(t)
+    wall = datetime.fromtimestamp(t, zone)
+    other = wall.replace(fold=1 - wall.fold)
+    seconds = int(abs(wall.timestamp() - other.timestamp()))
+    if not seconds:
+        return None
+    early = t - seconds if wall.fold else t
+    turn = _offset_change(early, early + seconds, zone)
+    return RepeatedHour(turn - seconds, turn, turn + seconds)
 
 
 def day_containing(t: float, zone: ZoneInfo) -> date:

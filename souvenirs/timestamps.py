@@ -34,9 +34,14 @@ def to_seconds(when: datetime) -> float:
     return (aware(when) - EPOCH) // MICROSECOND / 1_000_000
 
 
+def to_utc(seconds: float) -> datetime:
+    """The aware datetime, in UTC, of a unix time."""
+    return EPOCH + timedelta(microseconds=round(seconds * 1_000_000))
+
+
 def to_datetime(seconds: float) -> datetime:
     """The datetime of a unix time, in the form that the site's models hold: see `to_site`."""
-    return to_site(EPOCH + timedelta(microseconds=round(seconds * 1_000_000)))
+    return to_site(to_utc(seconds))
 
 
 def to_site(when: datetime) -> datetime:

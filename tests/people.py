@@ -14,7 +14,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import connections, models, router
 
-from souvenirs import timestamps
+from souvenirs import databases, timestamps
 from souvenirs.models import Souvenir
 
 T = TypeVar("T")
@@ -39,6 +39,11 @@ else:
 def site(when: datetime) -> datetime:
     """A datetime in the form that the site's models hold."""
     return timestamps.to_site(when)
+
+
+def column(seconds: float) -> datetime:
+    """What LastSeen.seen is for a unix time."""
+    return databases.to_column(seconds, ours().alias)
 
 
 def run(awaitable: Awaitable[T]) -> T:

@@ -21,9 +21,9 @@ LAYERS = {
     ],
     "schema": ["fields", "models"],
     "since when?": [
-        "lastseen.base", "lastseen", "lastseen.table", "lastseen.database", "lastseen.clients",
-        "lastseen.pending", "lastseen.shards", "lastseen.members", "lastseen.writer",
-        "lastseen.resync", "lastseen.redis",
+        "lastseen.base", "lastseen", "lastseen.ordinals", "lastseen.future", "lastseen.table",
+        "lastseen.database", "lastseen.clients", "lastseen.pending", "lastseen.shards",
+        "lastseen.members", "lastseen.writer", "lastseen.resync", "lastseen.redis",
     ],
     "between?": [
         "history", "history.marks", "history.deletion", "history.accounts", "history.rows",

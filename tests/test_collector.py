@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Metric
 
 import souvenirs
+from souvenirs import timestamps
 from souvenirs.control import souvenez
 from souvenirs.history import maintenance
 from souvenirs.models import (
@@ -97,7 +98,7 @@ def make_users(count: int) -> list[Any]:
 def see(*times: datetime) -> None:
     """A new user last seen at each of the times."""
     LastSeen.objects.bulk_create(
-        LastSeen(user_id=user.pk, seen=int(when.timestamp()))
+        LastSeen(user_id=user.pk, seen=site(when))
         for user, when in zip(make_users(len(times)), times)
     )
 
@@ -289,7 +290,7 @@ def test_collect__counts_as_brute_force_does(
         samples = collect()
     seconds = {"1m": 60, "30m": 1800, "1h": 3600, "1h30m": 5400, "2h": 7200, "1d": 86_400}
     seconds |= {"7d": 604_800, "52w": 31_449_600, "1y": 31_536_000}
-    seen = LastSeen.objects.values_list("seen", flat=True)
+    seen = [timestamps.to_seconds(t) for t in LastSeen.objects.values_list("seen", flat=True)]
     cuts = {w: (now.timestamp() - seconds[w]) // 60 * 60 for w in windows}
     assert of(samples, "souvenirs_active_users") == {
         w: sum(t >= cut for t in seen) for w, cut in cuts.items()
@@ -560,7 +561,7 @@ def test_collect__reads_from_the_database_of_the_setting(
     make_users(2)
     user = User(username="of the replica")
     user.save(using="replica")
-    LastSeen.objects.using("replica").create(user_id=user.pk, seen=int(NOW.timestamp()))
+    LastSeen.objects.using("replica").create(user_id=user.pk, seen=site(NOW))
     Souvenir.objects.using("replica").create(user_id=user.pk, when=site(NOW - 800 * DAY))
     with (
         capture_queries() as queries,

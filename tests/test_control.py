@@ -313,7 +313,7 @@ def test_souvenez__a_new_minute_costs_one_update_where_another_process_was_first
 ) -> None:
     souvenez(user)
     traveller.shift(MINUTE)
-    LastSeen.objects.update(seen=(NOON + MINUTE).timestamp())
+    LastSeen.objects.update(seen=site(NOON + MINUTE))
     with django_assert_num_queries(1, connection=ours()):
         assert souvenez(user) == "rate-limited"
 

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from souvenirs.models import LastSeen
 from souvenirs_metrics.exposition import render
 from souvenirs_metrics.formats import FORMATS, negotiate
-from tests.people import User
+from tests.people import User, column
 
 RunSite = Callable[..., str]
 
@@ -189,7 +189,7 @@ def test_negotiate__body_is_what_the_content_type_says(accept: str) -> None:
 @time_machine.travel(datetime(2024, 5, 15, tzinfo=timezone.utc), tick=False)
 def test_render__both_formats_parse_and_hold_the_same_values() -> None:
     user = User.objects.create(username="ada")
-    LastSeen.objects.create(user_id=user.pk, seen=1_715_700_000)
+    LastSeen.objects.create(user_id=user.pk, seen=column(1_715_700_000))
     text = render().decode()
     openmetrics = render(FORMATS["application/openmetrics-text;version=1.0.0"]).decode()
 

@@ -26,8 +26,8 @@ from django.db.migrations.executor import MigrationExecutor
 from django.test import override_settings
 
 from benchmarks.migrate import MIGRATION_OF_1_0_2, TABLES_OF_1_0_2
-from souvenirs import timestamps
 from souvenirs.models import LastSeen, Souvenir
+from souvenirs.timestamps import to_seconds
 
 OLD = "old"  # alias of the database that is migrated: another one than the other tests use
 ENGINE = connections["default"].vendor
@@ -207,9 +207,9 @@ def last_seen_of_rows(rows: list[Row]) -> dict[int, int | None]:
 
 
 def last_seen_rows(connection: Any) -> dict[int, int | None]:
-    rows = execute(connection, "SELECT user_id, seen FROM souvenirs_lastseen")
+    rows = LastSeen.objects.using(connection.alias).values_list("user_id", "seen")
     assert len(rows) == len(dict(rows))
-    return dict(rows)
+    return {user: None if seen is None else to_seconds(seen) for user, seen in rows}
 
 
 def last_seen_ids(connection: Any) -> list[int]:
@@ -304,7 +304,7 @@ def test_migrate__rows_of_nobody_stay_impossible(old: Any) -> None:
     with pytest.raises(IntegrityError), transaction.atomic(using=OLD):
         insert(old, [(5_000, text(LAST), 999)])
     with pytest.raises(IntegrityError), transaction.atomic(using=OLD):
-        execute(old, "INSERT INTO souvenirs_lastseen (user_id, seen) VALUES (999, 0)")
+        execute(old, "INSERT INTO souvenirs_lastseen (user_id) VALUES (999)")
 
 
 def test_migrate__deleting_a_user_deletes_what_is_theirs(old: Any) -> None:
@@ -394,23 +394,19 @@ class InterruptionError(Exception):
 def test_fill_last_seen__goes_on_after_an_interruption_and_wastes_no_id(
     old: Any, monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:
-    converted = 0
+    inserted = 0
 
-    def fail_later(when: datetime) -> float:
-        nonlocal converted
-        converted += 1
-        if converted > 7 * batches + 3:
-            raise InterruptionError
-        return timestamps.to_seconds(when)
+    def fail_later(execute: Any, sql: str, *args: Any) -> Any:
+        nonlocal inserted
+        if "INTO" in sql and "souvenirs_lastseen" in sql:
+            inserted += 1
+            if inserted > batches:
+                raise InterruptionError
+        return execute(sql, *args)
 
     monkeypatch.setattr(fill_lastseen, "BATCH", 7)
-    with monkeypatch.context() as patch:
-        to_seconds, fake = timestamps.to_seconds, type("timestamps", (), dict(vars(timestamps)))
-        fake.to_seconds = staticmethod(lambda when: fail_later(when))
-        patch.setattr(fill_lastseen, "timestamps", fake)
-        assert to_seconds is timestamps.to_seconds
-        with pytest.raises(InterruptionError):
-            migrate()
+    with old.execute_wrapper(fail_later), pytest.raises(InterruptionError):
+        migrate()
     assert len(last_seen_ids(old)) == 7 * batches
     migrate()
     assert last_seen_rows(old) == last_seen_of_rows(ROWS)
@@ -419,9 +415,9 @@ def test_fill_last_seen__goes_on_after_an_interruption_and_wastes_no_id(
 
 def test_fill_last_seen__leaves_rows_that_are_there(old: Any) -> None:
     migrate("0004")
-    execute(old, "INSERT INTO souvenirs_lastseen (user_id, seen) VALUES (2, 2000000000)")
+    LastSeen.objects.using(OLD).create(user_id=2, seen=FUTURE)
     migrate()
-    assert last_seen_rows(old) == {**last_seen_of_rows(ROWS), 2: 2_000_000_000}
+    assert last_seen_rows(old) == {**last_seen_of_rows(ROWS), 2: int(FUTURE.timestamp())}
 
 
 def is_write(statement: str) -> bool:

@@ -31,7 +31,7 @@ from souvenirs.lastseen.shards import Shards
 from souvenirs.models import LastSeen
 from tests import servers, stores
 from tests.failing import frozen
-from tests.people import NOBODY, User, ours, site, with_databases
+from tests.people import NOBODY, User, column, ours, site, with_databases
 from tests.stores import REDIS, collect, using, windows
 
 NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
@@ -519,8 +519,8 @@ def test_filling__takes_no_newer_time_away_and_leaves_out_those_to_come(
     store: RedisStore, clock: Any
 ) -> None:
     user, other = (User.objects.create(username=name) for name in "ab")
-    LastSeen.objects.create(user_id=user.pk, seen=int(NOON.timestamp()) - 50)
-    LastSeen.objects.create(user_id=other.pk, seen=int(NOON.timestamp()) + 86_400)
+    LastSeen.objects.create(user_id=user.pk, seen=column(NOON.timestamp() - 50))
+    LastSeen.objects.create(user_id=other.pk, seen=column(NOON.timestamp() + 86_400))
     wipe(store)
     store.on_table_updated({user.pk: int(NOON.timestamp())})
     store.resync()

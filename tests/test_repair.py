@@ -160,7 +160,7 @@ def test_repair__keeps_what_is_pruned_and_who_is_deleted(users: list[Any]) -> No
 def test_repair__makes_last_seen_rows(users: list[Any]) -> None:
     expected = {row.user_id: row.seen for row in LastSeen.objects.all()}
     LastSeen.objects.filter(user_id=users[0].pk).delete()
-    LastSeen.objects.filter(user_id=users[1].pk).update(seen=T - DAY)
+    LastSeen.objects.filter(user_id=users[1].pk).update(seen=to_when(T - DAY))
     LastSeen.objects.filter(user_id=users[2].pk).update(seen=None)
     run_repair()
     assert {row.user_id: row.seen for row in LastSeen.objects.all()} == expected

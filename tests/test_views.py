@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from souvenirs.models import LastSeen, Souvenir
 from tests import servers
-from tests.people import User, with_databases
+from tests.people import User, column, with_databases
 
 RunSite = Callable[..., str]
 MissingTable = Callable[[type], AbstractContextManager[None]]
@@ -230,7 +230,9 @@ SOUVENIRS_METRICS_DATABASE = "replica"
 
 @in_transaction
 def test_metrics__promtool_has_no_complaint(client: Client) -> None:
-    LastSeen.objects.create(user_id=User.objects.create(username="ada").pk, seen=1_715_700_000)
+    LastSeen.objects.create(
+        user_id=User.objects.create(username="ada").pk, seen=column(1_715_700_000)
+    )
     page = client.get("/metrics").content
     promtool = servers.program("promtool", "prometheus")
 

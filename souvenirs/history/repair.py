@@ -15,6 +15,7 @@ from souvenirs.conf import conf
 from souvenirs.databases import as_in_list
 from souvenirs.history import rollups
 from souvenirs.history.counting import first_recorded
+from souvenirs.history.maintenance import set_back_last_seen
 from souvenirs.history.marks import pop_marks
 from souvenirs.history.progress import rollup_lock, watermark
 from souvenirs.lastseen import get_store, table
@@ -33,6 +34,7 @@ def repair(on_step: Callable[[Interval], None] | None = None) -> None:
     other processes may record, roll up and prune meanwhile. `on_step` is called with each day.
     """
     using = router.db_for_write(Rollup)
+    set_back_last_seen()
     catch_up_last_seen(using)
     get_store().reconcile()
     start = first_recorded(using)

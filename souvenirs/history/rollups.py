@@ -172,6 +172,7 @@ def new_rollup(kind: int, interval: Interval, members: BitMap) -> Rollup:
 
 def set_members(rollup: Rollup, members: BitMap) -> None:
     rollup.members, rollup.active_users = bitmaps.to_bytes(members), len(members)
+    rollup.last_member = members.max() if members else 0
 
 
 def _add_members(rollup: Rollup, members: BitMap, using: str) -> None:

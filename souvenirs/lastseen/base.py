@@ -108,6 +108,11 @@ class LastSeenStore(ABC):
         django.db.DatabaseError then. None: look at all.
         """
 
+    def set_back(self, users: int | None = None) -> None:  # noqa: B027
+        """Set times that are still to come, because a clock was ahead, back to the table's, where
+        future.set_back has been before. users: of about so many; None: of all. Raises
+        django.db.DatabaseError."""
+
     def flush(self) -> bool:
         """Write what is pending. Return False if that has to wait."""
         return True

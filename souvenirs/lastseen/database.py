@@ -10,7 +10,13 @@ from typing import Any
 
 from django.db import connections
 
-from souvenirs.databases import counts_in_one_pass
+from souvenirs.databases import (
+    counts_in_one_pass,
+    from_result,
+    shown_from,
+    shown_until,
+    to_parameter,
+)
 from souvenirs.lastseen import table
 from souvenirs.lastseen.base import LastSeenCounts, LastSeenStore, LastSeenUpdate, ReadContext
 from souvenirs.models import LastSeen
@@ -26,7 +32,7 @@ class DatabaseStore(LastSeenStore):
 
     def get(self, user_pk: Any) -> int | None:
         row = LastSeen.objects.filter(user_id=user_pk).first()
-        return None if row is None else row.seen
+        return None if row is None or row.seen is None else table.seconds(row.seen)
 
     def count(
         self,
@@ -38,7 +44,8 @@ class DatabaseStore(LastSeenStore):
         connection = connections[using]
         quote = connection.ops.quote_name
         name, seen = quote(LastSeen._meta.db_table), quote("seen")
-        edges = [*sorted({math.ceil(cut) for cut in cuts}), math.floor(until) + 1]
+        starts = {cut: shown_from(math.ceil(cut), using) for cut in cuts}
+        edges = [*sorted(set(starts.values())), shown_until(math.floor(until) + 1, using)]
         newest = f"(SELECT MAX({seen}) FROM {name} WHERE {seen} < %s)"  # noqa: S608
         params = edges[-1:]
         # One statement, so one snapshot, which looks at nobody twice, however windows overlap
@@ -52,11 +59,16 @@ class DatabaseStore(LastSeenStore):
             counts, rows = [count] * (len(edges) - 1), ""
             params += [edge for pair in pairwise(edges) for edge in pair]
         with read_context(using), connection.cursor() as cursor:
-            cursor.execute(f"SELECT {', '.join([newest, *counts])} {rows}", params)
+            times = [to_parameter(edge, using) for edge in params]
+            cursor.execute(f"SELECT {', '.join([newest, *counts])} {rows}", times)
             row = cursor.fetchone()
         assert row is not None
         last, *numbers = row
+        last = from_result(last, LastSeen._meta.get_field("seen"), using)
         if not is_one_pass:
             numbers = list(accumulate(reversed(numbers)))[::-1]
         since = dict(zip(edges, numbers))
-        return LastSeenCounts(since={cut: since[math.ceil(cut)] for cut in cuts}, newest=last)
+        return LastSeenCounts(
+            since={cut: since[start] for cut, start in starts.items()},
+            newest=None if last is None else math.floor(last),
+        )

@@ -22,7 +22,7 @@ from souvenirs.lastseen.clients import parse_params
 from souvenirs.lastseen.database import DatabaseStore
 from souvenirs.lastseen.members import member_of
 from souvenirs.lastseen.pending import Move
-from souvenirs.lastseen.resync import Reconciler, resync
+from souvenirs.lastseen.resync import Reconciler, resync, set_back
 from souvenirs.lastseen.shards import Counts, Shards
 from souvenirs.lastseen.writer import BATCH_SIZE, Writer, start_thread
 from souvenirs.logs import words_of
@@ -178,16 +178,30 @@ class RedisStore(LastSeenStore):
     def reconcile(self, users: int | None = None) -> None:
         if users is None:
             self._reconcile_all()
-        elif not self.needs_resync and self.breaker.allows():
-            try:
-                self._reconciler.step(users)
-            except DatabaseError:
-                self.breaker.untried()
-                raise
-            except Exception as error:
-                self.writer.note_failure(error)
-            else:
-                self.breaker.success()
+        elif not self.needs_resync:
+            self._try(lambda: self._reconciler.step(users))
+
+    def set_back(self, users: int | None = None) -> None:
+        def do() -> None:
+            while set_back(self.shards, users or BATCH_SIZE) and users is None:
+                pass
+
+        if self.flush():
+            self._try(do)
+
+    def _try(self, do: Callable[[], object]) -> None:
+        """Do it, unless Redis is down. Raises what the database raises."""
+        if not self.breaker.allows():
+            return
+        try:
+            do()
+        except DatabaseError:
+            self.breaker.untried()
+            raise
+        except Exception as error:
+            self.writer.note_failure(error)
+        else:
+            self.breaker.success()
 
     def _reconcile_all(self) -> None:
         self.flush()

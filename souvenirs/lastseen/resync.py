@@ -9,7 +9,8 @@ from uuid import uuid4
 
 from django.db import router
 
-from souvenirs.lastseen import table
+from souvenirs.databases import shown_until, to_column
+from souvenirs.lastseen import future, table
 from souvenirs.lastseen.members import existing_of, member_of
 from souvenirs.lastseen.pending import Move
 from souvenirs.lastseen.shards import Shards
@@ -93,6 +94,21 @@ def remove_deleted(shards: Shards, key: str, cursor: int, users: int) -> int:
     return cursor
 
 
+def set_back(shards: Shards, users: int) -> bool:
+    """Set times that are still to come back to the table's; remove who has none there. Return False
+    if there are none left, but for those that are to come in the table too."""
+    latest = future.latest()
+    members = shards.seen_after(latest, users)
+    future.warn(len(members))
+    moves = {}
+    for member, seen in {**dict.fromkeys(members), **existing_of(members)}.items():
+        known = None if seen is None else table.seconds(seen)
+        if known is None or known <= latest:
+            moves[member] = Move(known, latest=latest)
+    shards.write(moves, latest)
+    return bool(moves)
+
+
 def _batches() -> Iterator[Rows]:
     """The whole table."""
     last = 0
@@ -103,6 +119,8 @@ def _batches() -> Iterator[Rows]:
 
 def _rows(after: int, limit: int) -> Rows:
     """The table's next rows, except times that a wrong clock made."""
-    rows = LastSeen.objects.using(router.db_for_write(LastSeen))
-    rows = rows.filter(seen__lte=table.latest(), pk__gt=after).order_by("pk")
-    return list(rows.values_list("pk", "user_id", "seen")[:limit])
+    using = router.db_for_write(LastSeen)
+    until = to_column(shown_until(table.latest(), using), using)
+    rows = LastSeen.objects.using(using).filter(seen__lte=until)
+    found = rows.filter(pk__gt=after).order_by("pk").values_list("pk", "user_id", "seen")[:limit]
+    return [(pk, user_pk, table.seconds(seen)) for pk, user_pk, seen in found]

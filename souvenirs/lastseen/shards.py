@@ -189,6 +189,16 @@ class Shards:
         cursor, pairs = self.server_of(key).zscan(key, cursor, count=count)
         return cursor, [member for member, _ in pairs if not member.startswith(b"\xff")]
 
+    def seen_after(self, t: float, count: int) -> list[bytes]:
+        """Users with a later time than `t`, at most so many of each shard."""
+        found = []
+        for server, keys in group_by_node(self.client, self.keys):
+            pipe = server.pipeline(transaction=False)
+            for key in keys:
+                pipe.zrangebyscore(key, f"({t}", "+inf", start=0, num=count)
+            found += [member for members in pipe.execute() for member in members]
+        return found
+
     # Marks
 
     def begin_filling(self, token: str) -> dict[str, bytes]:

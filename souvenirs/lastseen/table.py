@@ -10,19 +10,25 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from django.db import connections, router, transaction
 
 from souvenirs import timestamps
 from souvenirs.conf import conf
-from souvenirs.lastseen import get_store
+from souvenirs.databases import to_column, to_parameter, typed_datetime
+from souvenirs.lastseen import get_store, ordinals
 from souvenirs.lastseen.base import LastSeenUpdate
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import slot_containing
 
-NEVER = 2**63 - 1  # seconds: the largest that a BigIntegerField holds
 BATCH_SIZE = 150  # users in a statement
+
+
+def seconds(seen: datetime) -> int:
+    """LastSeen.seen, in unix seconds."""
+    return math.floor(timestamps.to_seconds(seen))
 
 
 def latest() -> float:
@@ -66,9 +72,12 @@ def touch(update: LastSeenUpdate, using: str | None = None) -> None:
     # Another process may make the row meanwhile, with an older time. On a conflict it has to be
     # locked for writing, which MySQL does in this form only: of two transactions that share a
     # lock, neither could go on to the update.
+    seen = None if update.seen is None else to_column(update.seen, using)
     targeted = connections[using].features.supports_update_conflicts_with_target
+    row = LastSeen(user_id=update.user_pk, seen=seen)
+    ordinals.secure([row], using)
     rows.bulk_create(
-        [LastSeen(user_id=update.user_pk, seen=update.seen)],
+        [row],
         update_conflicts=True,
         update_fields=["user"],
         unique_fields=["user"] if targeted else None,
@@ -93,11 +102,10 @@ def catch_up(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
     users = sorted(newest, key=str)  # in one order, so that two of these cannot deadlock
     for batch in (users[at : at + BATCH_SIZE] for at in range(0, len(users), BATCH_SIZE)):
         existing = dict(rows.filter(user_id__in=batch).values_list("user_id", "seen"))
-        rows.bulk_create(
-            (LastSeen(user_id=user_pk) for user_pk in batch if user_pk not in existing),
-            ignore_conflicts=True,
-        )
-        times = {user_pk: -1 if at is None else at for user_pk, at in existing.items()}
+        if new := [LastSeen(user_id=user_pk) for user_pk in batch if user_pk not in existing]:
+            ordinals.secure(new, using)
+            rows.bulk_create(new, ignore_conflicts=True)
+        times = {user_pk: -1 if at is None else seconds(at) for user_pk, at in existing.items()}
         behind = {u: newest[u] for u in batch if newest[u] > times.get(u, -1)}
         if behind:
             _move_all_forward(behind, using)
@@ -111,15 +119,20 @@ def _move_forward(update: LastSeenUpdate, using: str) -> bool:
         return False
     connection = connections[using]
     user, table, key, at = _user_field_and_names(connection)
-    is_behind = f"({at} IS NULL OR {at} < %s OR {at} > %s)"
-    latest_right = NEVER if update.latest is None else update.latest
-    values = [user.get_db_prep_save(update.user_pk, connection), update.slot_start, latest_right]
+    is_behind = f"{at} IS NULL OR {at} < %s"
+    values = [
+        user.get_db_prep_save(update.user_pk, connection),
+        to_parameter(update.slot_start, using),
+    ]
+    if update.latest is not None:
+        is_behind += f" OR {at} > %s"
+        values.append(to_parameter(update.latest, using))
     with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
-        statement = f"UPDATE {table} SET {at} = %s WHERE {key} = %s AND {is_behind}"  # noqa: S608
-        cursor.execute(statement, [update.seen, *values])
+        statement = f"UPDATE {table} SET {at} = %s WHERE {key} = %s AND ({is_behind})"  # noqa: S608
+        cursor.execute(statement, [to_parameter(update.seen, using), *values])
         if cursor.rowcount or update.has_row:
             return True
-        select = f"SELECT 1 FROM {table} WHERE {key} = %s AND NOT {is_behind}"  # noqa: S608
+        select = f"SELECT 1 FROM {table} WHERE {key} = %s AND NOT ({is_behind})"  # noqa: S608
         cursor.execute(select, values)
         return cursor.fetchone() is not None
 
@@ -128,8 +141,11 @@ def _move_all_forward(newest: Mapping[Any, int], using: str) -> None:
     """The UPDATE of `catch_up`, for users who have rows."""
     connection = connections[using]
     user, table, key, at = _user_field_and_names(connection)
-    pairs = [(user.get_db_prep_save(u, connection), seen) for u, seen in newest.items()]
-    case = f"CASE {key} {'WHEN %s THEN %s ' * len(pairs)}END"
+    pairs = [
+        (user.get_db_prep_save(u, connection), to_parameter(seen, using))
+        for u, seen in newest.items()
+    ]
+    case = f"CASE {key} {f'WHEN %s THEN {typed_datetime(using)} ' * len(pairs)}END"
     keys = ", ".join(["%s"] * len(pairs))
     values = [value for pair in pairs for value in pair]
     with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:

@@ -50,7 +50,7 @@ class Migration(migrations.Migration):
             name="LastSeen",
             fields=[
                 ("id", models.AutoField(primary_key=True, serialize=False)),
-                ("seen", models.BigIntegerField(db_index=True, null=True)),
+                ("seen", models.DateTimeField(db_index=True, null=True)),
                 (
                     "user",
                     UserOneToOneField(

@@ -1,4 +1,3 @@
-import math
 import time
 from typing import Any
 
@@ -34,7 +33,7 @@ def fill_last_seen(apps: Any, schema_editor: Any) -> None:
                 (
                     LastSeen.model(
                         user_id=row["user_id"],
-                        seen=row["newest"] and math.floor(timestamps.to_seconds(row["newest"])),
+                        seen=row["newest"] and row["newest"].replace(microsecond=0),
                     )
                     for row in batch
                 ),

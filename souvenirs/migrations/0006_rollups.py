@@ -26,6 +26,7 @@ class Migration(migrations.Migration):
                 ("end", models.BigIntegerField()),
                 ("members", models.BinaryField()),
                 ("active_users", models.PositiveIntegerField()),
+                ("last_member", models.PositiveIntegerField(db_index=True)),
             ],
             options={
                 "constraints": [
@@ -57,7 +58,7 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("bucket", models.BigIntegerField(db_index=True)),
-                ("member", models.PositiveIntegerField()),
+                ("member", models.PositiveIntegerField(db_index=True)),
             ],
         ),
         migrations.CreateModel(

@@ -54,7 +54,10 @@ def main() -> None:
         [pk, timestamps.to_seconds(when)]
         for pk, when in Souvenir.objects.values_list("user", "when")
     ]
-    seen = list(LastSeen.objects.values_list("user_id", "seen"))
+    seen = [
+        [pk, timestamps.to_seconds(seen)]
+        for pk, seen in LastSeen.objects.values_list("user_id", "seen")
+    ]
     hours = len({begin // 3600, time.time() // 3600})
     told = {"results": results, "errors": errors, "rows": rows, "seen": seen}
     print(json.dumps({**told, "begin": begin, "hours": hours}))

@@ -54,7 +54,8 @@ def rows(request: HttpRequest) -> HttpResponse:
 
 def seen(request: HttpRequest) -> HttpResponse:
     """The last-seen rows, as pairs of user and unix time."""
-    return JsonResponse(list(LastSeen.objects.values_list("user_id", "seen")), safe=False)
+    pairs = LastSeen.objects.values_list("user_id", "seen")
+    return JsonResponse([[pk, timestamps.to_seconds(seen)] for pk, seen in pairs], safe=False)
 
 
 urlpatterns = [

@@ -1,0 +1,62 @@
+"""Last-seen times that are still to come: a clock was ahead, and has been set right."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+
+from django.db import router
+from django.db.models import Max, OuterRef, Subquery
+
+from souvenirs.conf import conf
+from souvenirs.databases import shown_until, to_column
+from souvenirs.logs import LogLimit
+from souvenirs.models import LastSeen, Souvenir
+
+logger = logging.getLogger("souvenirs")
+
+CLOCK_SECONDS = 120  # clocks of a site's machines may differ by so much
+BATCH_SIZE = 1_000  # users in a statement
+
+_log_limit = LogLimit()
+
+
+def latest() -> int:
+    """The latest last-seen time, in unix seconds, that no clock need be wrong for."""
+    return math.ceil(time.time()) + max(conf.last_seen_seconds, CLOCK_SECONDS)
+
+
+def set_back(users: int | None = None) -> None:
+    """Set the table's last-seen times that are still to come back to the user's newest souvenir
+    that is not, or to NULL where there is none; and warn of them.
+
+    users: of so many at most. Until then they count in no window, and later in wrong ones.
+    """
+    using = router.db_for_write(LastSeen)
+    ahead = LastSeen.objects.using(using).filter(
+        seen__gt=to_column(shown_until(latest(), using), using)
+    )
+    newest = (  # grouped, so that PostgreSQL asks the index on users, not that on times
+        Souvenir.objects.using(using)
+        .filter(user_id=OuterRef("user_id"), when__lte=to_column(time.time(), using))
+        .order_by()
+        .values("user_id")
+        .annotate(newest=Max("when"))
+        .values("newest")
+    )
+    keys = list(ahead.values_list("pk", flat=True)[:users])
+    warn(len(keys))
+    for at in range(0, len(keys), BATCH_SIZE):
+        ahead.filter(pk__in=keys[at : at + BATCH_SIZE]).update(seen=Subquery(newest))
+
+
+def warn(users: int) -> None:
+    """Log that last-seen times of so many users are still to come."""
+    if users and _log_limit.allows(""):
+        logger.warning(
+            "Last-seen times in the future: %d. The clock of a machine is ahead, or was. They are"
+            " set back to the users' newest souvenirs that are not in the future; see that all"
+            " machines keep time (NTP)",
+            users,
+        )
