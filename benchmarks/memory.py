@@ -10,9 +10,9 @@ shared cache is in the process, as on a site with a local-memory cache.
 The bound is computed from the constants that limit each of these, and from the sizes that Python
 tells of dictionaries, keys and values of such a length:
 
-    throttle.handled          2 generations of MAX_USERS users
-    middleware.sessions       2 generations of MAX_USERS digests
-    unknown_sessions          2 generations of MAX_USERS digests and times
+    memory.recent_users       2 generations of MAX_USERS users
+    memory.recent_sessions    2 generations of MAX_USERS digests
+    sessions.unknown_sessions 2 generations of MAX_USERS digests and times
     throttle's local cache    max_entries = MAX_USERS keys, pickled values and times
 
 While a dictionary grows, the old table lies beside the new one: once more the largest table. And
@@ -56,9 +56,9 @@ def bounds(users: int) -> dict[str, int]:
     cache_key = allocated(":1:souvenirs.100000000.3600.0.1700000000.0")
     cache_value = allocated(pickle.dumps(time.time(), pickle.HIGHEST_PROTOCOL))
     parts = {
-        "throttle.handled": 2 * (table + users * key),
-        "middleware.sessions": 2 * (table + users * digest),
-        "middleware.unknown_sessions": 2 * (table + users * (digest + moment)),
+        "memory.recent_users": 2 * (table + users * key),
+        "memory.recent_sessions": 2 * (table + users * digest),
+        "sessions.unknown_sessions": 2 * (table + users * (digest + moment)),
         "throttle's local cache": (ordered + table + users * (cache_key + cache_value + moment)),
         "a table while it grows": ordered,
     }
@@ -80,14 +80,14 @@ def visit_all(users: int) -> list[int]:
     """Growth in bytes after each STEP of users."""
     from django.contrib.sessions.backends.db import SessionStore
 
-    from souvenirs import control, middleware
     from souvenirs.lastseen import get_store
+    from souvenirs.recording import recorder, results, sessions, tasks
     from souvenirs.recording.throttle import throttle
 
-    def write(visit: control.Visit, claim: Any, check_duplicate: bool) -> str:
+    def write(visit: recorder.Recording, claim: Any, check_duplicate: bool) -> str:
         if claim is not None and visit.slot is not None:
             throttle.confirm(claim, visit.slot)
-        return control.ADDED
+        return results.ADDED
 
     # Not mocks: they would keep all calls
     def touch(*args: Any, **options: Any) -> None:
@@ -99,18 +99,18 @@ def visit_all(users: int) -> list[int]:
     growth = []
     person: Person | None = None
     with (
-        mock.patch.object(control.Visit, "write", write),
+        mock.patch.object(recorder.Recording, "write", write),
         mock.patch.object(get_store(), "touch", touch),
-        mock.patch.object(middleware, "session_user", session_user),
+        mock.patch.object(sessions, "session_user", session_user),
     ):
         before = resident()
         for first in tqdm(range(1, users + 1, STEP), unit_scale=STEP, unit="user"):
             for pk in range(first, min(first + STEP, users + 1)):
                 digest = pk.to_bytes(16, "big")
                 person = Person(pk)
-                middleware.record_session(SessionStore, "", digest)
+                tasks.record_session(SessionStore, "", digest)
                 person = None
-                middleware.record_session(SessionStore, "", b"?" + digest[1:])
+                tasks.record_session(SessionStore, "", b"?" + digest[1:])
             growth.append(resident() - before)
     return growth
 
@@ -125,13 +125,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     website.configure()
 
-    from souvenirs import middleware
-    from souvenirs.recording.throttle import MAX_USERS, throttle
+    from souvenirs import testing
+    from souvenirs.recording.memory import MAX_USERS
+    from souvenirs.recording.throttle import throttle
 
     # One call, so that what Django loads on first use is not taken for growth
     visit_all(1)
     throttle.clear()
-    middleware.forget()
+    testing.forget()
     growth = visit_all(options.users)
 
     parts = bounds(MAX_USERS)

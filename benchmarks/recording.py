@@ -145,7 +145,7 @@ def written(users: Sequence[Any], rounds: int, bar: Any) -> dict[str, float]:
     from django.utils import timezone
 
     from souvenirs.control import souvenez
-    from souvenirs.recording.throttle import throttle
+    from souvenirs.recording import memory
 
     def update_last_login(user: Any) -> None:
         get_user_model().objects.filter(pk=user.pk).update(last_login=timezone.now())
@@ -166,10 +166,10 @@ def written(users: Sequence[Any], rounds: int, bar: Any) -> dict[str, float]:
             for seconds, case in (60, minute), (60, plain), (HOUR, hour):
                 if case is not plain:
                     clock.set_forward(seconds)
-                before = dict(throttle.handled.young)
+                before = dict(memory.recent_users.young)
                 times[case[0]].append(medians([[case]])[case[0]])
                 if case is minute:
-                    throttle.handled.young = before  # as a process has it that was not asked
+                    memory.recent_users.young = before  # as a process has it that was not asked
                     times[other[0]].append(medians([[other]])[other[0]])
             bar.update()
     return {name: statistics.median(found) for name, found in times.items()}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from souvenirs import middleware
+from souvenirs.recording import failures, sessions
 from souvenirs.recording.throttle import throttle
 
 
 def forget() -> None:
-    """Forgets whom this process has recorded, as a restart does. Call it before a test in which a
-    user shall be recorded: an earlier test's user may have had the same key."""
+    """Forget whom this process has recorded, and all failures, as a restart does. Call it before a
+    test in which a user is to be recorded: an earlier test's user may have had the same key."""
     throttle.clear()
-    middleware.forget()
+    sessions.forget()
+    failures.breaker.reset()

@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client import REGISTRY, Counter
 
-from souvenirs.control import tell_hits
+from souvenirs.recording.results import flush_hits
 from souvenirs.signals import souvenir_recorded
 from souvenirs_metrics import families
 from souvenirs_metrics.allocation import allocation
@@ -63,6 +63,6 @@ def flush() -> None:
 
     Other processes tell of theirs with the next visit that their memory cannot answer.
     """
-    tell_hits()
+    flush_hits()
     if has_place() and can_count():
         show_results()

@@ -13,7 +13,7 @@ from django.core.cache import caches
 from django.db import connections, models, router
 from hypothesis import HealthCheck, settings
 
-from souvenirs import middleware
+from souvenirs import testing
 from souvenirs.recording.throttle import throttle
 from souvenirs_metrics import exposition
 from tests import flushing
@@ -61,7 +61,7 @@ def fresh_process() -> Iterator[None]:
 
 def forget() -> None:
     throttle.clear()
-    middleware.forget()
+    testing.forget()
     exposition.collector.reset()
     for cache in caches.all():
         cache.clear()

@@ -58,7 +58,7 @@ def using(entry: dict[str, Any]) -> Iterator[Any]:
 def retire(store: RedisStore) -> None:
     """Has its thread do nothing any more."""
     store.breaker.reset()
-    store.begin_outbox()
+    store.writer.reset()
 
 
 def clear(store: RedisStore) -> None:

@@ -22,11 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs import backfill
-from souvenirs.backfill import BackfillError, Bad, Entry, load, loading
+from souvenirs.backfill import BackfillError, Bad, Entry, candidates, load, loading
 from souvenirs.control import count_active_users, last_seen, souvenez
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import Interval
-from souvenirs.recording.throttle import throttle
+from souvenirs.recording import memory
 from tests.people import NOBODY, User, site, with_databases
 
 has_email = pytest.mark.where(not site_settings.SHAPE & {"uuid", "string"})
@@ -132,7 +132,7 @@ def test_load__last_seen_follows(users: list[Any]) -> None:
 def test_load__leaves_the_rate_limit_of_visits_alone(ana: Any) -> None:
     with override_settings(SOUVENIRS_CACHE_NAME="default"):
         load(entries((ana, time.time() - 86_400), (ana, T)))
-        assert not throttle.handled
+        assert not memory.recent_users
         assert not getattr(caches["default"], "_cache", None)
         assert souvenez(ana) == "added"
 
@@ -370,7 +370,7 @@ def test_load__queries_do_not_grow_with_gaps(users: list[Any]) -> None:
     shuffled = entries(*((users[n % 3], T + 5 * HOUR * n) for n in range(400)))
     load(shuffled)
     random.Random(1).shuffle(shuffled)
-    assert number_of_queries(shuffled) <= loading.SPANS + 5
+    assert number_of_queries(shuffled) <= candidates.MAX_SPANS + 5
 
 
 def test_load__memory_is_a_batch(users: list[Any]) -> None:
@@ -390,12 +390,12 @@ def test_recorded__pages(users: list[Any], monkeypatch: pytest.MonkeyPatch) -> N
     activities = [(user, T + n) for n in (0, 0.5, 0.5, 7) for user in users]
     with override_settings(SOUVENIRS_RATELIMIT_SECONDS=0):
         load(entries(*activities))
-    everything = list(loading.recorded(Interval(T, T + 8)))
+    everything = list(candidates.recorded(Interval(T, T + 8)))
     assert len(everything) == 9
     for page in (1, 2, 3, 8, 9, 10):
-        monkeypatch.setattr(loading, "PAGE", page)
-        assert list(loading.recorded(Interval(T, T + 8))) == everything
-        assert list(loading.recorded(Interval(T, T + 7))) == everything[:6]
+        monkeypatch.setattr(candidates, "PAGE_SIZE", page)
+        assert list(candidates.recorded(Interval(T, T + 8))) == everything
+        assert list(candidates.recorded(Interval(T, T + 7))) == everything[:6]
 
 
 @pytest.mark.parametrize(
@@ -409,5 +409,5 @@ def test_recorded__pages(users: list[Any], monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_spans(slots: Any, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "SPANS", 3)
-    assert loading.spans(Interval(*slot) for slot in slots) == expected
+    monkeypatch.setattr(candidates, "MAX_SPANS", 3)
+    assert candidates.spans(Interval(*slot) for slot in slots) == expected

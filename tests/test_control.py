@@ -15,15 +15,9 @@ from django.db import DatabaseError, transaction
 from django.test import override_settings
 
 from souvenirs import control
-from souvenirs.control import (
-    asouvenez,
-    count_active_users,
-    last_seen,
-    souvenez,
-    tell_hits,
-    with_last_seen,
-)
+from souvenirs.control import asouvenez, count_active_users, last_seen, souvenez, with_last_seen
 from souvenirs.models import LastSeen, Souvenir
+from souvenirs.recording.results import flush_hits
 from souvenirs.recording.throttle import throttle
 from souvenirs.signals import souvenir_recorded
 from souvenirs.testing import forget
@@ -372,8 +366,8 @@ def test_signal__tells_free_calls_together(user: User, traveller: Any, signals: 
     for _ in range(5):
         souvenez(user)
     assert len(signals) == 1
-    tell_hits()
-    tell_hits()
+    flush_hits()
+    flush_hits()
     assert signals[1:] == [{"result": "rate-limited", "user_pk": None, "count": 4}]
 
 

@@ -20,7 +20,7 @@ from souvenirs.lastseen import table
 from souvenirs.lastseen.base import LastSeenCounts, LastSeenStore, LastSeenUpdate
 from souvenirs.lastseen.redis import RedisStore
 from souvenirs.models import LastSeen, Souvenir
-from souvenirs.recording.throttle import throttle
+from souvenirs.recording import memory
 from tests import stores
 from tests.people import NOBODY, User, ours, site, with_databases
 
@@ -65,7 +65,7 @@ def then(store: LastSeenStore, latest: int | None) -> Iterator[None]:
         yield
         if isinstance(store, RedisStore):
             store.flush()
-            store.settle()
+            store.writer.confirm_pending()
 
 
 def ask(store: LastSeenStore, cuts: Sequence[float], until: float = T + 10**6) -> LastSeenCounts:
@@ -263,7 +263,7 @@ def test_souvenez__each_minute_moves_last_seen(store: LastSeenStore, user: Any) 
             assert last_seen(user) == site(NOON + minute * MINUTE)
             clock.shift(MINUTE)
             if minute % 2:
-                throttle.handled.clear()  # another process
+                memory.recent_users.clear()  # another process
     assert Souvenir.objects.count() == 1
 
 

@@ -14,10 +14,11 @@ BOUND_MIB = 70
 # What souvenez and the middleware remember of new users, without a database in the way
 RECORD = """
 import time
-from souvenirs import control, middleware
 from souvenirs.conf import conf
 from souvenirs.periods import slot_containing
-from souvenirs.recording.throttle import MAX_USERS, throttle
+from souvenirs.recording import memory, sessions
+from souvenirs.recording.memory import MAX_USERS
+from souvenirs.recording.throttle import throttle
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -25,14 +26,14 @@ def resident():
 
 now = time.time()
 slot = slot_containing(now, conf.ratelimit_seconds, conf.zone)
-handled = control.shared(slot.start, slot.end, slot.start, slot.end)
+handled = memory.interned(slot.start, slot.end, slot.start, slot.end)
 
 def record(users):
     for user_pk in users:
         throttle.confirm(throttle.claim(user_pk, slot, conf.ratelimit_seconds), slot)
-        throttle.handled[user_pk] = handled
-        middleware.sessions[user_pk.to_bytes(16, "big")] = handled
-        middleware.unknown_sessions[user_pk.to_bytes(16, "little")] = now + user_pk
+        memory.recent_users[user_pk] = handled
+        memory.recent_sessions[user_pk.to_bytes(16, "big")] = handled
+        sessions.unknown_sessions[user_pk.to_bytes(16, "little")] = now + user_pk
 
 record([0])
 before = resident()

@@ -23,8 +23,10 @@ from rest_framework.views import APIView
 
 from souvenirs import middleware
 from souvenirs.breaker import PROBE_SECONDS
-from souvenirs.control import asouvenez, last_seen, tell_hits
+from souvenirs.control import asouvenez, last_seen
 from souvenirs.models import Souvenir
+from souvenirs.recording import failures, memory, sessions, tasks
+from souvenirs.recording.results import flush_hits
 from souvenirs.recording.throttle import throttle
 from souvenirs.signals import souvenir_recorded
 from tests.people import NOBODY, User, ours, run, site, with_databases
@@ -335,7 +337,7 @@ def test_cost__a_limited_request_is_free(
             for _ in range(5):
                 signed_in.get("/plain/")
     assert results == []
-    tell_hits()
+    flush_hits()
     assert results == ["rate-limited"] * 5
 
 
@@ -343,7 +345,7 @@ def test_cost__a_flood_of_invented_cookies_makes_few_queries(
     client: Client, django_assert_max_num_queries: Any
 ) -> None:
     at_noon = time_machine.travel(NOON, tick=False)
-    with at_noon, django_assert_max_num_queries(middleware.LOOKUPS_PER_SECOND):
+    with at_noon, django_assert_max_num_queries(sessions.LOOKUPS_PER_SECOND):
         for number in range(500):
             client.cookies[settings.SESSION_COOKIE_NAME] = f"{number:032d}"
             client.get("/plain/")
@@ -392,7 +394,7 @@ def test_cost__a_flood_does_not_keep_a_session_that_was_good_from_being_recorded
 def test_memory__holds_no_cookie_and_no_identity(signed_in: Client, user: User) -> None:
     signed_in.get("/plain/")
     cookie = signed_in.cookies[settings.SESSION_COOKIE_NAME].value
-    ((digest, handled),) = middleware.sessions.young.items()
+    ((digest, handled),) = memory.recent_sessions.young.items()
     assert cookie.encode() not in digest
     assert all(isinstance(value, float) for value in handled)
 
@@ -446,9 +448,9 @@ def test_failure__that_asked_no_server_does_not_probe(
     signed_in: Client, broken_database: list[bool]
 ) -> None:
     signed_in.get("/who/")
-    assert not middleware.recording.allows()
-    middleware.note_failure(ZeroDivisionError())
-    assert not middleware.recording.allows()
+    assert not failures.breaker.allows()
+    failures.note_failure(ZeroDivisionError())
+    assert not failures.breaker.allows()
 
 
 def test_failure__is_over_when_the_database_is_back(
@@ -471,9 +473,9 @@ def test_failure__of_any_kind_leaves_the_response_alone(
     def explode(*args: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(middleware, "souvenez", explode)
+    monkeypatch.setattr(tasks, "record", explode)
     assert signed_in.get("/who/").content == b"ada"
-    monkeypatch.setattr(middleware, "loaded_user_pk", explode)
+    monkeypatch.setattr(tasks, "loaded_user_pk", explode)
     assert signed_in.get("/who/").content == b"ada"
     assert results == ["failed"] * 2
 
@@ -488,9 +490,9 @@ def test_failure__of_one_users_row_does_not_stop_the_others(
 
     request = HttpRequest()
     request.user = Ghost(pk=NOBODY, username="ghost")
-    todo = middleware.pending(request, HttpResponse())
+    todo = tasks.next_step(request, HttpResponse())
     assert todo is not None
-    middleware.attempt(todo)
+    tasks.run_safely(todo)
     signed_in.get("/who/")
     assert seen() == ["ada"]
 
@@ -626,8 +628,8 @@ def test_hook__that_raises_leaves_the_response_alone(
 def test_hook__is_not_asked_where_there_is_nothing_to_record(client: Client, hook: Any) -> None:
     hook(explode)
     client.get("/who/")
-    assert middleware.recording._unlogged == 0
-    assert not middleware.recording._log_at
+    assert failures.breaker._unlogged == 0
+    assert not failures.breaker._log_at
 
 
 # Sync and async

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from souvenirs.lastseen import outbox as outbox_module
-from souvenirs.lastseen.outbox import Outbox
-from souvenirs.lastseen.shards import Move
+from souvenirs.lastseen import pending as outbox_module
+from souvenirs.lastseen.pending import Move, PendingWrites
 
 pytestmark = pytest.mark.own_site
 
@@ -19,13 +18,13 @@ Times = dict[bytes, int]
 
 def make(times: Times, member: bytes, move: Move) -> None:
     """As it is done at once."""
-    if move.seen is None or move.is_new:
+    if move.seen is None or move.key_reused:
         times.pop(member, None)
     if move.seen is None:
         return
     known = times.get(member)
     if known is None:
-        if move.is_sure:
+        if move.confirmed:
             times[member] = move.seen
     elif move.seen > known or (move.latest is not None and known > move.latest):
         times[member] = move.seen
@@ -35,8 +34,8 @@ def write(times: Times, moves: dict[bytes, Move], existing: Times) -> None:
     """As Redis does it, when the table says who exists."""
     for member, move in moves.items():
         if member in existing and move.seen is not None:
-            make(times, member, move._replace(is_sure=True))
-        elif move.is_sure or member not in existing:
+            make(times, member, move._replace(confirmed=True))
+        elif move.confirmed or member not in existing:
             times.pop(member, None)
 
 
@@ -61,7 +60,7 @@ NEW_PERSON = [(b"1", Move(None)), (b"1", Move(20))]
 @example(steps=[("add", b"1", Move(50)), ("fail", 1, NEW_PERSON)], known=set())
 @given(steps=st.lists(STEPS, max_size=20), known=st.sets(st.sampled_from([b"1", b"2"])))
 def test_outbox__changes_nothing_but_when(steps: list[Any], known: set[bytes]) -> None:
-    outbox = Outbox()
+    outbox = PendingWrites()
     expected: Times = dict.fromkeys(known, 5)
     times: Times = expected.copy()
     seen: dict[bytes, set[int]] = {member: {5} for member in known}
@@ -75,14 +74,14 @@ def test_outbox__changes_nothing_but_when(steps: list[Any], known: set[bytes]) -
         if what == "add":
             add(*values)
             continue
-        moves = outbox.take(values[0])
+        moves = outbox.pop(values[0])
         if what == "fail":
             for member, move in values[1]:  # meanwhile
                 add(member, move)
-            outbox.give_back(moves)
+            outbox.restore(moves)
             continue
         write(times, moves, expected)
-    write(times, outbox.take(10), expected)
+    write(times, outbox.pop(10), expected)
     assert times.keys() == expected.keys()
     for member, time in times.items():
         # A time that was dropped, or replaced by an earlier one, may count where both wait together
@@ -93,28 +92,28 @@ def test_outbox__changes_nothing_but_when(steps: list[Any], known: set[bytes]) -
 
 
 def test_take__those_first_that_wait_for_longest() -> None:
-    outbox = Outbox()
+    outbox = PendingWrites()
     for number in range(4):
         outbox.add({b"%d" % number: Move(number)})
-    moves = outbox.take(2)
+    moves = outbox.pop(2)
     assert list(moves) == [b"0", b"1"]
-    outbox.give_back(moves)
-    assert list(outbox.take(3)) == [b"0", b"1", b"2"]
+    outbox.restore(moves)
+    assert list(outbox.pop(3)) == [b"0", b"1", b"2"]
 
 
 def test_outbox__is_bounded_and_tells_that_it_was_not_enough(monkeypatch: Any) -> None:
-    monkeypatch.setattr(outbox_module, "MOST", 3)
-    outbox = Outbox()
+    monkeypatch.setattr(outbox_module, "MAX_PENDING", 3)
+    outbox = PendingWrites()
     for number in range(3):
         outbox.add({b"%d" % number: Move(number)})
-    assert not outbox.take_loss()
+    assert not outbox.pop_overflow()
     outbox.add({b"3": Move(3)})
     assert len(outbox) == 0
     assert outbox
-    assert outbox.take_loss()
-    assert not outbox.take_loss()
-    outbox.give_loss_back()
-    assert outbox.take_loss()
-    outbox.give_back({b"%d" % number: Move(number) for number in range(4)})
+    assert outbox.pop_overflow()
+    assert not outbox.pop_overflow()
+    outbox.restore_overflow()
+    assert outbox.pop_overflow()
+    outbox.restore({b"%d" % number: Move(number) for number in range(4)})
     assert len(outbox) == 0
-    assert outbox.take_loss()
+    assert outbox.pop_overflow()

@@ -22,11 +22,12 @@ from django.db import router
 from django.test import override_settings
 
 from souvenirs.control import last_seen, souvenez
-from souvenirs.lastseen import filling, get_store
-from souvenirs.lastseen.clients import by_server
-from souvenirs.lastseen.filling import member_of
+from souvenirs.lastseen import get_store, resync
+from souvenirs.lastseen.clients import group_by_node
+from souvenirs.lastseen.members import member_of
+from souvenirs.lastseen.pending import Move
 from souvenirs.lastseen.redis import RedisStore
-from souvenirs.lastseen.shards import Move, Shards
+from souvenirs.lastseen.shards import Shards
 from souvenirs.models import LastSeen
 from tests import servers, stores
 from tests.failing import frozen
@@ -54,7 +55,7 @@ def clock() -> Iterator[Any]:
 
 
 def servers_of(store: RedisStore) -> list[Any]:
-    return [server for server, _ in by_server(store.shards.client, store.shards.keys)]
+    return [server for server, _ in group_by_node(store.shards.client, store.shards.keys)]
 
 
 def wipe(store: RedisStore) -> None:
@@ -122,7 +123,7 @@ def test_touch__is_one_zadd(store: RedisStore, clock: Any, monkeypatch: pytest.M
 @with_databases
 def test_keys__are_spread_over_a_cluster_evenly(cluster_entry: Any) -> None:
     with using({**cluster_entry, "KEY_PREFIX": "other."}) as store:
-        sizes = [len(keys) for _, keys in by_server(store.shards.client, store.shards.keys)]
+        sizes = [len(keys) for _, keys in group_by_node(store.shards.client, store.shards.keys)]
         assert sum(sizes) == len(set(store.shards.keys)) == 16
         assert max(sizes) <= 6
 
@@ -285,7 +286,7 @@ def test_check__warns_of_a_server_that_may_evict_keys(
 def test_check__warns_of_an_old_server(
     redis_entry: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("souvenirs.lastseen.redis.OLDEST", (99, 1))
+    monkeypatch.setattr("souvenirs.lastseen.redis.MIN_VERSION", (99, 1))
     with override_settings(SOUVENIRS_LAST_SEEN_STORE=redis_entry):
         assert "has to be 99.1 at least" in deploy_check(capsys)
 
@@ -346,8 +347,8 @@ def test_process__that_ends_writes_what_is_left(redis_entry: Any) -> None:
         f"settings.configure(SOUVENIRS_LAST_SEEN_STORE={redis_entry!r},"
         " INSTALLED_APPS=['souvenirs', 'django.contrib.auth', 'django.contrib.contenttypes'])\n"
         "django.setup()\n"
-        "from souvenirs.lastseen import get_store, redis\n"
-        "redis.DELAY = 1e6\n"
+        "from souvenirs.lastseen import get_store, writer\n"
+        "writer.FLUSH_DELAY = 1e6\n"
         "get_store().on_table_updated({1: 5}); get_store().on_table_updated({2: 6})\n"
     )
     with using(redis_entry) as store:
@@ -534,17 +535,17 @@ def test_filling__takes_no_newer_time_away_and_leaves_out_those_to_come(
 def test_filling__is_done_by_one_at_a_time(store: RedisStore, clock: Any, visits: Any) -> None:
     wipe(store)
     assert store.shards.lock(60)
-    assert filling.fill(store.shards) is None
+    assert resync.resync(store.shards) is None
     store.shards.unlock()
-    assert filling.fill(store.shards) == 16
-    assert filling.fill(store.shards) == 0
+    assert resync.resync(store.shards) == 16
+    assert resync.resync(store.shards) == 0
 
 
 @with_databases
 def test_wiped_while_it_is_filled__is_noticed(
     store: RedisStore, clock: Any, visits: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = filling._batches
+    batches = resync._batches
 
     def interrupted() -> Iterator[Any]:
         yield from batches()
@@ -552,7 +553,7 @@ def test_wiped_while_it_is_filled__is_noticed(
         wipe(store)
 
     wipe(store)
-    monkeypatch.setattr(filling, "_batches", interrupted)
+    monkeypatch.setattr(resync, "_batches", interrupted)
     store.resync()
     assert not store.shards.count([], 0).is_whole
     collect()

@@ -25,9 +25,8 @@ from django.test import Client, override_settings
 from django.urls import path
 
 from souvenirs.control import last_seen, souvenez
-from souvenirs.lastseen import get_store, outbox
-from souvenirs.lastseen import redis as lastseen_redis
-from souvenirs.lastseen.filling import member_of
+from souvenirs.lastseen import get_store, pending, writer
+from souvenirs.lastseen.members import member_of
 from souvenirs.lastseen.redis import RedisStore
 from souvenirs.lastseen.shards import Shards
 from souvenirs.models import LastSeen, Rollup, Souvenir
@@ -299,7 +298,7 @@ def test_redis__that_fails_does_no_harm_and_nothing_is_lost(
             assert not store().flush()
             clock.pass_period()
             assert not store().flush()
-        assert len(store().outbox) == len(NAMES)
+        assert len(store().writer.pending) == len(NAMES)
         (message,) = errors(caplog)
         assert case.cause in message
         assert last_seen(early) == NOON
@@ -363,13 +362,13 @@ def test_address__where_nothing_answers(crowd: Crowd, clock: BreakerClock, trave
 def test_outbox__that_overflows_has_redis_filled_anew(
     crowd: Crowd, clock: BreakerClock, traveller: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "MOST", 4)
+    monkeypatch.setattr(pending, "MAX_PENDING", 4)
     with servers.redis() as (url, process), site(entry(url)):
         store().resync()
         with frozen(process.pid):
             crowd.visit()
             assert not store().flush()
-        assert len(store().outbox) <= 4
+        assert len(store().writer.pending) <= 4
         clock.pass_period()
         for _ in range(2):
             samples = collect()
@@ -382,14 +381,14 @@ def test_outbox__that_overflows_has_redis_filled_anew(
 def test_outbox__is_written_once_redis_works_again_with_no_further_visit(
     crowd: Crowd, clock: BreakerClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lastseen_redis, "PROBE_SECONDS", 0.1)  # of the thread that writes
+    monkeypatch.setattr(writer, "PROBE_SECONDS", 0.1)  # of the thread that writes
     with servers.redis() as (url, process), site(entry(url)):
         store().resync()
         with frozen(process.pid):
             crowd.visit()
             assert not store().flush()
         clock.pass_period()
-        servers.wait_until(lambda: not store().outbox)
+        servers.wait_until(lambda: not store().writer.pending)
         servers.wait_until(lambda: set(times()) == set(NAMES))
 
 
@@ -411,7 +410,7 @@ def test_outbox__of_two_nodes_waits_for_the_one_that_is_away(
             store().on_table_updated({ada: 5, elsewhere: 6})
             clock.pass_period()
             store().on_table_updated({elsewhere: 7})
-            assert store().outbox
+            assert store().writer.pending
         clock.pass_period()
         assert store().get(ada) == 5
         assert store().get(elsewhere) == 7
@@ -420,11 +419,11 @@ def test_outbox__of_two_nodes_waits_for_the_one_that_is_away(
 def test_outbox__stays_with_the_parent_of_a_fork(crowd: Crowd) -> None:
     with site(entry(f"redis://127.0.0.1:{servers.free_port()}")):
         crowd.visit()
-        assert store().outbox
-        with store().outbox._lock, store()._sending:
+        assert store().writer.pending
+        with store().writer.pending._lock, store().writer._sending:
             if (pid := os.fork()) == 0:
                 store().on_table_updated({1: 5})
-                os._exit(10 * store().flush() + len(store().outbox))
+                os._exit(10 * store().flush() + len(store().writer.pending))
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 

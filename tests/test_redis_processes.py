@@ -21,13 +21,15 @@ from django.test import override_settings
 from souvenirs import periods
 from souvenirs.conf import conf
 from souvenirs.control import souvenez
-from souvenirs.lastseen import get_store, use_store
-from souvenirs.lastseen import redis as lastseen_redis
+from souvenirs.lastseen import get_store, use_store, writer
 from souvenirs.lastseen.base import LastSeenCounts
-from souvenirs.lastseen.filling import member_of, slot_start
+from souvenirs.lastseen.members import member_of
 from souvenirs.lastseen.redis import RedisStore
+from souvenirs.lastseen.table import slot_start
 from souvenirs.models import Souvenir
-from souvenirs.recording.throttle import MAX_USERS, Memory, throttle
+from souvenirs.recording import memory
+from souvenirs.recording.memory import MAX_USERS, RecentMemory
+from souvenirs.recording.throttle import throttle
 from souvenirs_metrics.conf import conf as metrics_conf
 from tests import servers, stores
 from tests.failing import frozen
@@ -47,19 +49,19 @@ class Process:
     def __init__(self, entry: dict[str, Any]) -> None:
         params = {key: value for key, value in entry.items() if key != "BACKEND"}
         self.store = RedisStore(params)
-        self.store._call_sender = lambda: None  # type: ignore[method-assign]
-        self.handled: Memory[Any, Any] = Memory(MAX_USERS)
+        self.store.writer._wake_thread = lambda: None  # type: ignore[method-assign]
+        self.handled: RecentMemory[Any] = RecentMemory(MAX_USERS)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        before = get_store(), throttle.handled
+        before = get_store(), memory.recent_users
         use_store(self.store)
-        throttle.handled = self.handled
+        memory.recent_users = self.handled
         try:
             yield
         finally:
             use_store(before[0])
-            throttle.handled = before[1]
+            memory.recent_users = before[1]
 
     def do(self, what: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         with self.running():
@@ -77,8 +79,8 @@ class Process:
         for _ in range(2):  # it may have a connection to a server that has ended
             self.store.breaker.untried()
             if self.store.flush():
-                self.store.settle()
-                return not self.store.outbox
+                self.store.writer.confirm_pending()
+                return not self.store.writer.pending
         return False
 
 
@@ -225,14 +227,14 @@ def test_longer_limit__of_a_caller_leaves_the_table_no_further_behind(
 def test_bulk_create__waits_for_nobody_and_is_written_later(
     site: RedisStore, user: Any, clock: Any, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lastseen_redis, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(writer, "PROBE_SECONDS", 0.1)
     monkeypatch.setattr("souvenirs.breaker.PROBE_SECONDS", 0.1)
     people = [user, User.objects.create(username="bob")]
     with frozen(server.pid):
-        with site._sending:  # nobody can write
+        with site.writer._sending:  # nobody can write
             Souvenir.objects.bulk_create([Souvenir(user=each, when=NOON) for each in people])
-        assert site.outbox
-    servers.wait_until(lambda: not site.outbox)
+        assert site.writer.pending
+    servers.wait_until(lambda: not site.writer.pending)
     servers.wait_until(lambda: seen_in_redis(site) == NOON)
 
 
@@ -249,8 +251,8 @@ def test_fork__while_a_thread_asks_a_cluster_hangs_nobody(cluster_entry: Any) ->
 
 def test_exit__soon_after_a_failure_writes_nevertheless(site: RedisStore) -> None:
     site.breaker.failure(TimeoutError())
-    with site._starting:
-        site._sender = threading.current_thread()
+    with site.writer._starting:
+        site.writer._thread = threading.current_thread()
     site.on_table_updated({1: 5})
     site.close()
     assert site.shards.get(b"1") == 5
@@ -260,8 +262,8 @@ def test_sender__that_has_died_is_replaced(site: RedisStore) -> None:
     dead = threading.Thread(target=int)
     dead.start()
     dead.join()
-    site._sender = dead
-    site._is_waited_for.set()
+    site.writer._thread = dead
+    site.writer._has_work.set()
     site.on_table_updated({1: 5})
     servers.wait_until(lambda: site.shards.get(b"1") == 5)
 
@@ -352,10 +354,10 @@ class World:
             self.nodes.ask(self.port, "del", key)
 
     def lose(self) -> None:
-        outbox = self.someone_serving().store.outbox
+        outbox = self.someone_serving().store.writer.pending
         with outbox._lock:
             outbox._moves.clear()
-            outbox._is_lossy = True
+            outbox._overflowed = True
 
     def freeze(self) -> None:
         if self.state == "up":

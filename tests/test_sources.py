@@ -191,7 +191,7 @@ def test_read_access_log__user_by_chooses() -> None:
 
 
 def test_read_last_logins__pages(users: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "PAGE", 2)
+    monkeypatch.setattr(readers, "PAGE_SIZE", 2)
     for i in range(5):
         when = site(datetime.fromtimestamp(T + i, timezone.utc))
         User.objects.create(username=f"user{i}", last_login=when)

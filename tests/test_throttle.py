@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from souvenirs.control import souvenez
 from souvenirs.models import Souvenir
 from souvenirs.periods import Interval
-from souvenirs.recording.throttle import CLAIM_SECONDS, Memory, throttle
+from souvenirs.recording import memory
+from souvenirs.recording.memory import Memory
+from souvenirs.recording.throttle import CLAIM_SECONDS, throttle
 from tests import servers
 from tests.people import User, ours, with_databases
 
@@ -207,16 +209,16 @@ def test_a_local_memory_cache_is_left_to_the_site() -> None:
 
 
 def test_fork__a_child_does_not_tell_its_parents_hits() -> None:
-    throttle.hits += 7
+    memory.hits += 7
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        throttle.hits += 2
-        os.write(write, str(throttle.take_hits()).encode())
+        memory.hits += 2
+        os.write(write, str(memory.drain_hits()).encode())
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read, 10) == b"2"
-    assert throttle.take_hits() == 7
+    assert memory.drain_hits() == 7
 
 
 def test_hits__of_many_threads_are_all_told() -> None:
@@ -224,12 +226,12 @@ def test_hits__of_many_threads_are_all_told() -> None:
 
     def hit() -> None:
         for _ in range(1000):
-            throttle.hits += 1
-            told.append(throttle.take_hits())
+            memory.hits += 1
+            told.append(memory.drain_hits())
 
     threads = [threading.Thread(target=hit) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(told) + throttle.take_hits() == 4000
+    assert sum(told) + memory.drain_hits() == 4000

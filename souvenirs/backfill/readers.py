@@ -1,4 +1,4 @@
-"""Files of past activity -> entries, which `backfill.load` makes souvenirs of."""
+"""Files of past activity -> entries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
@@ -15,51 +15,19 @@ from django.db import router
 from django.utils.dateparse import parse_datetime
 
 from souvenirs import timestamps
+from souvenirs.backfill.entries import (
+    NO_TIME,
+    NO_USER,
+    PAGE_SIZE,
+    UNKNOWN_USER,
+    USER_NAMES,
+    BackfillError,
+    Bad,
+    Entry,
+)
 
-PAGE = 20_000  # rows of a query: MySQL's client has all of them in memory
-
-UNKNOWN_USER = "unknown user"
-NO_USER = "no user"
-NO_TIME = "no time"
-
-# The columns or keys that may name a user, the one to be preferred first: `id` may well be the
-# record's own. And those that may have the time.
-USER_NAMES = {
-    "pk": ("user_id", "user", "pk", "id"),
-    "username": ("username", "user"),
-    "email": ("email", "user"),
-}
 ANY_USER_NAME = ("user_id", "user", "username", "email", "pk", "id")
 TIME_NAMES = ("when", "timestamp", "time")
-
-
-class Entry(NamedTuple):
-    """Somebody was active at `when`, in unix seconds.
-
-    `user` is the value of the user's "pk", "username" (the model's USERNAME_FIELD) or "email",
-    whichever `user_by` says; None: nobody was signed in. `line` says where it is from.
-    """
-
-    line: int
-    user: Any
-    when: float
-    user_by: str = "pk"
-
-
-class Bad(NamedTuple):
-    """A line that cannot be loaded. Reasons are few: they are counted. `value` is what is wrong."""
-
-    line: int
-    reason: str
-    value: str
-
-    def __str__(self) -> str:
-        value = self.value if len(self.value) <= 100 else self.value[:99] + "…"
-        return f"line {self.line}: {self.reason}: {value!r}"
-
-
-class BackfillError(ValueError):
-    """Why nothing can be loaded. The text is for the user."""
 
 
 def read_csv(lines: Iterable[str], user_by: str | None = None) -> Iterator[Entry | Bad]:
@@ -77,7 +45,7 @@ def read_csv(lines: Iterable[str], user_by: str | None = None) -> Iterator[Entry
             name, time_name = find(header, user_names(user_by)), find(header, TIME_NAMES)
             if name and time_name:
                 columns, width = (header.index(name), header.index(time_name)), len(header)
-                by = user_by or meaning(name)
+                by = user_by or user_key_for(name)
                 continue
             columns = 0, 1
         if len(row) != width:
@@ -133,7 +101,7 @@ def read_jsonl(lines: Iterable[str], user_by: str | None = None) -> Iterator[Ent
                 line,
                 "" if user is None else str(user),
                 record[time_name],
-                user_by or meaning(name),
+                user_by or user_key_for(name),
             )
 
 
@@ -177,8 +145,8 @@ def log_time(text: str) -> str:
     found = LOG_TIME.fullmatch(text)
     if not found or found[2] not in MONTHS:
         return text
-    day, month, year, clock_time, hours, minutes = found.groups()
-    return f"{year}-{MONTHS.index(month) + 1:02}-{day}T{clock_time}{hours}:{minutes}"
+    day, month, year, wall_time, hours, minutes = found.groups()
+    return f"{year}-{MONTHS.index(month) + 1:02}-{day}T{wall_time}{hours}:{minutes}"
 
 
 def read_last_logins() -> Iterator[Entry]:
@@ -191,12 +159,12 @@ def read_last_logins() -> Iterator[Entry]:
         raise BackfillError(f"{model._meta.label} has no field last_login") from None
     users = model._base_manager.using(router.db_for_read(model)).order_by("pk")
     users = users.filter(last_login__isnull=False).values_list("pk", "last_login")
-    line, page = 0, users[:PAGE]
+    line, page = 0, users[:PAGE_SIZE]
     while page:
         for user_pk, when in page:
             line += 1
             yield Entry(line, user_pk, timestamps.to_seconds(when))
-        page = users.filter(pk__gt=user_pk)[:PAGE]
+        page = users.filter(pk__gt=user_pk)[:PAGE_SIZE]
 
 
 READERS: dict[str, Callable[[Iterable[str], str | None], Iterator[Entry | Bad]]] = {
@@ -214,7 +182,7 @@ def find(names: Iterable[str], wanted: tuple[str, ...]) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
-def meaning(name: str) -> str:
+def user_key_for(name: str) -> str:
     """What a user is named by in a column or key of this name."""
     return name if name in USER_NAMES else "pk"
 

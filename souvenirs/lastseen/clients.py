@@ -22,19 +22,19 @@ DEFAULTS: dict[str, Any] = {
     "socket_timeout": TIMEOUT,
     "protocol": 2,  # a new connection takes fewer round trips
 }
-ONCE = Retry(NoBackoff(), 0)  # to try again is a breaker's care
-# Options that are ours, or LOCATION's
-OURS = {"retry", "host", "port", "unix_socket_path", "startup_nodes", "connection_pool"}
+ONCE = Retry(NoBackoff(), 0)  # trying again is left to a breaker
+# Options that are for us to set, or LOCATION's
+RESERVED_OPTIONS = {"retry", "host", "port", "unix_socket_path", "startup_nodes", "connection_pool"}
 
 
-def maker(
+def client_factory(
     locations: str | Sequence[str],
     options: Mapping[str, Any],
     *,
     cluster: bool = False,
     sentinel: str | None = None,
 ) -> Callable[[], Any]:
-    """A function that makes a client. It asks no server; but that of a Cluster does.
+    """Return a function that makes a client. Only that of a Cluster asks a server.
 
     locations: URLs (redis://, rediss:// or unix://) of the server, or of some nodes of the Cluster,
         or of the Sentinels. Password, TLS and the rest of the first URL are for all servers.
@@ -47,7 +47,7 @@ def maker(
     urls = [locations] if isinstance(locations, str) else list(locations)
     if not urls or not all(isinstance(url, str) for url in urls):
         raise ValueError("LOCATION is no URL and no list of URLs")
-    if wrong := [name for name in options if not isinstance(name, str) or name in OURS]:
+    if wrong := [name for name in options if not isinstance(name, str) or name in RESERVED_OPTIONS]:
         raise ValueError(f"OPTIONS has {wrong!r}, which is not for you to set, or in LOCATION")
     if sentinel is not None and not (isinstance(sentinel, str) and sentinel):
         raise ValueError(f"SENTINEL is {sentinel!r}, which is no name of a service")
@@ -57,7 +57,7 @@ def maker(
     if not cluster and sentinel is None:
         if len(urls) > 1:
             raise ValueError("LOCATION has several URLs, which are a CLUSTER's or SENTINEL's")
-        try_out(kwargs)
+        validate_options(kwargs)
         return lambda: Redis(retry=ONCE, **kwargs)
     if cluster and sentinel is not None:
         raise ValueError("CLUSTER and SENTINEL exclude each other")
@@ -71,8 +71,8 @@ def maker(
         return lambda: make_cluster(servers, kwargs)
     own = {name: kwargs[name] for name in kwargs if name in DEFAULTS or name.startswith("ssl")}
     own.update(kwargs.pop("sentinel_kwargs", {}))
-    try_out(kwargs)
-    try_out(own)
+    validate_options(kwargs)
+    validate_options(own)
     manager = Sentinels(servers, sentinel_kwargs={**own, "retry": ONCE}, retry=ONCE, **kwargs)
     return lambda: manager.master_for(sentinel)
 
@@ -86,14 +86,14 @@ class Sentinels(untyped.Sentinel):  # type: ignore[misc]
             raise MasterNotFoundError(message) from None
 
 
-def try_out(kwargs: Mapping[str, Any]) -> None:
-    """Raises what a client would raise of them when it is used, and asks no server."""
+def validate_options(kwargs: Mapping[str, Any]) -> None:
+    """Raise what a client would raise for these options when it is used; ask no server."""
     Redis(**kwargs).connection_pool.make_connection()
 
 
 def url_options(url: str) -> dict[str, Any]:
-    """The options of a client that a URL tells. Raises ValueError, without the URL and so without
-    its password, if it is none."""
+    """The options of a client that a URL has. Raises ValueError if it is not a URL; the message has
+    no password."""
     try:
         options: dict[str, Any] = dict(untyped.connection.parse_url(url))
     except ValueError:
@@ -101,7 +101,7 @@ def url_options(url: str) -> dict[str, Any]:
             "a URL of LOCATION cannot be read: it begins with redis://, rediss:// or unix://, and"
             " what is special in a user or password is percent-encoded"
         ) from None
-    if wrong := OURS.intersection(options) - {"host", "port"}:
+    if wrong := RESERVED_OPTIONS.intersection(options) - {"host", "port"}:
         raise ValueError(f"a URL of LOCATION has {sorted(wrong)!r}, which is not for you to set")
     if options.pop("connection_class", None) is not None and "path" not in options:
         options["ssl"] = True
@@ -118,7 +118,7 @@ def make_cluster(servers: Sequence[tuple[str, int]], kwargs: Mapping[str, Any]) 
     return RedisCluster(startup_nodes=nodes, require_full_coverage=False, retry=ONCE, **kwargs)
 
 
-def by_server(client: Any, keys: Iterable[str]) -> Iterator[tuple[Redis, list[str]]]:
+def group_by_node(client: Any, keys: Iterable[str]) -> Iterator[tuple[Redis, list[str]]]:
     """Clients of the servers that have these keys, and which of them each has."""
     if not isinstance(client, RedisCluster):
         yield client, list(keys)

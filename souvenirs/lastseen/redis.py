@@ -8,36 +8,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import islice
 from typing import Any, TypeVar
 
 from django.core.checks import CheckMessage, Warning
-from django.db import DatabaseError, connections, router
+from django.db import DatabaseError, connections
 from django.utils.version import get_version_tuple
 
-from souvenirs.breaker import PROBE_SECONDS, Breaker
+from souvenirs.breaker import Breaker
 from souvenirs.conf import conf
-from souvenirs.lastseen import clients, outbox
+from souvenirs.lastseen import table
 from souvenirs.lastseen.base import LastSeenCounts, LastSeenStore, LastSeenUpdate, ReadContext
+from souvenirs.lastseen.clients import client_factory
 from souvenirs.lastseen.database import DatabaseStore
-from souvenirs.lastseen.filling import (
-    Round,
-    exact_from,
-    existing_of,
-    fill,
-    latest,
-    member_of,
-    slot_start,
-)
-from souvenirs.lastseen.outbox import Outbox
-from souvenirs.lastseen.shards import Counts, Move, Shards
-from souvenirs.models import LastSeen
+from souvenirs.lastseen.members import member_of
+from souvenirs.lastseen.pending import Move
+from souvenirs.lastseen.resync import Reconciler, resync
+from souvenirs.lastseen.shards import Counts, Shards
+from souvenirs.lastseen.writer import BATCH_SIZE, Writer, start_thread
 
 logger = logging.getLogger("souvenirs")
 
-DELAY = 0.05  # seconds that moves wait for others, to be written with them
-AT_ONCE = 500  # users that are written together
-OLDEST = (6, 2)  # version of Redis: ZADD GT, ZMSCORE
+MIN_VERSION = (6, 2)  # version of Redis: ZADD GT, ZMSCORE
 
 T = TypeVar("T")
 
@@ -45,34 +36,25 @@ T = TypeVar("T")
 class RedisStore(LastSeenStore):
     """Last-seen times in sorted sets: a rank takes O(log n), and all machines share them.
 
-    Visits do not wait for Redis: a thread writes what is pending, DELAY later. No method raises
-    what redis-py does. While Redis is down, a breaker keeps readers from waiting, the process keeps
-    what is pending, and counts come from the table, at the rate limit's resolution. So they do
-    while shards that the server has lost are filled from the table.
+    Visits do not wait for Redis: a thread writes what is pending. No method raises what redis-py
+    does. While Redis is down, a breaker keeps readers from waiting, the process keeps what is
+    pending, and counts come from the table, at the rate limit's resolution. So they do while shards
+    that the server has lost are filled from the table.
     """
 
     name = "redis"
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         """Raises ValueError for options that do not go together, TypeError for unknown ones."""
-        self.shards, self.with_table = read(**params)
+        self.shards, self.with_table = parse_params(**params)
         self.table = DatabaseStore({})
         self.breaker = Breaker("The Redis of last-seen times")
-        self.is_to_be_filled = False
+        self.writer = Writer(self.shards, self.breaker)
+        self.needs_resync = False
         self._exact_from = 0.0  # as in LastSeenCounts, when Redis was asked for the last time
-        self._filling = Breaker("Filling Redis with last-seen times")
-        self._round = Round(self.shards)
-        self._filler: threading.Thread | None = None
-        self.begin_outbox()
-
-    def begin_outbox(self) -> None:
-        """Leaves what is to be written to whoever else has it, such as the parent of a fork."""
-        self.outbox = Outbox()
-        self.unsure = Outbox()
-        self._is_waited_for = threading.Event()  # something is to be written
-        self._starting = threading.Lock()
-        self._sending = threading.Lock()
-        self._sender: threading.Thread | None = None
+        self._resync_breaker = Breaker("Filling Redis with last-seen times")
+        self._reconciler = Reconciler(self.shards)
+        self._resync_thread: threading.Thread | None = None
 
     # Writing
 
@@ -80,119 +62,37 @@ class RedisStore(LastSeenStore):
         if self.with_table:
             self.table.touch(update)
         if update.seen is not None:
-            move = Move(update.seen, is_sure=False, latest=update.latest)
-            self._put({update.user_pk: move})
+            move = Move(update.seen, confirmed=False, latest=update.latest)
+            self.writer.put({update.user_pk: move})
 
     def on_table_updated(self, newest: Mapping[Any, int], latest: int | None = None) -> None:
-        self._put({user_pk: Move(seen, latest=latest) for user_pk, seen in newest.items()})
+        self.writer.put({user_pk: Move(seen, latest=latest) for user_pk, seen in newest.items()})
 
     def remove(self, user_pk: Any) -> None:
-        self._put({user_pk: Move(None)})
-
-    def _put(self, moves: Mapping[Any, Move]) -> None:
-        waiting = iter(moves.items())
-        while some := {member_of(user_pk): move for user_pk, move in islice(waiting, AT_ONCE)}:
-            self.outbox.add(some)
-            if len(moves) > 1 and len(self.outbox) > outbox.MOST // 2:
-                self.flush()
-        if not (self._is_waited_for.is_set() and self._sender and self._sender.is_alive()):
-            self._call_sender()
-
-    def _call_sender(self) -> None:
-        with self._starting:
-            if self._sender is None or not self._sender.is_alive():
-                self._sender = self._start_thread("souvenirs-outbox", self._send_in_thread)
-            if self._sender is not None:
-                self._is_waited_for.set()
-
-    def _start_thread(self, name: str, do: Callable[[], None]) -> threading.Thread | None:
-        """None if the system has no more."""
-        thread = threading.Thread(target=do, name=name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            self.breaker.failure(error, opens=False)
-            return None
-        return thread
-
-    def _send_in_thread(self) -> None:
-        while True:
-            self._is_waited_for.wait()
-            time.sleep(DELAY)
-            self._is_waited_for.clear()
-            while not self.flush():
-                time.sleep(PROBE_SECONDS)
-            if self.unsure:
-                try:
-                    self.settle()
-                finally:
-                    connections.close_all()
-                if self.outbox:
-                    self._is_waited_for.set()
-
-    def settle(self, read_context: ReadContext = nullcontext) -> None:
-        """Asks the table about moves that are not sure: of users who exist, times are written;
-        others are removed. Not in somebody's transaction, which need not see who exists now."""
-        using = router.db_for_write(LastSeen)
-        if connections[using].in_atomic_block:
-            return
-        while moves := self.unsure.take(AT_ONCE):
-            try:
-                with read_context(using):
-                    existing = existing_of(moves)
-            except Exception:  # whoever else asks that database tells that it fails
-                self.unsure.give_back(moves)
-                return
-            for member, move in moves.items():
-                if member not in existing:
-                    self.outbox.add({member: Move(None)})
-                elif move.seen is not None:
-                    self.outbox.add({member: move._replace(is_sure=True)})
-            self.flush()
+        self.writer.put({user_pk: Move(None)})
 
     def flush(self) -> bool:
-        """Writes what is to be written. False if that has to wait, for Redis is away."""
-        with self._sending:
-            if not self.outbox:
-                return True
-            if not self.breaker.allows():
-                return False
-            try:
-                self._send()
-            except Exception as error:
-                self._note(error)
-                return False
-        self.breaker.success()
-        return True
+        return self.writer.flush()
 
-    def _send(self) -> None:
-        if self.outbox.take_loss():
-            try:
-                self.shards.unmark()
-            except BaseException:
-                self.outbox.give_loss_back()
-                raise
-        while moves := self.outbox.take(AT_ONCE):
-            try:
-                self.unsure.add(self.shards.write(moves, latest()))
-            except BaseException:
-                self.outbox.give_back(moves)
-                raise
+    def close(self) -> None:
+        """Write what is left, if the server lets it."""
+        self.breaker.untried()
+        self.flush()
 
-    def _note(self, error: Exception) -> None:
-        self.breaker.failure(error)
-        self.shards.reconnect()
+    def after_fork(self) -> None:
+        self.writer.reset()
+        self.shards.after_fork()
 
     # Reading
 
     def _ask(self, question: Callable[[], T]) -> T | None:
-        """What Redis answers, after all that is to be written. None if it is away."""
+        """What Redis answers, once all that is pending is written. None if it is down."""
         if not self.flush() or not self.breaker.allows():
             return None
         try:
             answer = question()
         except Exception as error:
-            self._note(error)
+            self.writer.note_failure(error)
             return None
         self.breaker.success()
         return answer
@@ -209,8 +109,8 @@ class RedisStore(LastSeenStore):
         using: str,
         read_context: ReadContext = nullcontext,
     ) -> LastSeenCounts:
-        if self.flush() and self.unsure:
-            self.settle(read_context)
+        if self.flush() and self.writer.unconfirmed:
+            self.writer.confirm_pending(read_context)
         counts = self._ask(lambda: self._count(cuts, until))
         now = time.time()
         if counts is not None and counts.is_whole:
@@ -224,12 +124,12 @@ class RedisStore(LastSeenStore):
                 )
         if self.with_table:
             return self.table.count(cuts, until, using, read_context)
-        starts = {cut: slot_start(cut) for cut in cuts}
-        table = self.table.count(list(starts.values()), until, using, read_context)
+        starts = {cut: table.slot_start(cut) for cut in cuts}
+        from_table = self.table.count(list(starts.values()), until, using, read_context)
         return LastSeenCounts(
-            since={cut: table.since[start] for cut, start in starts.items()},
-            newest=table.newest,
-            exact_from=exact_from(table.newest, now),
+            since={cut: from_table.since[start] for cut, start in starts.items()},
+            newest=from_table.newest,
+            exact_from=table.exact_from(from_table.newest, now),
             cause="Redis does not answer" if counts is None else "Redis is filled anew",
         )
 
@@ -237,9 +137,9 @@ class RedisStore(LastSeenStore):
         """What the shards have. From before they were whole, they know to the slot."""
         while True:
             exact = self._exact_from
-            starts = {cut: cut if cut >= exact else slot_start(cut) for cut in cuts}
+            starts = {cut: cut if cut >= exact else table.slot_start(cut) for cut in cuts}
             counts = self.shards.count(list(starts.values()), until)
-            self.is_to_be_filled = not counts.is_whole
+            self.needs_resync = not counts.is_whole
             if not counts.is_whole or counts.whole_since == exact:
                 since = {cut: counts.since[start] for cut, start in starts.items()}
                 return replace(counts, since=since)
@@ -248,12 +148,14 @@ class RedisStore(LastSeenStore):
     # Keeping it whole
 
     def run_maintenance(self) -> None:
-        """Begins to fill lost shards, in a thread of its own."""
-        is_filling = self._filler is not None and self._filler.is_alive()
-        if self.is_to_be_filled and not is_filling and self._filling.allows():
-            self._filler = self._start_thread("souvenirs-filling", self._fill_in_thread)
+        """Start filling lost shards, in a thread."""
+        is_running = self._resync_thread is not None and self._resync_thread.is_alive()
+        if self.needs_resync and not is_running and self._resync_breaker.allows():
+            self._resync_thread = start_thread(
+                "souvenirs-filling", self._resync_in_thread, self.breaker
+            )
 
-    def _fill_in_thread(self) -> None:
+    def _resync_in_thread(self) -> None:
         try:
             self.resync()
         finally:
@@ -262,11 +164,11 @@ class RedisStore(LastSeenStore):
     def resync(self) -> None:
         started = time.monotonic()
         try:
-            filled = fill(self.shards, all_of_them=self.with_table)
+            filled = resync(self.shards, whole_too=self.with_table)
         except Exception as error:  # a later scrape begins again
-            self._filling.failure(error)
+            self._resync_breaker.failure(error)
             return
-        self._filling.success()
+        self._resync_breaker.success()
         if filled:
             took = time.monotonic() - started
             logger.warning("Filled %d lost shards of last-seen times in %.1f s", filled, took)
@@ -274,22 +176,22 @@ class RedisStore(LastSeenStore):
     def reconcile(self, users: int | None = None) -> None:
         if users is None:
             self._reconcile_all()
-        elif not self.is_to_be_filled and self.breaker.allows():
+        elif not self.needs_resync and self.breaker.allows():
             try:
-                self._round.step(users)
+                self._reconciler.step(users)
             except DatabaseError:
                 self.breaker.untried()
                 raise
             except Exception as error:
-                self._note(error)
+                self.writer.note_failure(error)
             else:
                 self.breaker.success()
 
     def _reconcile_all(self) -> None:
         self.flush()
-        whole = Round(self.shards)
+        reconciler = Reconciler(self.shards)
         try:
-            while not whole.step(AT_ONCE):
+            while not reconciler.step(BATCH_SIZE):
                 pass
         except Exception as error:
             logger.exception("Redis cannot be swept of users who are none: %r", error)
@@ -308,11 +210,11 @@ class RedisStore(LastSeenStore):
                 )
             ]
         versions = {str(each["redis_version"]) for each in facts}  # redis-py has "7.0" as a number
-        if old := {each for each in versions if get_version_tuple(each) < OLDEST}:
+        if old := {each for each in versions if get_version_tuple(each) < MIN_VERSION}:
             return [
                 Warning(
                     f"The Redis of SOUVENIRS_LAST_SEEN_STORE is {', '.join(sorted(old))}, and has"
-                    f" to be {'.'.join(map(str, OLDEST))} at least.",
+                    f" to be {'.'.join(map(str, MIN_VERSION))} at least.",
                     hint="Upgrade it, or set SOUVENIRS_LAST_SEEN_STORE to another one.",
                     id="souvenirs.W002",
                 )
@@ -330,17 +232,8 @@ class RedisStore(LastSeenStore):
             ]
         return []
 
-    def close(self) -> None:
-        """Write what is left, if the server lets it."""
-        self.breaker.untried()
-        self.flush()
 
-    def after_fork(self) -> None:
-        self.begin_outbox()
-        self.shards.after_fork()
-
-
-def read(
+def parse_params(
     *,
     LOCATION: Any = None,
     OPTIONS: Mapping[str, Any] | None = None,
@@ -349,7 +242,7 @@ def read(
     SENTINEL: str | None = None,
     WITH_TABLE: bool = False,
 ) -> tuple[Shards, bool]:
-    """What the setting says."""
+    """What SOUVENIRS_LAST_SEEN_STORE says, less its BACKEND."""
     if LOCATION is None:
         raise ValueError('LOCATION is missing, such as "redis://127.0.0.1:6379/1"')
     if not isinstance(KEY_PREFIX, str) or "{" in KEY_PREFIX:
@@ -357,5 +250,5 @@ def read(
     for name, value in {"CLUSTER": CLUSTER, "WITH_TABLE": WITH_TABLE}.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} is {value!r}, which is neither True nor False")
-    make_client = clients.maker(LOCATION, OPTIONS or {}, cluster=CLUSTER, sentinel=SENTINEL)
+    make_client = client_factory(LOCATION, OPTIONS or {}, cluster=CLUSTER, sentinel=SENTINEL)
     return Shards(make_client, KEY_PREFIX), WITH_TABLE

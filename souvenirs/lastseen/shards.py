@@ -12,15 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 from redis.crc import key_slot
 
-from souvenirs.lastseen.clients import by_server
+from souvenirs.lastseen.clients import group_by_node
+from souvenirs.lastseen.pending import Move
+from souvenirs.periods import EARLIEST
 
 SHARDS = 16  # a setting of its own would have all users counted twice when it is changed
-EARLIEST = -62_135_596_800  # unix seconds: the year 1
 BELOW = -(10**15)  # added to the scores of marks
 # No user has such a key: this is no UTF-8
 WHOLE = b"\xffwhole:"
@@ -41,39 +42,9 @@ end
 """
 
 
-class Move(NamedTuple):
-    """What is to be written of a user.
-
-    seen: their last-seen time goes forward to this. None: they have been deleted.
-    is_sure: the table said so just now. Else somebody else may have deleted them meanwhile, or made
-        a user with the same key.
-    latest: as a Sighting's.
-    is_new: somebody else had their key before, and has been deleted.
-    """
-
-    seen: int | None
-    is_sure: bool = True
-    latest: int | None = None
-    is_new: bool = False
-
-    def then(self, later: Move) -> Move:
-        """Both, one after the other."""
-        if later.seen is None or later.is_new:
-            return later
-        if self.seen is None:
-            return later._replace(is_new=True)
-        is_wrong = later.latest is not None and self.seen > later.latest
-        return Move(
-            later.seen if is_wrong else max(self.seen, later.seen),
-            self.is_sure or later.is_sure,
-            self.latest if later.latest is None else later.latest,
-            self.is_new,
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """since, newest: as in Activity. is_whole: all shards are, at the latest since then."""
+    """since, newest: as in LastSeenCounts. is_whole: all shards are, at the latest since then."""
 
     since: Mapping[float, int]
     newest: int | None
@@ -111,7 +82,7 @@ class Shards:
 
     def server_of(self, key: str) -> Any:
         # Not a Cluster's client: where a node is away, some of its versions try again for seconds
-        ((server, _),) = by_server(self.client, [key])
+        ((server, _),) = group_by_node(self.client, [key])
         return server
 
     def key_of(self, member: bytes) -> str:
@@ -125,37 +96,40 @@ class Shards:
         return None if seen is None else int(seen)
 
     def write(self, moves: Mapping[bytes, Move], latest: float) -> dict[bytes, Move]:
-        """In one round trip to each server, and more for those whose time did not move: one after
-        `latest` is replaced.
+        """Write in one round trip to each server, and more for users whose time did not move: one
+        after `latest` is replaced.
 
-        Returns those that are not sure, and have to be: who are not there, or were deleted.
+        Return the moves that have to be confirmed first: of users who are not there, or were
+        deleted.
         """
-        unsure = {
+        unconfirmed = {
             member: move
             for member, move in moves.items()
-            if not move.is_sure and (move.seen is None or move.is_new)
+            if not move.confirmed and (move.seen is None or move.key_reused)
         }
         of_key: dict[str, dict[bytes, Move]] = {}
         for member, move in moves.items():
-            if member not in unsure:
+            if member not in unconfirmed:
                 of_key.setdefault(self.key_of(member), {})[member] = move
-        for server, keys in by_server(self.client, of_key):
+        for server, keys in group_by_node(self.client, of_key):
             pipe: Any = server.pipeline(transaction=False)
             sent: list[tuple[str, list[bytes]]] = []
             for key in keys:
                 of = of_key[key]
-                gone = [member for member, move in of.items() if move.seen is None or move.is_new]
+                gone = [
+                    member for member, move in of.items() if move.seen is None or move.key_reused
+                ]
                 if gone:
                     pipe.zrem(key, *gone)
                     sent.append((key, []))
-                for is_sure in (True, False):
+                for confirmed in (True, False):
                     times = {
                         member: move.seen
                         for member, move in of.items()
-                        if move.seen is not None and move.is_sure == is_sure
+                        if move.seen is not None and move.confirmed == confirmed
                     }
                     if times:
-                        pipe.zadd(key, times, gt=True, xx=not is_sure, ch=True)
+                        pipe.zadd(key, times, gt=True, xx=not confirmed, ch=True)
                         sent.append((key, list(times)))
             moved = pipe.execute()
             behind = [each for each, number in zip(sent, moved) if number < len(each[1])]
@@ -163,13 +137,13 @@ class Shards:
                 pipe.zmscore(key, members)
             for (key, members), scores in zip(behind, pipe.execute()):
                 for member, known in zip(members, scores):
-                    seen, is_sure, replaced_after, _ = move = moves[member]
-                    if not is_sure and (known is None or known < seen):
-                        unsure[member] = move
+                    seen, confirmed, replaced_after, _ = move = moves[member]
+                    if not confirmed and (known is None or known < seen):
+                        unconfirmed[member] = move
                     elif replaced_after is not None and known is not None and known > latest:
                         pipe.eval(REPLACE, 1, key, member, seen, latest)
             pipe.execute()
-        return unsure
+        return unconfirmed
 
     def count(self, cuts: Sequence[float], until: float) -> Counts:
         """All ranks in one round trip to each server. Each shard's are of one moment; those of two
@@ -178,7 +152,7 @@ class Shards:
         since = dict.fromkeys(distinct, 0)
         newest: list[int] = []
         whole: list[float] = []
-        for server, keys in by_server(self.client, self.keys):
+        for server, keys in group_by_node(self.client, self.keys):
             pipe = server.pipeline(transaction=False)
             pipe.info("server")
             for key in keys:
@@ -204,7 +178,7 @@ class Shards:
     def servers(self) -> list[dict[str, Any]]:
         """What INFO says of each, in its sections "server" and "memory"."""
         found = []
-        for server, _ in by_server(self.client, self.keys):
+        for server, _ in group_by_node(self.client, self.keys):
             server.eval("return 1", 0)  # as often forbidden as needed
             found.append({**server.info("server"), **server.info("memory")})
         return found
@@ -220,7 +194,7 @@ class Shards:
     def begin_filling(self, token: str) -> dict[str, bytes]:
         """Marks the shards that are not whole; returns their keys, with their server's run_id."""
         found = {}
-        for server, keys in by_server(self.client, self.keys):
+        for server, keys in group_by_node(self.client, self.keys):
             run = run_id(server.info("server"))
             for key in keys:
                 if server.zscore(key, WHOLE + run) is None:

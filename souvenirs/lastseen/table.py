@@ -1,4 +1,4 @@
-"""Writes of the LastSeen table, which has a row for every user with a souvenir.
+"""The LastSeen table, which has a row for every user with a souvenir: its UPDATEs, its resolution.
 
 The UPDATEs are in SQL of our own: the first request of each user, process and minute waits for
 them, and the ORM takes longer to build such a statement than the database to run it.
@@ -19,9 +19,34 @@ from souvenirs.conf import conf
 from souvenirs.lastseen import get_store
 from souvenirs.lastseen.base import LastSeenUpdate
 from souvenirs.models import LastSeen, Souvenir
+from souvenirs.periods import slot_containing
 
 NEVER = 2**63 - 1  # seconds: the largest that a BigIntegerField holds
 BATCH_SIZE = 150  # users in a statement
+
+
+def latest() -> float:
+    """The latest last-seen time, in unix seconds, that a right clock can have made."""
+    return time.time() + conf.last_seen_seconds
+
+
+def slot_start(t: float) -> float:
+    """The start of the rate limit's slot that holds `t`. The table has a time of each slot in which
+    a user was seen: so from a slot's start on, it counts everybody."""
+    if not conf.ratelimit_seconds:
+        return t
+    return slot_containing(t, conf.ratelimit_seconds, conf.zone).start
+
+
+def exact_from(newest: int | None, now: float) -> int:
+    """From when on the table's times are as good as a store's, if `newest` is its newest one: a
+    time in the table is up to a slot behind, but not beyond the slot's end."""
+    if newest is None:
+        return 0
+    if not conf.ratelimit_seconds:
+        return newest
+    slot = slot_containing(newest, conf.ratelimit_seconds, conf.zone)
+    return min(math.floor(now) + 1, math.ceil(slot.end))
 
 
 def touch(update: LastSeenUpdate, using: str | None = None) -> None:
@@ -57,12 +82,12 @@ def catch_up(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
 
     It receives the signal souvenirs_written.
     """
-    latest = time.time() + conf.last_seen_seconds
+    not_after = latest()
     newest: dict[Any, int] = {}
     for souvenir in souvenirs:
         seen = math.floor(timestamps.to_seconds(souvenir.when))
         known = newest.setdefault(souvenir.user_id, -1)
-        if known < seen <= latest:
+        if known < seen <= not_after:
             newest[souvenir.user_id] = seen
     rows = LastSeen.objects.using(using)
     users = sorted(newest, key=str)  # in one order, so that two of these cannot deadlock
@@ -87,8 +112,8 @@ def _move_forward(update: LastSeenUpdate, using: str) -> bool:
     connection = connections[using]
     user, table, key, at = _user_field_and_names(connection)
     is_behind = f"({at} IS NULL OR {at} < %s OR {at} > %s)"
-    latest = NEVER if update.latest is None else update.latest
-    values = [user.get_db_prep_save(update.user_pk, connection), update.slot_start, latest]
+    latest_right = NEVER if update.latest is None else update.latest
+    values = [user.get_db_prep_save(update.user_pk, connection), update.slot_start, latest_right]
     with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
         statement = f"UPDATE {table} SET {at} = %s WHERE {key} = %s AND {is_behind}"  # noqa: S608
         cursor.execute(statement, [update.seen, *values])

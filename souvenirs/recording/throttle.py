@@ -1,4 +1,4 @@
-"""Who may be recorded now: process memory first, then the cache that processes share.
+"""The rate limit among processes: a claim on a user's slot, in the cache that they share.
 
 A slot is claimed, written, and confirmed once the transaction has committed. A claim that is not
 confirmed ends by itself, so a crash or a rollback silences nobody for longer than CLAIM_SECONDS.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from django.core.cache import BaseCache, caches
@@ -23,60 +23,14 @@ from django.core.signals import setting_changed
 from souvenirs.breaker import Breaker
 from souvenirs.conf import conf
 from souvenirs.periods import Interval
+from souvenirs.recording import memory
 
 CLAIM_SECONDS = 60
 # The cache holds this for a slot that is written, else the time its claim ends at. Not 0: caches of
 # django-prometheus take what is false for nothing
 CONFIRMED = -1
-MAX_USERS = 50_000
 
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
 T = TypeVar("T")
-
-
-class Memory(Generic[K, V]):
-    """A dictionary that forgets what was not used lately, and never holds over 2 * `size` items.
-
-    Two generations: a full young one becomes the old one, whose items move back when they are
-    asked for. So the common case is one look-up in `young`, with no bookkeeping.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.clear()
-
-    def clear(self) -> None:
-        self.young: dict[K, V] = {}
-        self._old: dict[K, V] = {}
-
-    def __len__(self) -> int:
-        return len(self.young) + len(self._old)
-
-    def get(self, key: K) -> V | None:
-        value = self.young.get(key)
-        if value is None:
-            value = self._old.pop(key, None)
-            if value is not None:
-                self[key] = value
-        return value
-
-    def __setitem__(self, key: K, value: V) -> None:
-        if len(self.young) >= self.size:
-            self.young, self._old = {}, self.young
-        self.young[key] = value
-
-
-class Handled(NamedTuple):
-    """What a process has done for a user. Unix seconds; one object serves all users of a minute.
-
-    Until `end` nothing is left to do: row and last-seen are written. The row is to `written_end`.
-    """
-
-    start: float
-    end: float
-    written_start: float
-    written_end: float
 
 
 class Claim(NamedTuple):
@@ -87,8 +41,8 @@ class Claim(NamedTuple):
     until: float
 
 
-def take(cache: BaseCache, key: str) -> float | None:
-    """Puts a claim into the cache. None: it is granted; else what the cache holds instead."""
+def try_claim(cache: BaseCache, key: str) -> float | None:
+    """Put a claim into the cache. Return None if it is granted, else what the cache holds."""
     for _ in range(2):  # a claim that is there for `add` may have ended before `get`
         ends = time.time() + CLAIM_SECONDS
         if cache.add(key, ends, timeout=CLAIM_SECONDS):
@@ -102,66 +56,39 @@ def take(cache: BaseCache, key: str) -> float | None:
 
 class Throttle:
     def __init__(self) -> None:
-        self.handled: Memory[Any, Handled] = Memory(MAX_USERS)
         self.breaker = Breaker("The rate limit's cache")
-        self.hits = 0  # only grows: setting it back would lose what another thread adds meanwhile
-        self._told = 0
-        self._lock = threading.Lock()
         # What takes the shared cache's place where there is none, or while it is down
-        self._local = LocMemCache("souvenirs.throttle", {"max_entries": MAX_USERS})
+        self._local = LocMemCache("souvenirs.throttle", {"max_entries": memory.MAX_USERS})
 
     def clear(self) -> None:
-        """Forgets everybody, as a restart of the process does (for tests; not the shared cache)."""
-        self.handled.clear()
+        """Forget everybody, as a restart of the process does (but not the shared cache)."""
+        memory.clear()
         self._local.clear()
         self.breaker.reset()
-        self._told = self.hits
-
-    # Visits that process memory answers
-
-    def is_handled(self, user_pk: Any, now: float) -> bool:
-        """Whether nothing is left to do for the user at `now`. This is the hot path."""
-        entry = self.handled.young.get(user_pk)
-        if entry is not None and entry[0] <= now < entry[1]:
-            self.hits += 1
-            return True
-        return False
-
-    def take_hits(self) -> int:
-        """How many visits process memory has answered since the last call."""
-        with self._lock:
-            hits = self.hits - self._told
-            self._told += hits
-        return hits
 
     def after_fork(self) -> None:
-        """Makes a child process independent: its parent tells its own hits, and holds its locks."""
-        self._told = self.hits
-        self._lock = threading.Lock()
-        self._local._lock = threading.Lock()  # type: ignore[attr-defined]
-
-    # Claim, confirm, release
+        self._local._lock = threading.Lock()  # type: ignore[attr-defined]  # a parent's may be held
 
     def claim(self, user_pk: Any, slot: Interval, limit: float) -> Claim:
-        """Asks for the right to write the user's row of this slot: exactly one caller gets it."""
+        """Ask for the right to write the user's row of this slot: exactly one caller gets it."""
         key = self._key(user_pk, slot, limit)
-        taken_until = self._ask(partial(take, key=key))
+        taken_until = self._ask(partial(try_claim, key=key))
         if taken_until is None:
             return Claim(key, True, slot.end)
         return Claim(key, False, slot.end if taken_until == CONFIRMED else taken_until)
 
     def confirm(self, claim: Claim, slot: Interval) -> None:
-        """Keeps a slot taken to its end: its row is committed."""
+        """Keep a slot taken to its end: its row is committed."""
         # A slot in the past has no end to wait for. It is kept for its length, against repetition.
         timeout = max(slot.end - time.time(), slot.end - slot.start, CLAIM_SECONDS)
         self._ask(lambda cache: cache.set(claim.key, CONFIRMED, timeout=timeout))
 
     def release(self, claim: Claim) -> None:
-        """Gives a slot back whose row could not be written."""
+        """Give a slot back whose row could not be written."""
         self._ask(lambda cache: cache.delete(claim.key))
 
     def _ask(self, question: Callable[[BaseCache], T]) -> T:
-        """What the shared cache answers, or while that fails what takes its place.
+        """The answer of the shared cache, or of what takes its place while it fails.
 
         A claim that is lost with the cache ends by itself; one that is not confirmed there may
         bring a second row, which does no harm.
@@ -181,8 +108,8 @@ class Throttle:
         if not self.breaker.allows():
             return self._local
         cache = caches[conf.cache_name]
-        # A cache that is not shared has nothing to tell that process memory does not know, and
-        # our keys would push the site's own entries out of it.
+        # A cache that is not shared knows nothing that process memory does not, and our keys would
+        # push the site's own entries out of it.
         if isinstance(cache, (LocMemCache, DummyCache)):
             return self._local
         return cache
@@ -195,12 +122,12 @@ class Throttle:
         return f"{conf.cache_prefix}{user_pk}.{limit!r}.{slot.start!r}"
 
 
-def clear_on_setting_changed(setting: str, **kwargs: Any) -> None:
+def _on_setting_changed(setting: str, **kwargs: Any) -> None:
     if setting.startswith("SOUVENIRS_") or setting in ("CACHES", "TIME_ZONE", "USE_TZ"):
         throttle.clear()
 
 
 throttle = Throttle()
-setting_changed.connect(clear_on_setting_changed)
+setting_changed.connect(_on_setting_changed)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=throttle.after_fork)

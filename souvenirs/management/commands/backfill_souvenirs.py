@@ -16,7 +16,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
 from souvenirs import backfill
-from souvenirs.backfill import readers
+from souvenirs.backfill import BackfillError, Bad, Entry, readers
+from souvenirs.backfill.entries import USER_NAMES
 from souvenirs.management.options import show
 
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".log": "access-log"}
@@ -47,7 +48,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--user-by",
-            choices=readers.USER_NAMES,
+            choices=USER_NAMES,
             help="what names users in the file (default: as the header or the keys say, else pk;"
             " username in access logs)",
         )
@@ -64,7 +65,7 @@ class Command(BaseCommand):
         kept = "Nothing was added" if options["dry_run"] else kept
         try:
             with ExitStack() as stack:
-                entries: Iterable[readers.Entry | readers.Bad]
+                entries: Iterable[Entry | Bad]
                 if options["from_last_login"]:
                     entries = last_logins(options)
                 else:
@@ -78,7 +79,7 @@ class Command(BaseCommand):
                     dry_run=options["dry_run"],
                     on_bad=self.report,
                 )
-        except readers.BackfillError as error:
+        except BackfillError as error:
             raise CommandError(f"{error}. {kept}.") from None
         except (OSError, EOFError, zlib.error) as error:
             name, reason = options["file"], getattr(error, "strerror", None) or error
@@ -87,7 +88,7 @@ class Command(BaseCommand):
             raise CommandError(f"Interrupted. {kept}; repeat the command to go on.") from None
         self.stdout.write(describe(summary, options["dry_run"]))
 
-    def report(self, bad: readers.Bad) -> None:
+    def report(self, bad: Bad) -> None:
         self.reported += 1
         if self.reported > REPORTED + 1:
             return
@@ -112,7 +113,7 @@ def to_format(options: dict[str, Any]) -> str:
     return SUFFIXES[suffix]
 
 
-def last_logins(options: dict[str, Any]) -> Iterable[readers.Entry]:
+def last_logins(options: dict[str, Any]) -> Iterable[Entry]:
     for name in ("format", "user_by"):
         if options[name]:
             option = "--" + name.replace("_", "-")

@@ -1,0 +1,47 @@
+"""Failures to record: they are counted and logged, and a server that is down is left alone."""
+
+from __future__ import annotations
+
+from django.db import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    connections,
+)
+from django.db.transaction import TransactionManagementError
+
+from souvenirs.breaker import Breaker
+from souvenirs.recording.results import FAILED, send_recorded
+
+# Deadlock and serialization failure, of PostgreSQL (SQLSTATE) and of MySQL (error number): the next
+# visit can be recorded, so the server need not be left alone
+CONFLICTS = frozenset({"40001", "40P01", 1213})
+
+breaker = Breaker("Recording souvenirs")
+
+
+def note_failure(error: Exception) -> bool:
+    """Count and log `error`. Return True if it means that the server is down: then the breaker
+    opens."""
+    opens = is_servers(error)
+    breaker.failure(error, opens=opens)
+    send_recorded(FAILED)
+    return opens
+
+
+def is_servers(error: Exception) -> bool:
+    """Whether the database server is to blame, not one statement or a transaction that the site
+    broke."""
+    harmless: tuple[type[Exception], ...] = (IntegrityError, DataError, TransactionManagementError)
+    if any(connection.in_atomic_block for connection in connections.all(initialized_only=True)):
+        harmless += (InternalError,)  # PostgreSQL's, for each statement in a broken transaction
+    cause = error.__cause__
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    return (
+        isinstance(error, (DatabaseError, InterfaceError))
+        and not isinstance(error, harmless)
+        and code not in CONFLICTS
+        and (not cause or not cause.args or cause.args[0] not in CONFLICTS)
+    )

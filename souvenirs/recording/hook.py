@@ -1,0 +1,52 @@
+"""SOUVENIRS_SHOULD_RECORD, the site's hook: what it sees, and what it must not leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.contrib.sessions.backends.base import SessionBase
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.utils.functional import SimpleLazyObject, empty
+
+from souvenirs.recording.requests import LOGGED_OUT
+from souvenirs.recording.sessions import read_only
+
+# Attributes of the request that the hook may change by looking at them
+EXPOSED = (LOGGED_OUT, "session", "user", "_cached_user", "_acached_user")
+
+
+def is_allowed(
+    should_record: Callable[[HttpRequest, HttpResponseBase], bool],
+    request: HttpRequest,
+    response: HttpResponseBase,
+) -> bool:
+    """Ask the hook."""
+    with exposed(request):
+        return should_record(request, response)
+
+
+@contextmanager
+def exposed(request: HttpRequest) -> Iterator[None]:
+    """Let the hook look at session and user, also of a user who has just logged out. Afterwards the
+    request is as if nobody had looked."""
+    shown: Any = request
+    before = {name: request.__dict__[name] for name in EXPOSED if name in request.__dict__}
+    session, user = before.get("session"), before.get("user")
+    logged_out = before.get(LOGGED_OUT)
+    if isinstance(session, SessionBase) and (logged_out or not session.accessed):
+        copy = read_only(type(session))(session.session_key)
+        if logged_out:
+            copy.update(logged_out.session)
+            shown.user = logged_out.user
+        elif isinstance(user, SimpleLazyObject) and user.__dict__["_wrapped"] is empty:
+            shown.user = SimpleLazyObject(user.__dict__["_setupfunc"])
+        shown.session = copy
+    try:
+        yield
+    finally:
+        for name in EXPOSED:
+            request.__dict__.pop(name, None)
+        request.__dict__.update(before)

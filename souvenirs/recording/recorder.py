@@ -1,0 +1,193 @@
+"""A user was active -> a row, their last-seen time, process memory."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from django.db import IntegrityError, connections, router, transaction
+
+from souvenirs import timestamps
+from souvenirs.conf import conf
+from souvenirs.history.marks import GRACE_SECONDS, mark_dirty
+from souvenirs.lastseen import get_store, table
+from souvenirs.lastseen.base import LastSeenUpdate
+from souvenirs.models import Souvenir
+from souvenirs.periods import BUCKET, bucket_containing, slot_containing
+from souvenirs.recording import memory
+from souvenirs.recording.memory import interned
+from souvenirs.recording.results import ADDED, DUPLICATED, RATE_LIMITED, flush_hits, send_recorded
+from souvenirs.recording.throttle import Claim, throttle
+from souvenirs.recording.users import clean_pk, has_constraint, require_user
+
+
+def record(
+    user: Any,
+    when: datetime | None = None,
+    ratelimit: bool | float = True,
+    check_duplicate: bool = False,
+) -> str:
+    """`control.souvenez` of a visit that process memory could not answer."""
+    flush_hits()
+    recording = Recording(user, when, ratelimit)
+    result = recording.record(check_duplicate)
+    send_recorded(result, recording.user_pk)
+    return result
+
+
+class Recording:
+    """One visit: what is due, and what is done for it."""
+
+    def __init__(self, user: Any, when: datetime | None, ratelimit: bool | float) -> None:
+        self.key = getattr(user, "pk", user)  # what process memory is asked for
+        self.user_pk = clean_pk(user)
+        # Whole microseconds, as databases keep: a row must not be rounded into the next slot
+        self.now = time.time_ns() // 1_000 / 1_000_000
+        self.live = when is None
+        if when is None:
+            self.t, self.when = self.now, timestamps.to_datetime(self.now)
+        else:
+            self.t, self.when = timestamps.to_seconds(when), timestamps.to_site(when)
+        self.default_limit = ratelimit is True
+        self.limit = conf.ratelimit_seconds if ratelimit is True else float(ratelimit)
+        if not 0 <= self.limit < math.inf:
+            raise ValueError(f"ratelimit is {ratelimit!r}: give True, False or seconds from 0 up")
+        self.minute = slot_containing(self.t, conf.last_seen_seconds, conf.zone)
+        self.slot = slot_containing(self.t, self.limit, conf.zone) if self.limit else None
+        self.has_row = False
+        self.bucket_end = bucket_containing(self.t) + BUCKET
+        self.is_marked = False
+        self.using = router.db_for_write(Souvenir)
+        connection = connections[self.using]
+        self.is_nested = connection.in_atomic_block
+        # Where autocommit is off Django does not see the commit: nothing is remembered then
+        self.is_manual = not self.is_nested and not connection.get_autocommit()
+
+    def record(self, check_duplicate: bool) -> str:
+        """Write what is due. Raises as souvenez does."""
+        try:
+            return self.write_unless_limited(check_duplicate)
+        except IntegrityError:
+            require_user(self.user_pk)
+            raise
+
+    def write_unless_limited(self, check_duplicate: bool) -> str:
+        claim = self.claim()
+        result = RATE_LIMITED
+        is_written = claim is None or claim.granted
+        if is_written:
+            result = self.write(claim, check_duplicate)
+        after_commit = partial(self.after_commit, is_written, claim.until if claim else 0)
+        if not self.is_nested:
+            after_commit()
+        else:
+            # Last-seen waits for the commit of a transaction that is not ours: that may last, and
+            # must not hold the user's row locked meanwhile.
+            self.on_commit(after_commit)
+        return result
+
+    def claim(self) -> Claim | None:
+        """The claim on the slot; None where there is no limit."""
+        if self.slot is None:
+            return None
+        if self.default_limit:
+            known = memory.recent_users.get(self.user_pk)
+            if known is not None and known.has_row(self.t):
+                self.has_row = True  # last-seen was written with the slot's souvenir
+                return Claim("", False, self.slot.end)
+        return throttle.claim(self.user_pk, self.slot, self.limit)
+
+    def write(self, claim: Claim | None, check_duplicate: bool) -> str:
+        """Write the row, and last-seen in the same transaction where that is ours."""
+        try:
+            with transaction.atomic(using=self.using):
+                if self.is_nested:
+                    # A foreign key is checked at the end of a transaction: in one that is not
+                    # ours, a key of nobody would make somebody else's commit fail.
+                    require_user(self.user_pk)
+                else:
+                    # Last-seen first: deleting a user locks their rows in this order too
+                    self.require_user_unless_constrained()
+                    table.touch(self.update(), self.using)
+                result = ADDED
+                if check_duplicate and self.is_duplicate():
+                    result = DUPLICATED
+                else:
+                    row = Souvenir(user_id=self.user_pk, when=self.when)
+                    row.save(force_insert=True, using=self.using, announce=False)
+                    # When a transaction that is not ours will be over, nobody knows
+                    if self.is_nested or self.is_manual or time.time() >= self.bucket_end:
+                        mark_dirty([row], self.using)
+                        self.is_marked = True
+                if claim is not None and self.slot is not None and not self.is_manual:
+                    self.on_commit(partial(throttle.confirm, claim, self.slot))
+        except BaseException:
+            if claim is not None:
+                throttle.release(claim)
+            raise
+        is_late = time.time() > self.bucket_end + GRACE_SECONDS / 2
+        if result == ADDED and is_late and not self.is_marked:  # the roller may have been here
+            mark_dirty([row], self.using)
+        return result
+
+    def on_commit(self, do: Callable[[], None]) -> None:
+        def follow_up() -> None:  # a function: Django logs its name if it fails, a partial has none
+            do()
+
+        transaction.on_commit(follow_up, using=self.using, robust=True)
+
+    def after_commit(self, is_written: bool, written_until: float) -> None:
+        """Do what is left once the transaction has committed."""
+        store, update = get_store(), self.update()
+        if self.is_nested or not is_written:
+            self.require_user_unless_constrained()
+        if not is_written:
+            if self.limit > conf.ratelimit_seconds > 0:  # the table has each slot of the setting
+                slot = slot_containing(self.t, conf.ratelimit_seconds, conf.zone)
+                table.touch(replace(update, slot_start=int(slot.start)))
+            store.touch(update)
+        else:
+            if self.is_nested:
+                table.touch(update)
+            if update.seen is not None:
+                store.on_table_updated({self.user_pk: update.seen}, update.latest)
+        self.remember(written_until)
+
+    def update(self) -> LastSeenUpdate:
+        latest = math.floor(self.now) + conf.last_seen_seconds
+        seen = math.floor(self.t)
+        return LastSeenUpdate(
+            user_pk=self.user_pk,
+            seen=seen if seen <= latest else None,
+            slot_start=int(self.minute.start),
+            latest=latest if self.live else None,
+            has_row=self.has_row,
+        )
+
+    def remember(self, written_until: float) -> None:
+        """Fill process memory. Only live visits do: memory is about the present."""
+        if self.is_manual or not (self.live and self.default_limit and self.slot is not None):
+            return
+        written = written_until >= self.slot.end
+        entry = interned(
+            max(self.minute.start, self.slot.start),
+            min(self.minute.end, self.slot.end, written_until),
+            self.slot.start,
+            self.slot.end if written else self.slot.start,
+        )
+        for key in {self.user_pk, self.key}:
+            memory.recent_users[key] = entry
+
+    def is_duplicate(self) -> bool:
+        rows = Souvenir.objects.using(self.using)
+        found: bool = rows.filter(user_id=self.user_pk, when=self.when).exists()
+        return found
+
+    def require_user_unless_constrained(self) -> None:
+        if not has_constraint():
+            require_user(self.user_pk)

@@ -1,0 +1,52 @@
+"""Whose request is it? What the view has loaded says so, at no cost."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from django.contrib.auth.signals import user_logged_out
+from django.contrib.sessions.backends.base import SessionBase
+from django.dispatch import receiver
+from django.http import HttpRequest
+from django.utils.functional import SimpleLazyObject, empty
+
+LOGGED_OUT = "_souvenirs_logged_out"  # attribute of requests
+
+
+class LoggedOut(NamedTuple):
+    """The user who has logged out with a request, and the data of their session."""
+
+    user: Any
+    session: dict[str, Any]
+
+
+def loaded_user_pk(request: HttpRequest) -> tuple[Any, bool]:
+    """The signed-in user's primary key, and whether the answer is known without the session.
+
+    Look at what was loaded, and load nothing: reading request.user would read the session, and put
+    `Vary: Cookie` on the response.
+    """
+    attributes = request.__dict__
+    user = attributes.get("user")
+    if isinstance(user, SimpleLazyObject):
+        wrapped = user.__dict__["_wrapped"]
+        user = attributes.get("_acached_user") if wrapped is empty else wrapped
+    if user is not None and user.is_authenticated:
+        return user.pk, True
+    if (logged_out := attributes.get(LOGGED_OUT)) is not None:
+        return logged_out.user.pk, True
+    return None, user is not None
+
+
+@receiver(user_logged_out, dispatch_uid="souvenirs.recording")
+def remember_logged_out_user(
+    request: HttpRequest | None = None, user: Any = None, **kwargs: Any
+) -> None:
+    """A user who logs out was active, but request.user will be nobody when the response passes."""
+    if request is None or user is None:
+        return
+    session = getattr(request, "session", None)
+    # `accessed`, as it is when Django logs out: else to look would put `Vary` on the response
+    data = dict(session.items()) if isinstance(session, SessionBase) and session.accessed else {}
+    # On the request that REST framework wraps, if it does
+    setattr(getattr(request, "_request", request), LOGGED_OUT, LoggedOut(user, data))

@@ -1,0 +1,113 @@
+"""Whose session is it? Read once a minute, through a store that writes nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import (
+    BACKEND_SESSION_KEY,
+    HASH_SESSION_KEY,
+    SESSION_KEY,
+    get_user_model,
+    load_backend,
+)
+from django.contrib.sessions.backends.base import SessionBase
+from django.core.exceptions import ValidationError
+from django.utils.crypto import constant_time_compare
+
+from souvenirs.recording.memory import MAX_USERS, Memory
+
+# How many look-ups of sessions without a user a process makes in a second. It bounds what a flood
+# of invented cookies costs; a session that was good before is not subject to it.
+LOOKUPS_PER_SECOND = 50
+UNKNOWN_SECONDS = 60  # how long a session without a user is remembered as such
+
+# By digests of session cookies, until when
+unknown_sessions: Memory[bytes, float] = Memory(MAX_USERS)
+digest_key = os.urandom(16)
+
+
+class RateCap:
+    """Allow at most `limit` uses in each second of the clock."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.reset()
+
+    def reset(self) -> None:
+        self.second, self.used = 0, 0
+
+    def allows(self, now: float) -> bool:
+        return int(now) != self.second or self.used < self.limit
+
+    def use(self, now: float) -> None:
+        if int(now) != self.second:
+            self.second, self.used = int(now), 0
+        self.used += 1
+
+
+failed_lookups = RateCap(LOOKUPS_PER_SECOND)
+
+
+def forget() -> None:
+    unknown_sessions.clear()
+    failed_lookups.reset()
+
+
+def digest_of(cookie: str) -> bytes:
+    return blake2b(cookie.encode(errors="surrogatepass"), digest_size=16, key=digest_key).digest()
+
+
+def may_look_up(digest: bytes, now: float, *, was_good: bool) -> bool:
+    """Whether to read a session now. `was_good`: it had a user before."""
+    until = unknown_sessions.get(digest)
+    if until is not None and now < until:
+        return False
+    return was_good or failed_lookups.allows(now)
+
+
+def look_up(store: type[SessionBase], cookie: str, digest: bytes) -> Any:
+    """The user signed in with this session, None if there is none; that is remembered."""
+    user = session_user(read_only(store)(cookie))
+    if user is None:
+        now = time.time()
+        failed_lookups.use(now)
+        unknown_sessions[digest] = now + UNKNOWN_SECONDS
+    return user
+
+
+@lru_cache(maxsize=8)
+def read_only(store: type[SessionBase]) -> type[SessionBase]:
+    """A session store like `store` that does not write: some clean up or begin anew on loading."""
+
+    def nothing(self: SessionBase, *args: Any, **kwargs: Any) -> None:
+        self._session_key = None
+
+    return type(store.__name__, (store,), dict.fromkeys(("save", "create", "delete"), nothing))
+
+
+def session_user(session: SessionBase) -> Any:
+    """The user signed in with `session`, None if there is none.
+
+    As django.contrib.auth.get_user decides, but without cycling the key or flushing the session,
+    which that does if SECRET_KEY was rotated or the password changed.
+    """
+    user_id, backend = session.get(SESSION_KEY), session.get(BACKEND_SESSION_KEY, "")
+    if user_id is None or backend not in settings.AUTHENTICATION_BACKENDS:
+        return None
+    key = get_user_model()._meta.pk
+    assert key is not None
+    try:
+        user: Any = load_backend(backend).get_user(key.to_python(user_id))
+    except ValidationError:  # of another user model, which the site had before
+        return None
+    if user is None or not hasattr(user, "get_session_auth_hash"):
+        return user
+    claimed = session.get(HASH_SESSION_KEY) or ""
+    hashes = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
+    return user if any(constant_time_compare(claimed, known) for known in hashes) else None

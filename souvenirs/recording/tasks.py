@@ -1,0 +1,113 @@
+"""A request and its response -> what is left to record, and a way to do it that harms nobody."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.contrib.sessions.backends.base import SessionBase
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+
+from souvenirs.conf import conf
+from souvenirs.recording import memory, sessions
+from souvenirs.recording.failures import breaker, note_failure
+from souvenirs.recording.hook import is_allowed
+from souvenirs.recording.recorder import record
+from souvenirs.recording.requests import loaded_user_pk
+from souvenirs.recording.results import FAILED, SKIPPED, send_recorded
+
+# Returns what souvenez does, None if there was nothing to write
+RecordTask = Callable[[], str | None]
+
+
+def next_step(request: HttpRequest, response: HttpResponseBase) -> RecordTask | None:
+    """What is left to do for this request: nothing (None), as a rule. It never raises."""
+    try:
+        task = _user_task(request)
+        if task is None or conf.should_record is None:
+            return task
+        return partial(run_if_allowed, conf.should_record, request, response, task)
+    except Exception as error:
+        note_failure(error)
+        return None
+
+
+def run_safely(task: RecordTask) -> None:
+    """Do what is left. Whatever goes wrong is counted and logged, and stays here."""
+    if not breaker.allows():
+        send_recorded(FAILED)
+        return
+    try:
+        result = task()
+    except Exception as error:
+        if not note_failure(error):
+            breaker.untried()
+        return
+    if result is None:
+        breaker.untried()
+    else:
+        breaker.success()
+
+
+def run_if_allowed(
+    should_record: Callable[[HttpRequest, HttpResponseBase], bool],
+    request: HttpRequest,
+    response: HttpResponseBase,
+    task: RecordTask,
+) -> str | None:
+    """Do what is left if the site's hook agrees."""
+    if is_allowed(should_record, request, response):
+        return task()
+    send_recorded(SKIPPED)
+    return None
+
+
+def _user_task(request: HttpRequest) -> RecordTask | None:
+    user_pk, is_known = loaded_user_pk(request)
+    if not is_known:
+        return _session_task(request)
+    if user_pk is None or memory.recent_users.is_handled(user_pk, time.time()):
+        return None
+    return partial(record_user, user_pk)
+
+
+def _session_task(request: HttpRequest) -> RecordTask | None:
+    cookie = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
+    session = request.__dict__.get("session")
+    if not cookie or not isinstance(session, SessionBase):
+        return None
+    digest, now = sessions.digest_of(cookie), time.time()
+    if memory.recent_sessions.is_handled(digest, now):
+        return None
+    was_good = memory.recent_sessions.get(digest) is not None
+    if not sessions.may_look_up(digest, now, was_good=was_good):
+        return None
+    return partial(record_session, type(session), cookie, digest)
+
+
+def record_user(user: Any) -> str | None:
+    """Record a user, or the one with a primary key. None if another request has done so, or if they
+    were deleted meanwhile."""
+    if memory.recent_users.is_handled(getattr(user, "pk", user), time.time()):
+        return None
+    try:
+        return record(user)
+    except get_user_model().DoesNotExist:
+        return None
+
+
+def record_session(store: type[SessionBase], cookie: str, digest: bytes) -> str | None:
+    """Record the user signed in with this session, if there is one."""
+    user = sessions.look_up(store, cookie, digest)
+    if user is None:
+        return None
+    result = record_user(user)
+    entry = memory.recent_users.get(user.pk)
+    if entry is not None:
+        memory.recent_sessions[digest] = entry
+    return result
