@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from django.db import IntegrityError, connections, router, transaction
+from django.db import DataError, IntegrityError, connections, router, transaction
 
 from souvenirs import timestamps
 from souvenirs.conf import conf
@@ -72,7 +72,7 @@ class Recording:
         """Write what is due. Raises as souvenez does."""
         try:
             return self.write_unless_limited(check_duplicate)
-        except IntegrityError:
+        except (IntegrityError, DataError):  # DataError: of a key that is too large
             require_user(self.user_pk)
             raise
 
