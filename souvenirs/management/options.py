@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from argparse import ArgumentTypeError
-from datetime import datetime
+from datetime import date, datetime, timedelta
+from datetime import time as clock_time
 from typing import Any
 
 from dateutil import parser as dates
@@ -15,18 +16,23 @@ from souvenirs.conf import conf
 from souvenirs.periods import parse_duration
 
 
-def duration(text: str) -> int:
-    """Seconds of a Prometheus duration. Raises ArgumentTypeError for what is none."""
+def duration(value: Any) -> int:
+    """Seconds of a Prometheus duration, or of a timedelta or a whole number of seconds, which
+    call_command may give. Raises ArgumentTypeError for anything else."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if type(seconds) in (int, float):
+        value = f"{seconds:.0f}s" if seconds == seconds // 1 else value
     try:
-        return parse_duration(text)
+        return parse_duration(value)
     except ValueError as error:
         raise ArgumentTypeError(str(error)) from None
 
 
 def to_moment(option: str, value: Any) -> datetime | None:
-    """An option's date, in the site's zone. Raises CommandError for what is none."""
-    if value is None or isinstance(value, datetime):
-        return None if value is None else timestamps.aware(value).astimezone(conf.zone)
+    """An option's date (text, or a date or datetime), in the site's zone. Raises CommandError for
+    anything else."""
+    if value is None:
+        return None
     # What a date leaves out is the first: "January 2010" begins on the 1st, and not on today's day
     first = datetime.now(conf.zone).replace(
         month=1, day=1, hour=0, minute=0, second=0, microsecond=0, tzinfo=None
@@ -34,8 +40,12 @@ def to_moment(option: str, value: Any) -> datetime | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", dates.UnknownTimezoneWarning)
-            return timestamps.aware(dates.parse(value, default=first)).astimezone(conf.zone)
-    except (ValueError, OverflowError, dates.UnknownTimezoneWarning):
+            if not isinstance(value, date):
+                value = dates.parse(value, default=first)
+            elif not isinstance(value, datetime):
+                value = datetime.combine(value, clock_time())
+            return timestamps.aware(value).astimezone(conf.zone)
+    except (TypeError, ValueError, OverflowError, dates.UnknownTimezoneWarning):
         raise CommandError(
             f"--{option.replace('_', '-')} is {value!r}, which cannot be read as a date: write it"
             " like 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00"

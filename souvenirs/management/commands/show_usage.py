@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from tabulate import tabulate
 
 from souvenirs import reports, timestamps
 from souvenirs.conf import conf
+from souvenirs.management.base import SouvenirsCommand
 from souvenirs.management.options import to_moment
 
 
@@ -53,7 +54,7 @@ class Table(NamedTuple):
         return [*self.text, *COUNTS]
 
 
-class Command(BaseCommand):
+class Command(SouvenirsCommand):
     help = (
         "Shows registered, activated and active users in periods of a subscription, or of the"
         " calendar. Dates such as 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00, by default in"
@@ -76,9 +77,7 @@ class Command(BaseCommand):
         for length in CALENDAR:
             lengths.add_argument(
                 f"--{length}",
-                action="store_const",
-                dest="report",
-                const=length,
+                action="store_true",
                 help=f"report on {length} activity"
                 + {"monthly": " (default)", "weekly": " (with --calendar)"}.get(length, ""),
             )
@@ -124,9 +123,13 @@ class Command(BaseCommand):
         self.stdout.write(output)
 
 
+def length_of(options: dict[str, Any]) -> str:
+    return next((length for length in CALENDAR if options[length]), "monthly")
+
+
 def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
     """Raises CommandError for options that make no report."""
-    after, before, report = bounds["after"], bounds["before"], options["report"] or "monthly"
+    after, before, report = bounds["after"], bounds["before"], length_of(options)
     if options["calendar"]:
         if bounds["subscription_start"]:
             raise CommandError(
@@ -151,7 +154,7 @@ def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
 
 def read(options: dict[str, Any], bounds: dict[str, datetime | None]) -> Table:
     kind = CALENDAR if options["calendar"] else SUBSCRIPTION
-    report = kind[options["report"] or "monthly"]
+    report = kind[length_of(options)]
     start = [] if options["calendar"] else [bounds["subscription_start"]]
     usages = list(report.usage(*start, bounds["after"], bounds["before"], recent=options["recent"]))
     if not options["ascending"]:
