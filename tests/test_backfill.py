@@ -267,12 +267,12 @@ def test_load__strict_that_fails_while_it_writes_adds_nothing(
 ) -> None:
     written: list[Any] = []
 
-    def write(activities: Any, real: Callable[[Any], None] = loading.write) -> None:
+    def insert(candidates: Any, real: Callable[[Any], None] = loading.insert) -> None:
         if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(real(activities))
+        written.append(real(candidates))
 
-    monkeypatch.setattr(loading, "write", write)
+    monkeypatch.setattr(loading, "insert", insert)
     with pytest.raises(KeyboardInterrupt):
         load(entries(*((user, T) for user in users)), strict=True, batch_size=1)
     assert len(written) == 2

@@ -37,18 +37,14 @@ KINDS = {
     ),
 }
 SUMMARY = """\
-Lines read: 3
-Added: 2, from 2023-11-15 11:00:00+01:00 to 2023-11-15 12:30:00+01:00
-Rate-limited: 1
-Without a user: 0
-Bad: 0
+Read 3 lines.
+Added 2 souvenirs, from 2023-11-15 11:00:00+01:00 to 2023-11-15 12:30:00+01:00.
+Skipped 1 line within the rate limit.
 """
 NONE_ADDED = """\
-Lines read: 3
-Added: 0
-Rate-limited: 3
-Without a user: 0
-Bad: 0
+Read 3 lines.
+Added 0 souvenirs.
+Skipped 3 lines within the rate limit.
 """
 
 Load = Callable[..., tuple[str, str]]
@@ -91,6 +87,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
         ("access.log", "access-log"),
         ("a.csv.gz", "csv"),
         ("access.log.gz", "access-log"),
+        ("access.log.1", "access-log"),
+        ("access.log.2.gz", "access-log"),
+        ("intranet-access_log-20231115", "access-log"),
+        ("a.json", "jsonl"),
+        ("access.log", "jsonl"),
+        ("log.csv", "csv"),
     ],
 )
 def test_file__name_says_the_format(run: Load, name: str, kind: str) -> None:
@@ -122,14 +124,14 @@ def test_file__from_a_spreadsheet_begins_with_a_mark(run: Load) -> None:
 
 def test_file__that_is_not_utf8(run: Load) -> None:
     out, err = run("a.csv", text=KINDS["csv"].encode() + b"zo\xeb,1700042400\n")
-    assert out.endswith("Bad: 1 (1 unknown user)\n")
+    assert out.endswith("Rejected 1 line (unknown user: 1).\n")
     assert err == "line 5: unknown user: 'zo\ufffd'\n"
 
 
 def test_file__that_is_empty(run: Load, tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
     out, _ = run("a.csv")
-    assert out.startswith("Lines read: 0\nAdded: 0\n")
+    assert out == "Read 0 lines.\nAdded 0 souvenirs.\n"
 
 
 def test_user_by__says_what_the_column_is(run: Load) -> None:
@@ -142,7 +144,7 @@ def test_user_by__email(run: Load) -> None:
     User.objects.filter(username="ana").update(email="ana@example.org")
     text = f"ana@example.org,{T}\nnobody@example.org,{T}\n"
     out, err = run("a.csv", "--user-by", "email", text=text)
-    assert "Added: 1, " in out
+    assert "Added 1 souvenir, " in out
     assert err == "line 2: unknown user: 'nobody@example.org'\n"
 
 
@@ -155,11 +157,10 @@ def test_user_by__email_that_users_have_not(run: Load) -> None:
 def test_access_log__counts_what_is_nobodys(run: Load) -> None:
     text = KINDS["access-log"].replace(" - bob ", " - - ")
     assert run("access.log", text=text) == (
-        "Lines read: 3\n"
-        "Added: 1, from 2023-11-15 11:00:00+01:00 to 2023-11-15 11:00:00+01:00\n"
-        "Rate-limited: 1\n"
-        "Without a user: 1\n"
-        "Bad: 0\n",
+        "Read 3 lines.\n"
+        "Added 1 souvenir, from 2023-11-15 11:00:00+01:00 to 2023-11-15 11:00:00+01:00.\n"
+        "Skipped 1 line within the rate limit.\n"
+        "Skipped 1 line without a user.\n",
         "",
     )
 
@@ -168,10 +169,10 @@ def test_from_last_login(run: Load, users: list[Any]) -> None:
     when = site(datetime.fromtimestamp(T, timezone.utc))
     User.objects.filter(pk=users[0].pk).update(last_login=when)
     out, _ = run("--from-last-login")
-    assert out.startswith("Lines read: 1\nAdded: 1, from 2023-11-15 11:00:00+01:00 to ")
+    assert out.startswith("Read 1 last log-in.\nAdded 1 souvenir, from 2023-11-15 11:00:00+01:00 to ")
     assert last_seen(users[0]) == when
     assert Souvenir.objects.get().user_id == users[0].pk
-    assert run("--from-last-login")[0].startswith("Lines read: 1\nAdded: 0\n")
+    assert run("--from-last-login")[0].startswith("Read 1 last log-in.\nAdded 0 souvenirs.\n")
 
 
 # Options
@@ -180,7 +181,7 @@ def test_from_last_login(run: Load, users: list[Any]) -> None:
 @pytest.mark.parametrize("strict", [[], ["--strict"]])
 def test_dry_run__adds_nothing(run: Load, strict: list[str]) -> None:
     out, _ = run("a.csv", "--dry-run", *strict, text=KINDS["csv"])
-    assert out == SUMMARY.replace("Added", "Would be added")
+    assert out == SUMMARY.replace("Added", "Would add")
     assert not Souvenir.objects.exists()
 
 
@@ -210,21 +211,21 @@ def test_bad_lines__do_not_stop_the_others(run: Load) -> None:
         f"line 7: in the future: 'ana at {site(datetime.fromtimestamp(T + 61, timezone.utc))}'\n"
     )
     assert out == (
-        "Lines read: 6\n"
-        "Added: 1, from 2023-11-15 11:00:00+01:00 to 2023-11-15 11:00:00+01:00\n"
-        "Rate-limited: 0\n"
-        "Without a user: 0\n"
-        "Bad: 5 (2 unknown user, 1 no time, 1 after 5138 (milliseconds?), 1 in the future)\n"
+        "Read 6 lines.\n"
+        "Added 1 souvenir, from 2023-11-15 11:00:00+01:00 to 2023-11-15 11:00:00+01:00.\n"
+        "Rejected 5 lines (unknown user: 2; no time: 1; after 5138 (milliseconds?): 1;"
+        " in the future: 1).\n"
     )
     assert Souvenir.objects.count() == 1
 
 
 def test_bad_lines__are_told_of_one_by_one_up_to_twenty(run: Load) -> None:
-    out, err = run("a.csv", text="".join(f"nobody{n},{T}\n" for n in range(50)))
+    text = "username,when\n" + "".join(f"nobody{n},{T}\n" for n in range(50))
+    out, err = run("a.csv", text=text + f"ana,{T}\n")
     lines = err.splitlines()
-    assert lines[19] == "line 20: unknown user: 'nobody19'"
+    assert lines[19] == "line 21: unknown user: 'nobody19'"
     assert lines[20:] == ["There are more bad lines: see the summary for how many"]
-    assert out.endswith("Bad: 50 (50 unknown user)\n")
+    assert out.endswith("Rejected 50 lines (unknown user: 50).\n")
 
 
 # Errors
@@ -253,7 +254,7 @@ def test_bad_lines__are_told_of_one_by_one_up_to_twenty(run: Load) -> None:
             ["--from-last-login", "--format=csv"],
             "--format is about a file: leave it out with --from-last-login",
         ),
-        (["--strict"], "Error: one of the arguments file --from-last-login is required"),
+        (["--strict"], "Error: name a FILE, or add --from-last-login"),
         (
             ["a.csv", "--from-last-login"],
             "Error: argument --from-last-login: not allowed with argument file",
@@ -307,7 +308,7 @@ def test_exit_code(
     utility = ManagementUtility(["manage.py", "backfill_souvenirs", *args])
     if code is None:
         utility.execute()
-        assert capsys.readouterr().out.endswith("Bad: 1 (1 unknown user)\n")
+        assert capsys.readouterr().out.endswith("Rejected 1 line (unknown user: 1).\n")
         return
     with pytest.raises(SystemExit) as caught:
         utility.execute()
