@@ -44,7 +44,8 @@ def souvenez(
     Inside a transaction the row is part of it, and last-seen follows when it commits; after a
     rollback the user is recorded again within a minute.
 
-    Raises ValueError for a user who is not saved or a limit below 0, TypeError for a key that is
+    Raises ValueError for a user who is not saved, a limit below 0 or a `when` that is not of the
+    years 1900 to 9998, TypeError for a key that is
     a float, a Decimal, a bool or bytes, and for a `when` that is not a datetime, the user model's
     DoesNotExist where no user has the key, and django.db.DatabaseError when the database fails.
     An enclosing transaction stays usable.

@@ -27,7 +27,8 @@ SOUVENIRS = [
     "backfill.csv_rows", "backfill.access_logs", "backfill.readers", "backfill.users",
     "backfill.candidates", "backfill.loading", "backfill",
     "middleware", "testing", "pytest_plugin", "checks", "apps",
-    "management", "management.base", "management.options", "management.commands", "management.commands.show_usage",
+    "management", "management.base", "management.options", "management.commands",
+    "management.commands.show_usage",
     "management.commands.backfill_souvenirs", "management.commands.prune_souvenirs",
     "management.commands.rollup_souvenirs",
 ]  # fmt: skip

@@ -169,7 +169,9 @@ def test_from_last_login(run: Load, users: list[Any]) -> None:
     when = site(datetime.fromtimestamp(T, timezone.utc))
     User.objects.filter(pk=users[0].pk).update(last_login=when)
     out, _ = run("--from-last-login")
-    assert out.startswith("Read 1 last log-in.\nAdded 1 souvenir, from 2023-11-15 11:00:00+01:00 to ")
+    assert out.startswith(
+        "Read 1 last log-in.\nAdded 1 souvenir, from 2023-11-15 11:00:00+01:00 to "
+    )
     assert last_seen(users[0]) == when
     assert Souvenir.objects.get().user_id == users[0].pk
     assert run("--from-last-login")[0].startswith("Read 1 last log-in.\nAdded 0 souvenirs.\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from souvenirs.backfill import BackfillError, Bad, Entry, load, readers
+from souvenirs.backfill import Bad, Entry, load, readers
 from souvenirs.backfill.naming import Naming
 from souvenirs.backfill.times import to_seconds
 from tests.people import User, site, with_databases
@@ -95,7 +95,9 @@ def test_read_csv__user_by_chooses(user_by: str, header: str, row: str, expected
 def test_read_csv__without_a_header_is_user_and_time() -> None:
     lines = [f"12,{T}\n", "\n", f"13,{T + 1}\n"]
     assert list(readers.read_csv(lines)) == [Entry(1, "12", T), Entry(3, "13", T + 1)]
-    assert list(readers.read_csv([f"ana,{T}"], Naming("username"))) == [Entry(1, "ana", T, "username")]
+    assert list(readers.read_csv([f"ana,{T}"], Naming("username"))) == [
+        Entry(1, "ana", T, "username")
+    ]
     assert list(readers.read_csv([])) == []
 
 

@@ -13,19 +13,21 @@ from django.core.management.base import CommandError
 
 from souvenirs import timestamps
 from souvenirs.conf import conf
-from souvenirs.periods import parse_duration
+from souvenirs.periods import EARLIEST, parse_duration
+
+DAY = 86_400
 
 
 def duration(value: Any) -> int:
     """Seconds of a Prometheus duration, or of a timedelta or a whole number of seconds, which
     call_command may give. Raises ArgumentTypeError for anything else."""
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if type(seconds) in (int, float):
-        value = f"{seconds:.0f}s" if seconds == seconds // 1 else value
+    text: Any = value.total_seconds() if isinstance(value, timedelta) else value
+    if type(text) in (int, float) and text == text // 1:
+        text = f"{text:.0f}s"
     try:
-        return parse_duration(value)
+        return parse_duration(text)
     except ValueError as error:
-        raise ArgumentTypeError(str(error)) from None
+        raise ArgumentTypeError(str(error).replace(repr(text), repr(value), 1)) from None
 
 
 def to_moment(option: str, value: Any) -> datetime | None:
@@ -40,11 +42,10 @@ def to_moment(option: str, value: Any) -> datetime | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", dates.UnknownTimezoneWarning)
-            if not isinstance(value, date):
-                value = dates.parse(value, default=first)
-            elif not isinstance(value, datetime):
-                value = datetime.combine(value, clock_time())
-            return timestamps.aware(value).astimezone(conf.zone)
+            when = value if isinstance(value, date) else dates.parse(value, default=first)
+            if not isinstance(when, datetime):
+                when = datetime.combine(when, clock_time())
+            return timestamps.aware(when).astimezone(conf.zone)
     except (TypeError, ValueError, OverflowError, dates.UnknownTimezoneWarning):
         raise CommandError(
             f"--{option.replace('_', '-')} is {value!r}, which cannot be read as a date: write it"
@@ -54,6 +55,5 @@ def to_moment(option: str, value: Any) -> datetime | None:
 
 def show(t: float) -> str:
     """Unix time in the site's zone, for people."""
-    return (
-        timestamps.aware(timestamps.to_datetime(t)).astimezone(conf.zone).isoformat(" ", "seconds")
-    )
+    when = timestamps.to_datetime(max(t, EARLIEST + DAY))  # else it has no date in some zones
+    return timestamps.aware(when).astimezone(conf.zone).isoformat(" ", "seconds")

@@ -143,6 +143,10 @@ def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
             f"The {report} report requires --subscription-start DATE, from which its periods"
             " count; for periods of the calendar, add --calendar"
         )
+    try:
+        datetime.now(conf.zone).strftime(options["datefmt"])
+    except ValueError as error:
+        raise CommandError(f"--datefmt is {options['datefmt']!r}, which fails: {error}") from None
     if after and before and after.timestamp() >= before.timestamp():
         raise CommandError(
             f"--after is {options['after']!s}, which is not earlier than --before"
@@ -156,7 +160,12 @@ def read(options: dict[str, Any], bounds: dict[str, datetime | None]) -> Table:
     kind = CALENDAR if options["calendar"] else SUBSCRIPTION
     report = kind[length_of(options)]
     start = [] if options["calendar"] else [bounds["subscription_start"]]
-    usages = list(report.usage(*start, bounds["after"], bounds["before"], recent=options["recent"]))
+    try:
+        usages = list(
+            report.usage(*start, bounds["after"], bounds["before"], recent=options["recent"])
+        )
+    except reports.ReportError as error:
+        raise CommandError(f"There is no such report: {error}.") from None
     if not options["ascending"]:
         usages.reverse()
     rows = []
