@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import io
 import sys
+import tracemalloc
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -177,6 +178,58 @@ def test_from_last_login(run: Load, users: list[Any]) -> None:
     assert run("--from-last-login")[0].startswith("Read 1 last log-in.\nAdded 0 souvenirs.\n")
 
 
+def test_fields__are_columns_or_keys(run: Load) -> None:
+    options = ["--user-field=who.name", "--time-field=at", "--user-by=username"]
+    text = f'{{"who": {{"name": "ana"}}, "at": {T}}}\n{{"who": null, "at": {T}}}\n'
+    out, err = run("access.log", *options, text=text)
+    assert (out.splitlines()[-1], err) == ("Skipped 1 line without a user.", "")
+    out, err = run("a.tsv", *options, text=f"at\twho.name\n{T + 3600}\tana\n")
+    assert (out.startswith("Read 1 line.\nAdded 1 souvenir, "), err) == (True, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "a.csv",
+            "name,date\nana,2024-01-31\n",
+            "line 1 is neither a header nor a user and a time",
+        ),
+        ("a.json", '{"name": "ana"}\n', "no line has the key 'user'; names that are understood"),
+        ("access.log", KINDS["access-log"], "an access log in the combined format has no keys"),
+    ],
+)
+def test_fields__that_there_are_not(run: Load, name: str, text: str, message: str) -> None:
+    options = [] if name == "a.csv" else ["--user-field=user"]
+    with pytest.raises(CommandError) as caught:
+        run(name, *options, text=text)
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).endswith(". Nothing was added.")
+
+
+# Limits
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "access.log.gz"])
+def test_file__of_one_line_is_in_memory_in_pieces(run: Load, name: str) -> None:
+    compressed = gzip.compress(b"x" * 100_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CommandError, match=r"^(No line could be used|line 1 is neither)"):
+            run(name, text=compressed)
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_file__of_one_stray_quote(run: Load) -> None:
+    """Of 8,800 lines after it none is lost."""
+    lines = "".join(f"ana,{T + 3_600 * n},/\n" for n in range(8_800))
+    out, err = run("a.csv", text=f'username,when,page\nana,"{T},/\n{lines}')
+    assert out.startswith("Read 8,801 lines.\nAdded 8,800 souvenirs, ")
+    assert err == f"line 2: 3 columns expected: 'ana,\"{T},/'\n"
+
+
 # Options
 
 
@@ -228,6 +281,47 @@ def test_bad_lines__are_told_of_one_by_one_up_to_twenty(run: Load) -> None:
     assert lines[19] == "line 21: unknown user: 'nobody19'"
     assert lines[20:] == ["There are more bad lines: see the summary for how many"]
     assert out.endswith("Rejected 50 lines (unknown user: 50).\n")
+
+
+def test_bad_lines__alone_are_an_error(run: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CommandError) as caught:
+        run("a.csv", text=f"username,when\neve,{T}\n,{T}\n")
+    assert (str(caught.value), caught.value.returncode) == ("No line could be used.", 1)
+    # Nobody was signed in; a log may well be so
+    out, _ = run("access.log", text=KINDS["access-log"].splitlines()[0].replace(" ana ", " - "))
+    assert out == "Read 1 line.\nAdded 0 souvenirs.\nSkipped 1 line without a user.\n"
+    # Everything is there already
+    assert run("b.csv", text=KINDS["csv"]) == (SUMMARY, "")
+    out, _ = run("b.csv", text=f"username,when\neve,{T}\nana,{T}\n")
+    assert out.endswith("Rejected 1 line (unknown user: 1).\n")
+
+
+def test_bad_lines__users_who_are_named_in_another_way(run: Load) -> None:
+    hint = "'ana' is the username of a user: try --user-by username."
+    with pytest.raises(CommandError) as caught:
+        run("a.csv", text=f"user,when\nuser0001,{T}\nana,{T}\n")
+    assert str(caught.value) == f"No line could be used. {hint}"
+    with pytest.raises(CommandError) as caught:
+        run("a.csv", "--strict", text=f"user,when\nana,{T}\n")
+    assert str(caught.value) == f"line 2: unknown user: 'ana'. Nothing was added. {hint}"
+    key = User.objects.get(username="bob").pk
+    out, err = run("a.csv", text=f"user,when\nana,{T}\n{key},{T}\n")
+    assert out.startswith("Read 2 lines.\nAdded 1 souvenir, ")
+    assert err == f"line 2: unknown user: 'ana'\n{hint}\n"
+    with pytest.raises(CommandError, match=r"try --user-by username\.$"):
+        run("a.csv", "--dry-run", text=f"user,when\nana,{T}\n")
+
+
+@has_email
+def test_bad_lines__users_of_a_log_who_are_named_by_email(run: Load) -> None:
+    User.objects.filter(username="ana").update(email="ana@example.org")
+    text = KINDS["access-log"].replace(" bob ", " ana ").replace(" ana ", " ana@example.org ")
+    with pytest.raises(
+        CommandError, match=r"'ana@example\.org' is the email of a user: try --user"
+    ):
+        run("access.log", text=text)
+    out, _ = run("access.log", "--user-by=email", text=text)
+    assert out.startswith("Read 3 lines.\nAdded 2 souvenirs, ")
 
 
 # Errors
