@@ -19,7 +19,7 @@ from souvenirs.models import LastSeen, SouvenirQuerySet
 from souvenirs.recording import memory
 from souvenirs.recording.recorder import record
 from souvenirs.recording.results import RATE_LIMITED
-from souvenirs.recording.users import clean_pk, has_constraint
+from souvenirs.users import clean_pk, has_constraint, key_of
 
 
 def souvenez(
@@ -44,9 +44,9 @@ def souvenez(
     Inside a transaction the row is part of it, and last-seen follows when it commits; after a
     rollback the user is recorded again within a minute.
 
-    Raises ValueError for a user who is not saved or a limit below 0, TypeError for a `when` that
-    is no datetime, the user model's DoesNotExist where no user has the key, and
-    django.db.DatabaseError when the database fails. An enclosing transaction stays usable.
+    Raises TypeError for an instance of another model or a `when` that is not a datetime, ValueError
+    for a user who is not saved or a limit below 0, the user model's DoesNotExist if no user has the
+    key, and django.db.DatabaseError if the database fails. An enclosing transaction stays usable.
     """
     if is_handled(user, when, ratelimit, check_duplicate):
         return RATE_LIMITED
@@ -125,5 +125,5 @@ def is_handled(
         when is None
         and ratelimit is True
         and not check_duplicate
-        and memory.recent_users.is_handled(getattr(user, "pk", user), time.time())
+        and memory.recent_users.is_handled(key_of(user), time.time())
     )

@@ -34,6 +34,7 @@ def record(users):
         memory.recent_users[user_pk] = handled
         memory.recent_sessions[user_pk.to_bytes(16, "big")] = handled
         sessions.unknown_sessions[user_pk.to_bytes(16, "little")] = now + user_pk
+        memory.missing_users[-user_pk] = now - user_pk
 
 record([0])
 before = resident()

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.core.exceptions import FieldDoesNotExist, ValidationError
+from django.core.exceptions import FieldDoesNotExist
 from django.db import router
 
 from souvenirs.backfill.entries import USER_NAMES, BackfillError
+from souvenirs.users import clean_value
 
 BATCH_SIZE = 500  # users in a query
 
@@ -22,7 +23,7 @@ def find_users(names: Iterable[Any], user_by: str) -> dict[Any, list[Any]]:
     """
     model: Any = get_user_model()
     column = user_field(user_by)
-    values = {name: _cleaned(column, name) for name in names}
+    values = {name: clean_value(column, name) for name in names}
     wanted = list({value for value in values.values() if value is not None})
     found: dict[Any, list[Any]] = defaultdict(list)
     users = model._base_manager.using(router.db_for_write(model)).order_by()
@@ -48,16 +49,3 @@ def user_field(user_by: str) -> Any:
         raise BackfillError(
             f"users cannot be found by {user_by}: {model._meta.label} has no field {name}"
         ) from None
-
-
-def _cleaned(column: Any, name: Any) -> Any:
-    """A name as the field has it; None for what no database could be asked for."""
-    try:
-        value = column.to_python(name)
-        if isinstance(value, str):
-            value.encode()
-    except (ValidationError, UnicodeEncodeError):
-        return None
-    is_odd = "\0" in value if isinstance(value, str) else False
-    is_huge = isinstance(value, int) and not -(2**63) <= value < 2**63
-    return None if is_odd or is_huge else value
