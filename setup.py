@@ -87,6 +87,7 @@ setup(
             "build>=1.2",
             "django-hijack>=3.7",
             "django-loginas>=0.3.11",
+            "django-tenants>=3.10",
             "djangorestframework>=3.16",
             "grafana-foundation-sdk~=0.0.18; python_version >= '3.11'",
             "hypothesis>=6.100",

@@ -15,6 +15,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from prometheus_client.exposition import generate_latest
 
+from souvenirs import scopes
 from souvenirs_metrics import instruments
 from souvenirs_metrics.checks import is_token
 from souvenirs_metrics.collector import SouvenirsCollector
@@ -74,6 +75,11 @@ class Command(BaseCommand):
         if options["once"]:
             self.print_page()
             return
+        if scopes.is_scoped():
+            raise CommandError(
+                "The exporter serves one site, and each of your tenants is one: scrape the tenants'"
+                " own /metrics instead, or run this with --once for each tenant"
+            )
         if options["token_file"]:
             settings.SOUVENIRS_METRICS_TOKEN = read_tokens(options["token_file"])
             settings.SOUVENIRS_METRICS_AUTHORIZE = None  # what the command line says wins
