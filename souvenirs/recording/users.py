@@ -56,7 +56,7 @@ def is_key(value: Any) -> bool:
         return True
     try:
         return isinstance(value, type(_key_field().to_python(value)))
-    except (ValidationError, OverflowError):
+    except (ValidationError, ArithmeticError, AttributeError, TypeError, ValueError):
         return False
 
 
