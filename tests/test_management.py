@@ -196,7 +196,7 @@ def test_call_command__backfill_souvenirs(tmp_path: Path, as_file: Callable[[Any
 
 def test_call_command__souvenirs_exporter() -> None:
     assert "souvenirs_up 1.0" in call("souvenirs_exporter", once=True)
-    with pytest.raises(CommandError, match=r"'nowhere' is no \[address\]:port"):
+    with pytest.raises(CommandError, match=r"'nowhere' is not \[address:\]port"):
         call("souvenirs_exporter", address="nowhere")
 
 
@@ -236,7 +236,10 @@ def test_limits__souvenirs_history(old_souvenir: None, name: str, text: str) -> 
 
 
 def test_limits__durations(old_souvenir: None) -> None:
-    assert call("prune_souvenirs", older_than="292y") == "0 souvenirs are deleted.\n"
+    assert (
+        call("prune_souvenirs", older_than="292y")
+        == "Nothing to do: there are no souvenirs of that age.\n"
+    )
     for text in ("293y", "9" * 5_000 + "d"):
         with pytest.raises(CommandError, match="is no duration"):
             call("prune_souvenirs", older_than=text)
