@@ -18,8 +18,7 @@ from tests import stores
 from tests.history import DAY, HOUR, MINUTE, at, people, to_when, unix
 from tests.people import ours, with_databases
 
-redis_entry, sentinel_entry = stores.redis_entry, stores.sentinel_entry
-cluster_entry, store = stores.cluster_entry, stores.store
+store = stores.store
 
 pytestmark = with_databases
 
