@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import models, router, transaction
 from django.utils import timezone
 
+from souvenirs import timestamps
 from souvenirs.fields import UserForeignKey, UserOneToOneField
 from souvenirs.signals import souvenirs_written
 
@@ -32,6 +33,9 @@ class SouvenirQuerySet(models.QuerySet["Souvenir"]):
     def bulk_create(self, objs: Iterable[Souvenir], *args: Any, **kwargs: Any) -> list[Souvenir]:
         """As Django's; and last-seen times and the history follow."""
         self._for_write = True
+        objs = list(objs)
+        for row in objs:
+            timestamps.require_year(row.when)
         with transaction.atomic(using=self.db):
             rows = super().bulk_create(objs, *args, **kwargs)
             souvenirs_written.send(sender=Souvenir, souvenirs=rows, using=self.db)
@@ -56,6 +60,7 @@ class Souvenir(models.Model):
 
     def save(self, *args: Any, announce: bool = True, **kwargs: Any) -> None:
         """As Django's; and last-seen times and the history follow, unless `announce` is False."""
+        timestamps.require_year(self.when)
         using = kwargs.get("using") or router.db_for_write(Souvenir, instance=self)
         with transaction.atomic(using=using, savepoint=False):
             super().save(*args, **kwargs)

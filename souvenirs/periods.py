@@ -22,12 +22,12 @@ from dateutil.relativedelta import relativedelta
 ONE_DAY = timedelta(days=1)
 NAMES = ("day", "week", "month", "quarter", "year")
 
-EARLIEST, LATEST = -62_135_596_800, 253_402_300_799  # unix seconds: the years 1 and 9999
+EARLIEST, LATEST = -62_135_596_800, 253_402_214_400  # unix seconds: the years 1 and 9999
 BUCKET = 900  # seconds: every modern zone's offset is a multiple of a quarter of an hour
 
 UNITS = {"y": 31_536_000, "w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
 LONGEST = 292 * UNITS["y"]  # of Prometheus too, which keeps durations as 64 bits of nanoseconds
-DURATION = re.compile("".join(f"(?:([0-9]+){unit})?" for unit in UNITS))
+DURATION = re.compile("".join(f"(?:([0-9]{{1,20}}){unit})?" for unit in UNITS))
 
 
 class Interval(NamedTuple):

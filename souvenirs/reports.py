@@ -21,6 +21,9 @@ Parameters of all reports:
 start: leave out the periods that end at or before it.
 end: where the report ends.
 recent: only so many periods, the last ones.
+
+Reports raise ReportError, a ValueError, if they have more than MAX_PERIODS periods, `recent` or
+not, or one beyond the years 1 to 9999.
 """
 
 from __future__ import annotations
@@ -40,6 +43,12 @@ from souvenirs.periods import Interval
 
 Labels = dict[str, Any]
 Usage = dict[str, Any]
+
+MAX_PERIODS = 100_000
+
+
+class ReportError(ValueError):
+    """Why there is no such report."""
 
 
 class Span(NamedTuple):
@@ -191,19 +200,15 @@ def _report(
     spans: Iterable[Span], start: date | None, end: date | None, recent: int | None
 ) -> Iterator[Usage]:
     now = time.time()
-    first = None if start is None else _seconds(start)
-    last = now if end is None else _seconds(end)
-    chosen: deque[tuple[Span, bool]] = deque(maxlen=recent)
-    for span in spans:
-        if _seconds(span.start) >= last:
-            break
-        full_end = _seconds(span.end)
-        if full_end > last:
-            zone = span.start.tzinfo
-            cut = datetime.fromtimestamp(now, zone) if end is None else _moment(end)
-            span = span._replace(end=cut)
-        if first is None or first < min(full_end, last):
-            chosen.append((span, full_end <= min(last, now)))
+    limit = MAX_PERIODS if recent is None else min(recent, MAX_PERIODS)
+    if limit < 0:
+        raise ValueError(f"recent is {recent}: give a number of periods")
+    try:
+        chosen = _choose(spans, start, end, now, limit)
+    except (OverflowError, ValueError):
+        raise ReportError("periods must lie within the years 1 to 9999 in every zone") from None
+    if chosen is None:
+        raise ReportError(f"a report has at most {MAX_PERIODS:,} periods, and this one has more")
     function = conf.usage_reports_function or usage_for_periods
     usages = list(function([(_shown(span.start), _shown(span.end)) for span, _ in chosen]))
     if len(usages) != len(chosen):
@@ -217,6 +222,29 @@ def _report(
             "period": {**usage["period"], "complete": is_complete},
             "labels": span.labels,
         }
+
+
+def _choose(
+    spans: Iterable[Span], start: date | None, end: date | None, now: float, limit: int
+) -> deque[tuple[Span, bool]] | None:
+    """The last `limit` periods, and whether each is complete. None if there are too many to look
+    at."""
+    first = None if start is None else _seconds(start)
+    last = now if end is None else _seconds(end)
+    chosen: deque[tuple[Span, bool]] = deque(maxlen=limit)
+    for number, span in enumerate(spans):
+        if _seconds(span.start) >= last:
+            break
+        if number == MAX_PERIODS:
+            return None
+        full_end = _seconds(span.end)
+        if full_end > last:
+            zone = span.start.tzinfo
+            cut = datetime.fromtimestamp(now, zone) if end is None else _moment(end)
+            span = span._replace(end=cut)
+        if first is None or first < min(full_end, last):
+            chosen.append((span, full_end <= min(last, now)))
+    return chosen
 
 
 def _calendar_report(

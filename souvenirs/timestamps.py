@@ -15,6 +15,7 @@ from souvenirs.conf import conf
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MICROSECOND = timedelta(microseconds=1)
+YEARS = range(1900, 9999)  # that souvenirs may be of
 
 
 def aware(when: datetime) -> datetime:
@@ -27,6 +28,14 @@ def aware(when: datetime) -> datetime:
     if when.tzinfo is None or when.utcoffset() is None:
         return when.replace(tzinfo=conf.zone)
     return when
+
+
+def require_year(when: datetime) -> None:
+    """Raise ValueError if `when` is outside the YEARS: in the first and the last year that Python
+    knows, days have no bounds in some zones, and one souvenir of long ago would keep the roll-up
+    busy with all the months since then."""
+    if isinstance(when, datetime) and when.year not in YEARS:
+        raise ValueError(f"{when!r} is not a time of the years {YEARS[0]} to {YEARS[-1]}")
 
 
 def to_seconds(when: datetime) -> float:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -172,8 +173,9 @@ def run_site(tmp_path: Path, migrated_site: Path) -> Callable[..., str]:
 
     def run(code: str, settings: str = "", **environ: str) -> str:
         database = tmp_path / "site.sqlite3"
-        # The tables of another user model are others: that site migrates by itself
-        if not database.exists() and "AUTH_USER_MODEL" not in settings:
+        # A site with other apps, or another user model, has other tables: it migrates by itself
+        has_its_tables = not re.search("AUTH_USER_MODEL|INSTALLED_APPS", settings)
+        if not database.exists() and has_its_tables:
             shutil.copy(migrated_site, database)
         (tmp_path / "site_settings.py").write_text(SETTINGS + settings)
         done = subprocess.run(

@@ -112,11 +112,18 @@ def directory(prefix: str) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def unshifted() -> dict[str, str]:
+    """The environment without faketime's library (tests/dates.py): Redis does not run with it, and
+    the time-outs of PostgreSQL do not fire."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 @contextmanager
 def running(
     command: Sequence[str], is_ready: Callable[[], bool], log: Path, **options: Any
 ) -> Iterator[subprocess.Popen[Any]]:
     """Runs a program until the block ends; enters the block when `is_ready`."""
+    options = {"env": unshifted(), **options}
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, **options)
     try:
@@ -217,12 +224,6 @@ def mariadb() -> Iterator[dict[str, Any]]:
             }
 
 
-def unshifted() -> dict[str, str]:
-    """The environment without faketime's library (tests/dates.py): Redis does not run with it,
-    and nothing of ours asks for its clock."""
-    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-
-
 @contextmanager
 def redis(
     port: int | None = None, *options: str, path: Path | None = None
@@ -237,7 +238,7 @@ def redis(
             "--save", "", "--appendonly", "no", "--dir", str(path),
             "--repl-diskless-sync-delay", "0", *options,
         ]  # fmt: skip
-        with running(command, lambda: accepts(port), path / "log", env=unshifted()) as process:
+        with running(command, lambda: accepts(port), path / "log") as process:
             yield f"redis://127.0.0.1:{port}/0", process
 
 
@@ -346,7 +347,7 @@ def redis_sentinel() -> Iterator[tuple[str, RedisNodes]]:
         )
         command = [program("redis-server", "redis-server"), str(config), "--sentinel"]
         log = path / "log"
-        stack.enter_context(running(command, lambda: accepts(port), log, env=unshifted()))
+        stack.enter_context(running(command, lambda: accepts(port), log))
         wait_until(lambda: is_in_sync(nodes, replica))
         wait_until(lambda: "num-slaves\n1\n" in nodes.ask(port, "sentinel", "masters"))
         yield f"redis://127.0.0.1:{port}", nodes

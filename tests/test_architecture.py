@@ -36,12 +36,14 @@ LAYERS = {
         "recording.sessions", "recording.hook", "recording.tasks",
     ],
     "backfill": [
-        "backfill.entries", "backfill.readers", "backfill.users", "backfill.candidates",
-        "backfill.loading", "backfill",
+        "backfill.entries", "backfill.times", "backfill.naming", "backfill.lines",
+        "backfill.csv_rows", "backfill.access_logs", "backfill.readers", "backfill.users",
+        "backfill.candidates", "backfill.loading", "backfill",
     ],
     "what sites use": [
         "control", "reports", "middleware", "testing", "pytest_plugin", "checks", "apps",
-        "management", "management.options", "management.progress", "management.commands",
+        "management", "management.base", "management.options", "management.progress",
+        "management.commands",
         "management.commands.show_usage", "management.commands.backfill_souvenirs",
         "management.commands.prune_souvenirs", "management.commands.rollup_souvenirs",
     ],

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from threading import Thread
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -213,6 +215,71 @@ def test_load__users_whom_nobody_knows(ana: Any, name: Any, user_by: str) -> Non
     assert found == [Bad(1, "unknown user", str(name))]
 
 
+@pytest.mark.parametrize("other", [True, 1.0, Decimal(1), b"1"])
+def test_load__users_whose_key_is_equal_to_no_key(other: Any) -> None:
+    User.objects.create(pk=1 if isinstance(NOBODY, int) else NOBODY, username="ana")
+    found: list[Bad] = []
+    items = [Entry(1, other, T), Entry(2, 1, T), Entry(3, other, T)]
+    summary = load(items, on_bad=found.append)
+    assert summary.added == isinstance(NOBODY, int)
+    assert Bad(1, "unknown user", str(other)) in found
+    assert Bad(3, "unknown user", str(other)) in found
+
+
+class Deletes:
+    """Deletes a user between the moments at which they are looked up and written."""
+
+    def __init__(self, user: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.user, self.real = user, loading.unrecorded
+        monkeypatch.setattr(loading, "unrecorded", self)
+
+    def __call__(self, candidates: Any) -> Any:
+        if self.user.pk is not None:
+            self.user.delete()
+        return self.real(candidates)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_load__users_who_are_deleted_meanwhile(
+    users: list[Any], monkeypatch: pytest.MonkeyPatch, strict: bool, batch_size: int
+) -> None:
+    ana, bob, _ = users
+    items = entries((ana, T), (bob, T), (ana, T + HOUR), (bob, T + HOUR))
+    Deletes(ana, monkeypatch)
+    summary = load(items, strict=strict, batch_size=1_000 if strict else batch_size)
+    assert rows() == [(bob.pk, at(T)), (bob.pk, at(T + HOUR))]
+    assert (summary.read, summary.added, summary.limited) == (4, 2, 0)
+    assert (summary.bad.total(), summary.first, summary.last) == (2, T, T + HOUR)
+    assert summary.bad["user deleted meanwhile"] > 0
+    assert not LastSeen.objects.filter(user_id__isnull=False).exclude(user_id=bob.pk).exists()
+
+
+@pytest.mark.where("postgresql" in site_settings.DATABASES["default"]["ENGINE"])
+@pytest.mark.where("routed" not in site_settings.SHAPE)
+def test_load__users_who_are_deleted_before_the_commit(
+    users: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL looks at foreign keys when it commits."""
+    ana, bob, _ = users
+    key, inserted = ana.pk, []
+
+    def insert(candidates: Any, real: Callable[[Any], None] = loading.insert) -> None:
+        real(candidates)
+        inserted.append(candidates)
+        if len(inserted) == 1:
+            thread = Thread(target=lambda: (ana.delete(), connections.close_all()))
+            thread.start()
+            thread.join(60)
+            assert not thread.is_alive()
+
+    monkeypatch.setattr(loading, "insert", insert)
+    summary = load(entries((ana, T), (bob, T)), strict=True, batch_size=1)
+    assert rows() == [(bob.pk, at(T))]
+    assert (summary.added, summary.bad) == (1, {"user deleted meanwhile": 1})
+    assert not LastSeen.objects.filter(user_id=key).exists()
+
+
 # Bad entries
 
 
@@ -270,12 +337,12 @@ def test_load__strict_that_fails_while_it_writes_adds_nothing(
 ) -> None:
     written: list[Any] = []
 
-    def write(activities: Any, real: Callable[[Any], None] = loading.write) -> None:
+    def insert(candidates: Any, real: Callable[[Any], None] = loading.insert) -> None:
         if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(real(activities))
+        written.append(real(candidates))
 
-    monkeypatch.setattr(loading, "write", write)
+    monkeypatch.setattr(loading, "insert", insert)
     with pytest.raises(KeyboardInterrupt):
         load(entries(*((user, T) for user in users)), strict=True, batch_size=1)
     assert len(written) == 2

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import io
 import sys
+import tracemalloc
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,6 +14,7 @@ import time_machine
 from django.conf import settings as site_settings
 from django.core.management import ManagementUtility, call_command
 from django.core.management.base import CommandError
+from django.test import override_settings
 
 from souvenirs.backfill import readers
 from souvenirs.control import last_seen
@@ -37,18 +39,14 @@ KINDS = {
     ),
 }
 SUMMARY = """\
-Lines read: 3
-Added: 2, from 2023-11-15 11:00:00+01:00 to 2023-11-15 12:30:00+01:00
-Rate-limited: 1
-Without a user: 0
-Bad: 0
+Read 3 lines.
+Added 2 souvenirs, from 2023-11-15 11:00:00+01:00 to 2023-11-15 12:30:00+01:00.
+Skipped 1 line within the rate limit.
 """
 NONE_ADDED = """\
-Lines read: 3
-Added: 0
-Rate-limited: 3
-Without a user: 0
-Bad: 0
+Read 3 lines.
+Added 0 souvenirs.
+Skipped 3 lines within the rate limit.
 """
 
 Load = Callable[..., tuple[str, str]]
@@ -91,6 +89,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
         ("access.log", "access-log"),
         ("a.csv.gz", "csv"),
         ("access.log.gz", "access-log"),
+        ("access.log.1", "access-log"),
+        ("access.log.2.gz", "access-log"),
+        ("intranet-access_log-20231115", "access-log"),
+        ("a.json", "jsonl"),
+        ("access.log", "jsonl"),
+        ("log.csv", "csv"),
     ],
 )
 def test_file__name_says_the_format(run: Load, name: str, kind: str) -> None:
@@ -122,14 +126,14 @@ def test_file__from_a_spreadsheet_begins_with_a_mark(run: Load) -> None:
 
 def test_file__that_is_not_utf8(run: Load) -> None:
     out, err = run("a.csv", text=KINDS["csv"].encode() + b"zo\xeb,1700042400\n")
-    assert out.endswith("Bad: 1 (1 unknown user)\n")
+    assert out.endswith("Rejected 1 line (unknown user: 1).\n")
     assert err == "line 5: unknown user: 'zo\ufffd'\n"
 
 
 def test_file__that_is_empty(run: Load, tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
     out, _ = run("a.csv")
-    assert out.startswith("Lines read: 0\nAdded: 0\n")
+    assert out == "Read 0 lines.\nAdded 0 souvenirs.\n"
 
 
 def test_user_by__says_what_the_column_is(run: Load) -> None:
@@ -142,7 +146,7 @@ def test_user_by__email(run: Load) -> None:
     User.objects.filter(username="ana").update(email="ana@example.org")
     text = f"ana@example.org,{T}\nnobody@example.org,{T}\n"
     out, err = run("a.csv", "--user-by", "email", text=text)
-    assert "Added: 1, " in out
+    assert "Added 1 souvenir, " in out
     assert err == "line 2: unknown user: 'nobody@example.org'\n"
 
 
@@ -155,11 +159,10 @@ def test_user_by__email_that_users_have_not(run: Load) -> None:
 def test_access_log__counts_what_is_nobodys(run: Load) -> None:
     text = KINDS["access-log"].replace(" - bob ", " - - ")
     assert run("access.log", text=text) == (
-        "Lines read: 3\n"
-        "Added: 1, from 2023-11-15 11:00:00+01:00 to 2023-11-15 11:00:00+01:00\n"
-        "Rate-limited: 1\n"
-        "Without a user: 1\n"
-        "Bad: 0\n",
+        "Read 3 lines.\n"
+        "Added 1 souvenir, from 2023-11-15 11:00:00+01:00 to 2023-11-15 11:00:00+01:00.\n"
+        "Skipped 1 line within the rate limit.\n"
+        "Skipped 1 line without a user.\n",
         "",
     )
 
@@ -168,10 +171,65 @@ def test_from_last_login(run: Load, users: list[Any]) -> None:
     when = site(datetime.fromtimestamp(T, timezone.utc))
     User.objects.filter(pk=users[0].pk).update(last_login=when)
     out, _ = run("--from-last-login")
-    assert out.startswith("Lines read: 1\nAdded: 1, from 2023-11-15 11:00:00+01:00 to ")
+    assert out.startswith(
+        "Read 1 last log-in.\nAdded 1 souvenir, from 2023-11-15 11:00:00+01:00 to "
+    )
     assert last_seen(users[0]) == when
     assert Souvenir.objects.get().user_id == users[0].pk
-    assert run("--from-last-login")[0].startswith("Lines read: 1\nAdded: 0\n")
+    assert run("--from-last-login")[0].startswith("Read 1 last log-in.\nAdded 0 souvenirs.\n")
+
+
+def test_fields__are_columns_or_keys(run: Load) -> None:
+    options = ["--user-field=who.name", "--time-field=at", "--user-by=username"]
+    text = f'{{"who": {{"name": "ana"}}, "at": {T}}}\n{{"who": null, "at": {T}}}\n'
+    out, err = run("access.log", *options, text=text)
+    assert (out.splitlines()[-1], err) == ("Skipped 1 line without a user.", "")
+    out, err = run("a.tsv", *options, text=f"at\twho.name\n{T + 3600}\tana\n")
+    assert (out.startswith("Read 1 line.\nAdded 1 souvenir, "), err) == (True, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "a.csv",
+            "name,date\nana,2024-01-31\n",
+            "line 1 is neither a header nor a user and a time",
+        ),
+        ("a.json", '{"name": "ana"}\n', "no line has the key 'user'; names that are understood"),
+        ("access.log", KINDS["access-log"], "an access log in the combined format has no keys"),
+    ],
+)
+def test_fields__that_there_are_not(run: Load, name: str, text: str, message: str) -> None:
+    options = [] if name == "a.csv" else ["--user-field=user"]
+    with pytest.raises(CommandError) as caught:
+        run(name, *options, text=text)
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).endswith(". Nothing was added.")
+
+
+# Limits
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "access.log.gz"])
+def test_file__of_one_line_is_in_memory_in_pieces(run: Load, name: str) -> None:
+    compressed = gzip.compress(b"x" * 100_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CommandError, match=r"^(No line could be used|line 1 is neither)"):
+            run(name, text=compressed)
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_file__of_one_stray_quote(run: Load) -> None:
+    """Of 8,800 lines after it none is lost."""
+    lines = "".join(f"ana,{T + 60 * n},/\n" for n in range(8_800))
+    with override_settings(SOUVENIRS_RATELIMIT_SECONDS=60):
+        out, err = run("a.csv", text=f'username,when,page\nana,"{T},/\n{lines}')
+    assert out.startswith("Read 8,801 lines.\nAdded 8,800 souvenirs, ")
+    assert err == f"line 2: 3 columns expected: 'ana,\"{T},/'\n"
 
 
 # Options
@@ -180,7 +238,7 @@ def test_from_last_login(run: Load, users: list[Any]) -> None:
 @pytest.mark.parametrize("strict", [[], ["--strict"]])
 def test_dry_run__adds_nothing(run: Load, strict: list[str]) -> None:
     out, _ = run("a.csv", "--dry-run", *strict, text=KINDS["csv"])
-    assert out == SUMMARY.replace("Added", "Would be added")
+    assert out == SUMMARY.replace("Added", "Would add")
     assert not Souvenir.objects.exists()
 
 
@@ -210,21 +268,63 @@ def test_bad_lines__do_not_stop_the_others(run: Load) -> None:
         f"line 7: in the future: 'ana at {site(datetime.fromtimestamp(T + 61, timezone.utc))}'\n"
     )
     assert out == (
-        "Lines read: 6\n"
-        "Added: 1, from 2023-11-15 11:00:00+01:00 to 2023-11-15 11:00:00+01:00\n"
-        "Rate-limited: 0\n"
-        "Without a user: 0\n"
-        "Bad: 5 (2 unknown user, 1 no time, 1 after 5138 (milliseconds?), 1 in the future)\n"
+        "Read 6 lines.\n"
+        "Added 1 souvenir, from 2023-11-15 11:00:00+01:00 to 2023-11-15 11:00:00+01:00.\n"
+        "Rejected 5 lines (unknown user: 2; no time: 1; after 5138 (milliseconds?): 1;"
+        " in the future: 1).\n"
     )
     assert Souvenir.objects.count() == 1
 
 
 def test_bad_lines__are_told_of_one_by_one_up_to_twenty(run: Load) -> None:
-    out, err = run("a.csv", text="".join(f"nobody{n},{T}\n" for n in range(50)))
+    text = "username,when\n" + "".join(f"nobody{n},{T}\n" for n in range(50))
+    out, err = run("a.csv", text=text + f"ana,{T}\n")
     lines = err.splitlines()
-    assert lines[19] == "line 20: unknown user: 'nobody19'"
+    assert lines[19] == "line 21: unknown user: 'nobody19'"
     assert lines[20:] == ["There are more bad lines: see the summary for how many"]
-    assert out.endswith("Bad: 50 (50 unknown user)\n")
+    assert out.endswith("Rejected 50 lines (unknown user: 50).\n")
+
+
+def test_bad_lines__alone_are_an_error(run: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CommandError) as caught:
+        run("a.csv", text=f"username,when\neve,{T}\n,{T}\n")
+    assert (str(caught.value), caught.value.returncode) == ("No line could be used.", 1)
+    # Nobody was signed in; a log may well be so
+    out, _ = run("access.log", text=KINDS["access-log"].splitlines()[0].replace(" ana ", " - "))
+    assert out == "Read 1 line.\nAdded 0 souvenirs.\nSkipped 1 line without a user.\n"
+    # Everything is there already
+    assert run("b.csv", text=KINDS["csv"]) == (SUMMARY, "")
+    out, _ = run("b.csv", text=f"username,when\neve,{T}\nana,{T}\n")
+    assert out.endswith("Rejected 1 line (unknown user: 1).\n")
+
+
+@pytest.mark.where("string" not in site_settings.SHAPE)  # whose usernames are keys
+def test_bad_lines__users_who_are_named_in_another_way(run: Load) -> None:
+    hint = "'ana' is the username of a user: try --user-by username."
+    with pytest.raises(CommandError) as caught:
+        run("a.csv", text=f"user,when\nuser0001,{T}\nana,{T}\n")
+    assert str(caught.value) == f"No line could be used. {hint}"
+    with pytest.raises(CommandError) as caught:
+        run("a.csv", "--strict", text=f"user,when\nana,{T}\n")
+    assert str(caught.value) == f"line 2: unknown user: 'ana'. Nothing was added. {hint}"
+    key = User.objects.get(username="bob").pk
+    out, err = run("a.csv", text=f"user,when\nana,{T}\n{key},{T}\n")
+    assert out.startswith("Read 2 lines.\nAdded 1 souvenir, ")
+    assert err == f"line 2: unknown user: 'ana'\n{hint}\n"
+    with pytest.raises(CommandError, match=r"try --user-by username\.$"):
+        run("a.csv", "--dry-run", text=f"user,when\nana,{T}\n")
+
+
+@has_email
+def test_bad_lines__users_of_a_log_who_are_named_by_email(run: Load) -> None:
+    User.objects.filter(username="ana").update(email="ana@example.org")
+    text = KINDS["access-log"].replace(" bob ", " ana ").replace(" ana ", " ana@example.org ")
+    with pytest.raises(
+        CommandError, match=r"'ana@example\.org' is the email of a user: try --user"
+    ):
+        run("access.log", text=text)
+    out, _ = run("access.log", "--user-by=email", text=text)
+    assert out.startswith("Read 3 lines.\nAdded 2 souvenirs, ")
 
 
 # Errors
@@ -253,7 +353,7 @@ def test_bad_lines__are_told_of_one_by_one_up_to_twenty(run: Load) -> None:
             ["--from-last-login", "--format=csv"],
             "--format is about a file: leave it out with --from-last-login",
         ),
-        (["--strict"], "Error: one of the arguments file --from-last-login is required"),
+        (["--strict"], "Error: name a FILE, or add --from-last-login"),
         (
             ["a.csv", "--from-last-login"],
             "Error: argument --from-last-login: not allowed with argument file",
@@ -307,7 +407,7 @@ def test_exit_code(
     utility = ManagementUtility(["manage.py", "backfill_souvenirs", *args])
     if code is None:
         utility.execute()
-        assert capsys.readouterr().out.endswith("Bad: 1 (1 unknown user)\n")
+        assert capsys.readouterr().out.endswith("Rejected 1 line (unknown user: 1).\n")
         return
     with pytest.raises(SystemExit) as caught:
         utility.execute()

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -15,7 +17,14 @@ from django.db import DatabaseError, transaction
 from django.test import override_settings
 
 from souvenirs import control
-from souvenirs.control import asouvenez, count_active_users, last_seen, souvenez, with_last_seen
+from souvenirs.control import (
+    active_users_between,
+    asouvenez,
+    count_active_users,
+    last_seen,
+    souvenez,
+    with_last_seen,
+)
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.recording.results import flush_hits
 from souvenirs.recording.throttle import throttle
@@ -335,7 +344,87 @@ def test_souvenez__a_user_who_is_not_saved_is_an_error() -> None:
         souvenez(User(username="new"))
 
 
-@pytest.mark.parametrize("limit", [-1, float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    "key",
+    [True, 1.0, Decimal(1), b"1", bytearray(b"1"), 1j, float("nan"), float("inf"), Decimal("inf")],
+)
+@pytest.mark.parametrize("is_remembered", [True, False])
+def test_souvenez__a_key_of_a_type_that_keys_are_not_of(key: Any, is_remembered: bool) -> None:
+    """Also where process memory has the user whose key it is equal to."""
+    user = User(pk=1 if isinstance(NOBODY, int) else NOBODY, username="ada")
+    user.save()
+    if is_remembered:
+        souvenez(user)
+    for function in (souvenez, last_seen, lambda key: run(asouvenez(key))):
+        with pytest.raises(TypeError, match=f"^{re.escape(repr(key))} is no user and no primary"):
+            function(key)
+    assert Souvenir.objects.count() == is_remembered
+
+
+@pytest.mark.parametrize(
+    "key", [10**30, -(10**30), 2**40, "1" * 30, "a\0b", "\ud800", {}, object()]
+)
+@pytest.mark.parametrize("is_nested", [True, False])
+def test_souvenez__a_key_that_no_database_takes(user: User, key: Any, is_nested: bool) -> None:
+    def fails() -> None:
+        with pytest.raises((TypeError, ValueError, User.DoesNotExist), match="primary key"):
+            souvenez(key)
+
+    if is_nested:
+        with transaction.atomic(using=ours().alias):
+            fails()
+            assert souvenez(user) == "added"
+    else:
+        fails()
+        with suppress(TypeError, ValueError):
+            assert last_seen(key) is None
+
+
+LIMITS = [
+    datetime.min,
+    datetime.max,
+    datetime.min.replace(tzinfo=timezone.utc),
+    datetime.max.replace(tzinfo=timezone.utc),
+    datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
+    datetime.max.replace(tzinfo=timezone(-timedelta(hours=12))),
+]
+
+
+@pytest.mark.parametrize("when", [*LIMITS, datetime(1899, 12, 31), datetime(9999, 1, 2)])
+def test_souvenez__a_time_that_souvenirs_are_not_of(user: User, when: datetime) -> None:
+    for ratelimit in (True, False):
+        with pytest.raises(ValueError, match=r"is not a time of the years 1900 to 9998$"):
+            souvenez(user, when=when, ratelimit=ratelimit)
+    with pytest.raises(ValueError, match="1900 to 9998"):
+        Souvenir.objects.create(user_id=user.pk, when=when)
+    with pytest.raises(ValueError, match="1900 to 9998"):
+        Souvenir.objects.bulk_create([Souvenir(user_id=user.pk, when=when)])
+    assert not Souvenir.objects.exists()
+    assert souvenez(user) == "added"
+
+
+@pytest.mark.parametrize("when", LIMITS)
+def test_count_active_users__bounds_at_the_limits_are_none(user: User, when: datetime) -> None:
+    souvenez(user, when=NOON)
+    is_early = when.year == 1
+    for count in (
+        count_active_users,
+        lambda *bounds: active_users_between(*bounds).count(),
+        lambda *bounds: count_active_users(*bounds, Souvenir.objects.all()),
+    ):
+        assert count(when, None) == is_early
+        assert count(None, when) == (not is_early)
+        assert count(when, when) == 0
+    assert count_active_users(datetime.min, datetime.max) == 1
+
+
+@pytest.mark.parametrize("limit", [1e-300, 5e-324, 1e308, 10**300])
+def test_souvenez__with_a_limit_of_any_length(user: User, traveller: Any, limit: float) -> None:
+    assert souvenez(user, ratelimit=limit) == "added"
+    assert Souvenir.objects.count() == 1
+
+
+@pytest.mark.parametrize("limit", [-1, float("inf"), float("nan"), 10**400])
 def test_souvenez__an_impossible_limit_is_an_error(user: User, limit: float) -> None:
     with pytest.raises(ValueError, match=f"ratelimit is {limit}"):
         souvenez(user, ratelimit=limit)

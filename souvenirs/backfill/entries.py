@@ -8,15 +8,10 @@ UNKNOWN_USER = "unknown user"
 NO_USER = "no user"
 NO_TIME = "no time"
 
-# The columns or keys that may name a user, the one to be preferred first: `id` may well be the
-# record's own.
-USER_NAMES = {
-    "pk": ("user_id", "user", "pk", "id"),
-    "username": ("username", "user"),
-    "email": ("email", "user"),
-}
+USER_BY = ("pk", "username", "email")  # what may name a user
 
 PAGE_SIZE = 20_000  # rows of a query: MySQL's client has all of them in memory
+MAX_VALUE = 1_000  # characters of a user's name; of what is wrong, in memory by the batch
 
 
 class Entry(NamedTuple):
@@ -42,6 +37,11 @@ class Bad(NamedTuple):
     def __str__(self) -> str:
         value = self.value if len(self.value) <= 100 else self.value[:99] + "…"
         return f"line {self.line}: {self.reason}: {value!r}"
+
+
+def rejected(line: int, reason: str, value: object) -> Bad:
+    """A Bad of a value of any length."""
+    return Bad(line, reason, str(value)[:MAX_VALUE])
 
 
 class BackfillError(ValueError):

@@ -6,12 +6,13 @@ import itertools
 import sqlite3
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from django.db import router, transaction
+from django.db import IntegrityError, router, transaction
 
 from souvenirs import timestamps
 from souvenirs.backfill.candidates import Candidate, slot_of, unrecorded
@@ -19,10 +20,12 @@ from souvenirs.backfill.entries import UNKNOWN_USER, BackfillError, Bad, Entry
 from souvenirs.backfill.users import find_users, user_field
 from souvenirs.models import Souvenir
 from souvenirs.periods import Interval
+from souvenirs.recording.users import has_constraint, is_key
 
 BATCH_SIZE = 50_000  # entries: what is in memory at a time, and a transaction
 INSERT_SIZE = 5_000  # rows in a statement, or fewer where the database takes fewer
 
+DELETED = "user deleted meanwhile"
 AMBIGUOUS = "several users have this"
 FUTURE = "in the future"
 TOO_LATE = "after 5138 (milliseconds?)"
@@ -48,6 +51,16 @@ class Summary:
     first: float | None = None
     last: float | None = None
 
+    def count_added(self, candidates: Iterable[Candidate], missing: Collection[Any] = ()) -> None:
+        """Count what is written of the candidates: all but those of the `missing` users."""
+        for user_pk, t, _ in candidates:
+            if user_pk in missing:
+                self.bad[DELETED] += 1
+                continue
+            self.added += 1
+            self.first = t if self.first is None else min(self.first, t)
+            self.last = t if self.last is None else max(self.last, t)
+
 
 def load(
     entries: Iterable[Entry | Bad],
@@ -69,7 +82,8 @@ def load(
     it spans.
 
     What cannot be loaded is passed over: Bad among the entries, users who are unknown or not the
-    only ones, times before 1973 or still to come. `on_bad` is called with each.
+    only ones, times before 1973 or still to come. `on_bad` is called with each. Users who are
+    deleted meanwhile are passed over too, and counted as bad.
 
     strict: raise BackfillError at the first Bad, and then add nothing: all is one transaction,
         once all entries have been looked at.
@@ -83,24 +97,24 @@ def load(
         while batch := list(itertools.islice(entries, batch_size)):
             candidates, bad, nobody = classify(batch)
             for each in sorted(bad, key=lambda bad: bad.line):
+                on_bad(each)
                 if strict:
                     raise BackfillError(str(each))
                 summary.bad[each.reason] += 1
-                on_bad(each)
             new = unrecorded(candidates)
             if strict or dry_run:
                 new = spilled.add(new)
-            else:
-                write(new)
             summary.read += len(batch)
-            summary.added += len(new)
             summary.limited += len(candidates) - len(new)
             summary.nobody += nobody
-            times = [t for t in (summary.first, summary.last) if t is not None]
-            times += [candidate.t for candidate in new]
-            summary.first, summary.last = min(times, default=None), max(times, default=None)
+            if dry_run:
+                summary.count_added(new)
+            elif not strict:
+                summary.count_added(new, write(partial(iter, [new])))
         if strict and not dry_run:
-            spilled.write(batch_size)
+            missing = write(partial(spilled.batches, batch_size))
+            for new in spilled.batches(batch_size):
+                summary.count_added(new, missing)
     return summary
 
 
@@ -116,6 +130,8 @@ def classify(batch: Iterable[Entry | Bad]) -> tuple[list[Candidate], list[Bad], 
             bad.append(item)
         elif item.user is None:
             nobody += 1
+        elif not is_key(item.user):  # True and 1.0 are equal to 1
+            bad.append(Bad(item.line, UNKNOWN_USER, str(item.user)))
         elif MIN_TIME <= item.when <= now:
             in_range.append(item)
             names[item.user_by].add(item.user)
@@ -141,7 +157,30 @@ def out_of_range(item: Entry) -> Bad:
     return Bad(item.line, reason, f"{item.user} at {item.when:.0f}")
 
 
-def write(candidates: Iterable[Candidate]) -> None:
+def write(batches: Callable[[], Iterable[list[Candidate]]]) -> set[Any]:
+    """Write all batches in one transaction, without the users who were deleted since they were
+    looked up. Return the keys of these."""
+    missing = set() if has_constraint() else find_missing(batches())
+    while True:
+        try:
+            with transaction.atomic(using=router.db_for_write(Souvenir)):
+                for batch in batches():
+                    insert(candidate for candidate in batch if candidate.user_pk not in missing)
+            return missing
+        except IntegrityError:
+            known = missing
+            missing = known | find_missing(batches())
+            if missing == known:
+                raise
+
+
+def find_missing(batches: Iterable[list[Candidate]]) -> set[Any]:
+    """The keys of the candidates' users who do not exist."""
+    keys = {candidate.user_pk for batch in batches for candidate in batch}
+    return {user_pk for user_pk, found in find_users(keys, "pk").items() if not found}
+
+
+def insert(candidates: Iterable[Candidate]) -> None:
     Souvenir.objects.using(router.db_for_write(Souvenir)).bulk_create(
         [Souvenir(user_id=c.user_pk, when=timestamps.to_datetime(c.t)) for c in candidates],
         batch_size=INSERT_SIZE,
@@ -174,10 +213,9 @@ class SpillTable:
             ).rowcount
         ]
 
-    def write(self, batch_size: int) -> None:
-        """Write all of them, in one transaction."""
+    def batches(self, batch_size: int) -> Iterator[list[Candidate]]:
+        """All of them, in the order in which they were added."""
         to_key = user_field("pk").to_python
         kept = self.db.execute("SELECT user, t, slot FROM candidate ORDER BY rowid")
-        with transaction.atomic(using=router.db_for_write(Souvenir)):
-            while batch := kept.fetchmany(batch_size):
-                write(Candidate(to_key(user), t, Interval(slot, slot)) for user, t, slot in batch)
+        while batch := kept.fetchmany(batch_size):
+            yield [Candidate(to_key(user), t, Interval(slot, slot)) for user, t, slot in batch]

@@ -2,155 +2,210 @@
 
 from __future__ import annotations
 
-import csv
+import itertools
 import json
-import math
-import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
 from django.db import router
-from django.utils.dateparse import parse_datetime
 
 from souvenirs import timestamps
+from souvenirs.backfill.access_logs import parse_request
+from souvenirs.backfill.csv_rows import DELIMITERS, Line, iter_rows, split
 from souvenirs.backfill.entries import (
     NO_TIME,
     NO_USER,
     PAGE_SIZE,
     UNKNOWN_USER,
-    USER_NAMES,
     BackfillError,
     Bad,
     Entry,
+    rejected,
 )
+from souvenirs.backfill.lines import too_long
+from souvenirs.backfill.naming import UNDERSTOOD, Naming, make_entry
+from souvenirs.backfill.times import to_seconds
 
-ANY_USER_NAME = ("user_id", "user", "username", "email", "pk", "id")
-TIME_NAMES = ("when", "timestamp", "time")
+Entries = Iterator[Entry | Bad]
+AS_NAMED = Naming()
+MISSING = object()
 
 
-def read_csv(lines: Iterable[str], user_by: str | None = None) -> Iterator[Entry | Bad]:
-    """Read comma-separated values: with a header that names a column of USER_NAMES and one of
-    TIME_NAMES, otherwise of the two columns user and time.
+class Layout(NamedTuple):
+    """Where a file of delimited values has the user and the time."""
 
-    Times are read as `to_seconds` does. An empty user is nobody. Without `user_by` the header says
-    what users are named by: their keys, if there is none.
+    delimiter: str
+    width: int
+    user: int
+    time: int
+    user_by: str
+    has_header: bool
+
+    def is_complete(self, values: list[str] | None) -> bool:
+        return values is not None and len(values) == self.width and is_time(values[self.time])
+
+
+def read_csv(lines: Iterable[str], naming: Naming = AS_NAMED) -> Entries:
+    """Entries of values that are delimited by commas, semicolons, tabs or bars: with a header that
+    names a column for the user and one for the time, else of the two columns user and time.
+
+    Without a header, users are named by their keys, if `naming` does not say otherwise. Raises
+    BackfillError if the first line is neither a header nor a user and a time.
     """
-    columns: tuple[int, int] | None = None
-    width, by = 2, user_by or "pk"
-    for line, row in csv_rows(lines):
-        if columns is None:
-            header = [name.strip().lower() for name in row]
-            name, time_name = find(header, user_names(user_by)), find(header, TIME_NAMES)
-            if name and time_name:
-                columns, width = (header.index(name), header.index(time_name)), len(header)
-                by = user_by or user_key_for(name)
-                continue
-            columns = 0, 1
-        if len(row) != width:
-            reason = f"{width} columns expected" if row else "no comma-separated values"
-            yield Bad(line, reason, ",".join(row))
+    first, rest = peek(lines)
+    if first is None:
+        return
+    layout = layout_of(*first, naming)
+    rows = rest if layout.has_header else itertools.chain([first], rest)
+    for number, text, values in iter_rows(rows, layout.delimiter, layout.is_complete):
+        if bad := too_long(number, text):
+            yield bad
+        elif values is None:
+            yield rejected(number, "a value too long", text.strip())
+        elif len(values) != layout.width:
+            yield rejected(number, f"{layout.width} columns expected", text.strip())
         else:
-            yield entry(line, row[columns[0]].strip(), row[columns[1]].strip(), by)
+            user, when = values[layout.user].strip(), values[layout.time].strip()
+            yield make_entry(number, user, when, layout.user_by)
 
 
-def csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Rows, each with the number of the line that it begins on; empty if it cannot be read."""
-    reader = csv.reader(lines)
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader)
-            if not row:
-                continue  # an empty line
-        except StopIteration:
-            return
-        except csv.Error:
-            row = []
-        yield line, row
+def peek(lines: Iterable[str]) -> tuple[Line | None, Iterator[Line]]:
+    """The first line that is not blank, and those after it, with their numbers."""
+    numbered = enumerate(lines, 1)
+    return next(((number, text) for number, text in numbered if not text.isspace()), None), numbered
 
 
-def read_jsonl(lines: Iterable[str], user_by: str | None = None) -> Iterator[Entry | Bad]:
-    """Read JSON lines: objects with a key of USER_NAMES and one of TIME_NAMES.
+def layout_of(number: int, text: str, naming: Naming) -> Layout:
+    """The layout that the first line of a file shows."""
+    rows = {delimiter: split(text, delimiter) or [] for delimiter in DELIMITERS}
+    lower = Naming(naming.user_by, *(name and name.lower() for name in naming[1:]))
+    for delimiter, row in rows.items():
+        header = [name.strip().lower() for name in row]
+        user, time = lower.find_user(header), lower.find_time(header)
+        if user is not None and time is not None:
+            columns = header.index(user), header.index(time)
+            return Layout(delimiter, len(header), *columns, lower.user_by_of(user), True)
+    for delimiter, row in rows.items():
+        if len(row) == 2 and is_time(row[1]) and not (naming.user_field or naming.time_field):
+            return Layout(delimiter, 2, 0, 1, naming.user_by or "pk", False)
+    begun = repr(text.strip() if len(text) <= 100 else text[:99] + "…")
+    if naming.user_field or naming.time_field:
+        wanted = " and ".join(repr(name) for name in naming[1:] if name)
+        raise BackfillError(f"line {number} is no header with {wanted}: {begun}; {UNDERSTOOD}")
+    raise BackfillError(
+        f"line {number} is neither a header nor a user and a time: {begun}; {UNDERSTOOD}"
+    )
 
-    Times are text or numbers, read as `to_seconds` does. A null user is nobody. Without `user_by`
-    the key says what the user is named by.
+
+def is_time(text: str) -> bool:
+    try:
+        to_seconds(text.strip())
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def read_jsonl(lines: Iterable[str], naming: Naming = AS_NAMED) -> Entries:
+    """Entries of JSON lines: objects with a key for the user and one for the time.
+
+    Times are text or numbers. Nobody's are objects whose user is null, empty or "-", those whose
+    `status` is 401 (see `read_access_log`), and those without the user's key if `naming` says
+    which one it is. Raises BackfillError if no object has it.
     """
-    names = user_names(user_by)
-    for line, text in enumerate(lines, 1):
+    return entries_of_json(enumerate(lines, 1), naming)
+
+
+def entries_of_json(lines: Iterable[Line], naming: Naming) -> Entries:
+    was_found = naming.user_field is None
+    for line, text in lines:
         if text.isspace():
+            continue
+        if bad := too_long(line, text):
+            yield bad
             continue
         try:
             record = json.loads(text)
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
-            yield Bad(line, "no JSON object", text.strip())
+            yield rejected(line, "no JSON object", text.strip())
             continue
-        name, time_name = find(record, names), find(record, TIME_NAMES)
-        if name is None or time_name is None:
-            missing = NO_USER if name is None else NO_TIME
-            yield Bad(line, f"{missing} among the keys", text.strip())
-            continue
-        user = record[name]
-        if isinstance(user, (bool, list, dict)):
-            yield Bad(line, UNKNOWN_USER, str(user))
+        name = naming.user_field or naming.find_user(record)
+        user = MISSING if name is None else find_value(record, name)
+        was_found = was_found or user is not MISSING
+        if name is None:
+            yield rejected(line, f"{NO_USER} among the keys", text.strip())
+        elif user in (MISSING, None) or str(record.get("status")) == "401":
+            yield Entry(line, None, 0.0, naming.user_by_of(name))
+        elif isinstance(user, (bool, list, dict)):
+            yield rejected(line, UNKNOWN_USER, user)
         else:
-            yield entry(
-                line,
-                "" if user is None else str(user),
-                record[time_name],
-                user_by or user_key_for(name),
-            )
+            time_name = naming.time_field or naming.find_time(record)
+            when = MISSING if time_name is None else find_value(record, time_name)
+            if when is MISSING:
+                yield rejected(line, f"{NO_TIME} among the keys", text.strip())
+            else:
+                yield make_entry(line, str(user), when, naming.user_by_of(name))
+    if not was_found:
+        raise BackfillError(f"no line has the key {naming.user_field!r}; {UNDERSTOOD}")
 
 
-# The field of the user may hold spaces. Apache and nginx both write quotes within quotes as \" or
-# \x22, and all but ASCII as \x and two digits a byte.
-LOG_LINE = re.compile(
-    r'\S+ \S+ (?P<user>.+?) \[(?P<time>[^\]]*)\] "(?:[^"\\]|\\.)*" (?P<status>\d{3}) '
-)
-LOG_TIME = re.compile(r"(\d\d)/(\w{3})/(\d{4}):(\d\d:\d\d:\d\d) ([+-]\d\d)(\d\d)")
-LOG_ESCAPE = re.compile(r'(?P<bytes>(?:\\x[0-9A-Fa-f]{2})+)|\\(?P<same>["\\])')
-MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+def find_value(record: Any, path: str) -> Any:
+    """The value of a key, which may hold dots, or of keys (and places in lists) that are joined by
+    dots. None if one of them is null; MISSING if there is none."""
+    if isinstance(record, dict) and path in record:
+        return record[path]
+    for name in path.split("."):
+        if record is None:
+            return None
+        if isinstance(record, list) and name.isdecimal() and int(name) < len(record):
+            record = record[int(name)]
+        elif isinstance(record, dict) and name in record:
+            record = record[name]
+        else:
+            return MISSING
+    return record
 
 
-def read_access_log(lines: Iterable[str], user_by: str | None = None) -> Iterator[Entry | Bad]:
-    """Read an access log in the combined (or common) format, as Apache and nginx write it.
+def read_access_log(lines: Iterable[str], naming: Naming = AS_NAMED) -> Entries:
+    """Entries of an access log in the combined (or common) format, as Apache and nginx write it,
+    or of JSON lines.
 
-    Its third field is a username, unless `user_by` says otherwise. Requests without it are
-    nobody's, as are those that were answered 401: there it is only what somebody claimed to be.
+    Users are named by their usernames, if `naming` does not say otherwise. Nobody's are requests
+    without a user, and those that were answered 401: there it is only what somebody claimed to be.
     """
-    by = user_by or "username"
-    for line, text in enumerate(lines, 1):
+    first, rest = peek(lines)
+    if first is None:
+        return
+    lines_again = itertools.chain([first], rest)
+    if first[1].startswith("{"):
+        yield from entries_of_json(lines_again, naming)
+        return
+    if naming.user_field or naming.time_field:
+        raise BackfillError(
+            "an access log in the combined format has no keys or columns: leave out --user-field"
+            " and --time-field"
+        )
+    by = naming.user_by or "username"
+    for line, text in lines_again:
         if text.isspace():
             continue
-        found = LOG_LINE.match(text)
-        if not found:
-            yield Bad(line, "not in the combined log format", text.strip())
-        elif found["user"] in ("-", '""') or found["status"] == "401":
+        if bad := too_long(line, text):
+            yield bad
+            continue
+        request = parse_request(text)
+        if request is None:
+            yield rejected(line, "not in the combined log format", text.strip())
+        elif not request.user or request.status == "401":
             yield Entry(line, None, 0.0, by)
         else:
-            yield entry(line, LOG_ESCAPE.sub(unescape, found["user"]), log_time(found["time"]), by)
-
-
-def unescape(found: re.Match[str]) -> str:
-    if found["bytes"]:
-        return bytes.fromhex(found["bytes"].replace("\\x", "")).decode(errors="replace")
-    return found["same"]
-
-
-def log_time(text: str) -> str:
-    """A log's time in ISO 8601; text that is not a time is returned as it is."""
-    found = LOG_TIME.fullmatch(text)
-    if not found or found[2] not in MONTHS:
-        return text
-    day, month, year, wall_time, hours, minutes = found.groups()
-    return f"{year}-{MONTHS.index(month) + 1:02}-{day}T{wall_time}{hours}:{minutes}"
+            yield make_entry(line, request.user, request.time, by)
 
 
 def read_last_logins() -> Iterator[Entry]:
-    """An entry for the last log-in of each user who has logged in. Raises BackfillError if the user
+    """An entry for each user who has logged in, of the last time. Raises BackfillError if the user
     model has no last_login."""
     model: Any = get_user_model()
     try:
@@ -167,50 +222,8 @@ def read_last_logins() -> Iterator[Entry]:
         page = users.filter(pk__gt=user_pk)[:PAGE_SIZE]
 
 
-READERS: dict[str, Callable[[Iterable[str], str | None], Iterator[Entry | Bad]]] = {
+READERS: dict[str, Callable[[Iterable[str], Naming], Entries]] = {
     "csv": read_csv,
     "jsonl": read_jsonl,
     "access-log": read_access_log,
 }
-
-
-def user_names(user_by: str | None) -> tuple[str, ...]:
-    return USER_NAMES[user_by] if user_by else ANY_USER_NAME
-
-
-def find(names: Iterable[str], wanted: tuple[str, ...]) -> str | None:
-    return next((name for name in wanted if name in names), None)
-
-
-def user_key_for(name: str) -> str:
-    """What a user is named by in a column or key of this name."""
-    return name if name in USER_NAMES else "pk"
-
-
-def entry(line: int, user: str, when: Any, user_by: str) -> Entry | Bad:
-    if not user:
-        return Entry(line, None, 0.0, user_by)
-    try:
-        return Entry(line, user, to_seconds(when), user_by)
-    except (ValueError, OverflowError):
-        return Bad(line, NO_TIME, str(when))
-
-
-def to_seconds(when: Any) -> float:
-    """Unix seconds of a number of them, as such or as text, or of a date and time in ISO 8601;
-    without an offset it is in the site's time zone. Raises ValueError or OverflowError."""
-    if isinstance(when, str):
-        try:
-            seconds = float(when)
-        except ValueError:
-            moment = parse_datetime(when)
-            if moment is None:
-                raise
-            return timestamps.to_seconds(moment)
-    elif isinstance(when, (int, float)) and not isinstance(when, bool):
-        seconds = float(when)
-    else:
-        raise ValueError(when)
-    if not math.isfinite(seconds):
-        raise ValueError(when)
-    return seconds

@@ -10,7 +10,8 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist, ValidationError
 from django.db import router
 
-from souvenirs.backfill.entries import USER_NAMES, BackfillError
+from souvenirs.backfill.entries import USER_BY, BackfillError
+from souvenirs.recording.users import is_storable
 
 BATCH_SIZE = 500  # users in a query
 
@@ -39,8 +40,8 @@ def user_field(user_by: str) -> Any:
     model: Any = get_user_model()
     if user_by == "pk":
         return model._meta.pk
-    if user_by not in USER_NAMES:
-        raise BackfillError(f"users are named by {', '.join(USER_NAMES)}, not by {user_by!r}")
+    if user_by not in USER_BY:
+        raise BackfillError(f"users are named by {', '.join(USER_BY)}, not by {user_by!r}")
     name = model.USERNAME_FIELD if user_by == "username" else model.get_email_field_name()
     try:
         return model._meta.get_field(name)
@@ -54,10 +55,6 @@ def _cleaned(column: Any, name: Any) -> Any:
     """A name as the field has it; None for what no database could be asked for."""
     try:
         value = column.to_python(name)
-        if isinstance(value, str):
-            value.encode()
-    except (ValidationError, UnicodeEncodeError):
+    except ValidationError:
         return None
-    is_odd = "\0" in value if isinstance(value, str) else False
-    is_huge = isinstance(value, int) and not -(2**63) <= value < 2**63
-    return None if is_odd or is_huge else value
+    return value if is_storable(value) else None

@@ -42,7 +42,7 @@ def users_between(start: datetime | None = None, end: datetime | None = None) ->
     """
     using = router.db_for_read(LastSeen)
     with repeatable_read(using) as is_snapshot:
-        history = History([_range(start, end)], using, is_snapshot)
+        history = History([_clamped(_range(start, end))], using, is_snapshot)
         ((_, users),) = history.iter_users([0], with_members=True)
     user: Any = LastSeen._meta.get_field("user")
     keys = [user.target_field.to_python(key) for key in users.without_ordinal]
@@ -61,7 +61,7 @@ def count_users_of_ranges(ranges: Sequence[Interval], using: str | None = None) 
     All are from one snapshot, in a number of queries that depends neither on that of the ranges nor
     on the history's length. The users of those ranges that overlap are in memory at a time.
     """
-    counts = _count(ranges, using or router.db_for_read(Souvenir))
+    counts = _count([_clamped(each) for each in ranges], using or router.db_for_read(Souvenir))
     return [counts[number] for number in range(len(ranges))]
 
 
@@ -107,3 +107,9 @@ def _range(start: datetime | None, end: datetime | None) -> Interval:
         EARLIEST if start is None else timestamps.to_seconds(start),
         LATEST if end is None else timestamps.to_seconds(end),
     )
+
+
+def _clamped(interval: Interval) -> Interval:
+    """The interval less what lies beyond the times of souvenirs, such as datetime.max."""
+    start, end = (min(max(bound, EARLIEST), LATEST) for bound in interval)
+    return Interval(start, end) if start < end else Interval(0, 0)

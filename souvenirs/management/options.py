@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from argparse import ArgumentTypeError
-from datetime import datetime
+from datetime import date, datetime, timedelta
+from datetime import time as clock_time
 from typing import Any
 
 from dateutil import parser as dates
@@ -12,21 +13,30 @@ from django.core.management.base import CommandError
 
 from souvenirs import timestamps
 from souvenirs.conf import conf
-from souvenirs.periods import parse_duration
+from souvenirs.periods import EARLIEST, parse_duration
+
+DAY = 86_400
 
 
-def duration(text: str) -> int:
-    """Seconds of a Prometheus duration. Raises ArgumentTypeError for what is none."""
+def duration(value: Any) -> int:
+    """Seconds of a Prometheus duration, or of a timedelta or a whole number of seconds, which
+    call_command may give. Raises ArgumentTypeError for anything else."""
+    text: Any = value.total_seconds() if isinstance(value, timedelta) else value
+    if type(text) in (int, float) and text == text // 1:
+        text = f"{text:.0f}s"
     try:
         return parse_duration(text)
     except ValueError as error:
-        raise ArgumentTypeError(str(error)) from None
+        raise ArgumentTypeError(str(error).replace(repr(text), repr(value), 1)) from None
 
 
 def to_moment(option: str, value: Any) -> datetime | None:
-    """An option's date or "now", in the site's zone. Raises CommandError for what is none."""
-    if value is None or isinstance(value, datetime):
-        return None if value is None else timestamps.aware(value).astimezone(conf.zone)
+    """An option's date (text, "now", or a date or datetime), in the site's zone.
+
+    Raises CommandError for anything else.
+    """
+    if value is None:
+        return None
     now = datetime.now(conf.zone)
     if value == "now":
         return now
@@ -35,8 +45,11 @@ def to_moment(option: str, value: Any) -> datetime | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", dates.UnknownTimezoneWarning)
-            return timestamps.aware(dates.parse(value, default=first)).astimezone(conf.zone)
-    except (ValueError, OverflowError, dates.UnknownTimezoneWarning):
+            when = value if isinstance(value, date) else dates.parse(value, default=first)
+            if not isinstance(when, datetime):
+                when = datetime.combine(when, clock_time())
+            return timestamps.aware(when).astimezone(conf.zone)
+    except (TypeError, ValueError, OverflowError, dates.UnknownTimezoneWarning):
         raise CommandError(
             f"--{option.replace('_', '-')} is {value!r}, which cannot be read as a date: write it"
             " like 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00, or now"
@@ -45,6 +58,5 @@ def to_moment(option: str, value: Any) -> datetime | None:
 
 def show(t: float) -> str:
     """Unix time in the site's zone, for people."""
-    return (
-        timestamps.aware(timestamps.to_datetime(t)).astimezone(conf.zone).isoformat(" ", "seconds")
-    )
+    when = timestamps.to_datetime(max(t, EARLIEST + DAY))  # else it has no date in some zones
+    return timestamps.aware(when).astimezone(conf.zone).isoformat(" ", "seconds")

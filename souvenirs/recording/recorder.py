@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from django.db import IntegrityError, connections, router, transaction
+from django.db import DataError, IntegrityError, connections, router, transaction
 
 from souvenirs import timestamps
 from souvenirs.conf import conf
@@ -53,8 +53,9 @@ class Recording:
             self.t, self.when = self.now, timestamps.to_datetime(self.now)
         else:
             self.t, self.when = timestamps.to_seconds(when), timestamps.to_site(when)
+            timestamps.require_year(self.when)
         self.default_limit = ratelimit is True
-        self.limit = conf.ratelimit_seconds if ratelimit is True else float(ratelimit)
+        self.limit = conf.ratelimit_seconds if ratelimit is True else _to_float(ratelimit)
         if not 0 <= self.limit < math.inf:
             raise ValueError(f"ratelimit is {ratelimit!r}: give True, False or seconds from 0 up")
         self.minute = slot_containing(self.t, conf.last_seen_seconds, conf.zone)
@@ -72,7 +73,7 @@ class Recording:
         """Write what is due. Raises as souvenez does."""
         try:
             return self.write_unless_limited(check_duplicate)
-        except IntegrityError:
+        except (IntegrityError, DataError):  # DataError: of a key that is too large
             require_user(self.user_pk)
             raise
 
@@ -191,3 +192,10 @@ class Recording:
     def require_user_unless_constrained(self) -> None:
         if not has_constraint():
             require_user(self.user_pk)
+
+
+def _to_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # of a whole number that is larger than any float
+        return math.inf

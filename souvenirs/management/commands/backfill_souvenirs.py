@@ -5,26 +5,40 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import sys
 import zlib
 from collections.abc import Generator, Iterable
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from pathlib import PurePath
 from typing import IO, Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
+from django.core.management.base import CommandError, CommandParser, OutputWrapper
 
 from souvenirs import backfill, checks
 from souvenirs.backfill import BackfillError, Bad, Entry, readers
-from souvenirs.backfill.entries import USER_NAMES
+from souvenirs.backfill.entries import UNKNOWN_USER, USER_BY
+from souvenirs.backfill.lines import bounded_lines
+from souvenirs.backfill.naming import Naming
+from souvenirs.backfill.users import find_users
+from souvenirs.management.base import SouvenirsCommand
 from souvenirs.management.options import show
 from souvenirs.management.progress import Progress, interrupted
 
-SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".log": "access-log"}
+FORMATS = {
+    "csv": "csv",
+    "tsv": "csv",
+    "jsonl": "jsonl",
+    "ndjson": "jsonl",
+    "json": "jsonl",
+    "log": "access-log",
+}
+# Also access.log.1, access.log-20240131.gz and access_log
+SUFFIX = re.compile(rf"[._]({'|'.join(FORMATS)})(?![a-z0-9])")
 REPORTED = 20
 
 
-class Command(BaseCommand):
+class Command(SouvenirsCommand):
     help = (
         "Adds souvenirs of past activity: one per user and slot of the rate limit, unless there is"
         " one. May be repeated, and interrupted. Times are ISO 8601 (without an offset: in the"
@@ -33,7 +47,7 @@ class Command(BaseCommand):
     requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: CommandParser) -> None:
-        source = parser.add_mutually_exclusive_group(required=True)
+        source = parser.add_mutually_exclusive_group()  # required: see `handle`
         source.add_argument(
             "file", nargs="?", help="what to read: a file, also a .gz, or - for standard input"
         )
@@ -45,13 +59,22 @@ class Command(BaseCommand):
         parser.add_argument(
             "--format",
             choices=readers.READERS,
-            help="of the file (default: as its name says: .csv, .jsonl, .log)",
+            help="of the file (default: as its name says: .csv, .tsv, .jsonl, .json, .log)",
         )
         parser.add_argument(
             "--user-by",
-            choices=USER_NAMES,
+            choices=USER_BY,
             help="what names users in the file (default: as the header or the keys say, else pk;"
             " username in access logs)",
+        )
+        parser.add_argument(
+            "--user-field",
+            metavar="NAME",
+            help="the column or key that has the user; keys inside of others are joined by dots,"
+            " as request.user.id",
+        )
+        parser.add_argument(
+            "--time-field", metavar="NAME", help="the column or key that has the time"
         )
         parser.add_argument(
             "--strict", action="store_true", help="at the first bad line, fail and add nothing"
@@ -61,8 +84,13 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if not options["file"] and not options["from_last_login"]:
+            # Not by argparse, which does not know a file that call_command is given by name
+            raise CommandError("Error: name a FILE, or add --from-last-login", returncode=2)
         self.reported = 0
-        kept = "Nothing was added" if options["strict"] else "What was added stays"
+        self.unknown: list[str] = []  # the first users who are
+        self.is_strict = options["strict"]
+        kept = "Nothing was added" if self.is_strict else "What was added stays"
         kept = "Nothing was added" if options["dry_run"] else kept
         try:
             with ExitStack() as stack:
@@ -73,9 +101,10 @@ class Command(BaseCommand):
                     read = readers.READERS[to_format(options)]
                     file = stack.enter_context(open_file(options["file"]))
                     lines = stack.enter_context(
-                        closing(read_lines(file, options["file"], self.stderr))
+                        closing(read_lines(file, str(options["file"]), self.stderr))
                     )
-                    entries = read(lines, options["user_by"])
+                    naming = (options[name] for name in Naming._fields)
+                    entries = read(lines, Naming(*naming))
                 summary = backfill.load(
                     entries,
                     strict=options["strict"],
@@ -83,17 +112,23 @@ class Command(BaseCommand):
                     on_bad=self.report,
                 )
         except BackfillError as error:
-            raise CommandError(f"{error}. {kept}.") from None
+            raise CommandError(f"{error}. Nothing was added.{self.hint()}") from None
         except (OSError, EOFError, zlib.error) as error:
             name, reason = options["file"], getattr(error, "strerror", None) or error
             raise CommandError(f"{name} cannot be read: {reason}. {kept}.") from None
         except KeyboardInterrupt:
             raise CommandError(f"Interrupted. {kept}; repeat the command to go on.") from None
-        self.stdout.write(describe(summary, options["dry_run"]))
+        self.stdout.write(describe(summary, options))
+        if summary.bad and not summary.added and not summary.limited:
+            raise CommandError(f"No line could be used.{self.hint()}")
+        if hint := self.hint():
+            self.stderr.write(hint.strip())
 
     def report(self, bad: Bad) -> None:
+        if bad.reason == UNKNOWN_USER and len(self.unknown) < REPORTED:
+            self.unknown.append(bad.value)
         self.reported += 1
-        if self.reported > REPORTED + 1:
+        if self.is_strict or self.reported > REPORTED + 1:
             return
         with interrupted(self.stderr):
             self.stderr.write(
@@ -102,22 +137,31 @@ class Command(BaseCommand):
                 else "There are more bad lines: see the summary for how many"
             )
 
+    def hint(self) -> str:
+        """What to try where users are unknown as they are named."""
+        for user_by in USER_BY:
+            with suppress(BackfillError):  # the user model has no such field
+                found = find_users(self.unknown, user_by)
+                if known := [name for name in self.unknown if found[name]]:
+                    return f" {known[0]!r} is the {user_by} of a user: try --user-by {user_by}."
+        return ""
+
 
 def to_format(options: dict[str, Any]) -> str:
     """The format that was asked for, or that the file's name shows. CommandError if neither is."""
     if options["format"]:
         return str(options["format"])
-    suffix = PurePath(options["file"].lower().removesuffix(".gz")).suffix
-    if suffix not in SUFFIXES:
+    found = SUFFIX.findall(PurePath(options["file"]).name.lower())
+    if not found:
         raise CommandError(
-            f"The name of {options['file']!r} does not say what is in it: add --format, one of"
+            f"The name of {str(options['file'])!r} does not say what is in it: add --format, one of"
             f" {', '.join(readers.READERS)}"
         )
-    return SUFFIXES[suffix]
+    return FORMATS[found[-1]]
 
 
 def last_logins(options: dict[str, Any], stderr: OutputWrapper) -> Iterable[Entry]:
-    for name in ("format", "user_by"):
+    for name in ("format", *Naming._fields):
         if options[name]:
             option = "--" + name.replace("_", "-")
             raise CommandError(f"{option} is about a file: leave it out with --from-last-login")
@@ -139,11 +183,11 @@ def read_lines(file: IO[bytes], name: str, stderr: OutputWrapper) -> Generator[s
     progress bar. Raises OSError, EOFError or zlib.error while it reads."""
     size = os.fstat(file.fileno()).st_size if name != "-" and file.seekable() else 0
     unit = {"total": size, "unit": "B"} if size else {"unit": "lines"}
-    data: Any = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
+    data: Any = gzip.GzipFile(fileobj=file) if name.lower().endswith(".gz") else file
     text = io.TextIOWrapper(data, encoding="utf-8-sig", errors="replace", newline="")
     try:
         with Progress(stderr, **unit, unit_scale=bool(size)) as bar:
-            for line in text:
+            for line in bounded_lines(text):
                 if not bar.disable:
                     bar.update(file.tell() - bar.n if size else 1)
                 yield line
@@ -151,19 +195,21 @@ def read_lines(file: IO[bytes], name: str, stderr: OutputWrapper) -> Generator[s
         text.detach()  # or standard input would be closed
 
 
-def describe(summary: backfill.Summary, dry_run: bool) -> str:
-    added = f"{'Would be added' if dry_run else 'Added'}: {summary.added}"
+def describe(summary: backfill.Summary, options: dict[str, Any]) -> str:
+    unit = "last log-in" if options["from_last_login"] else "line"
+    added = f"{'Would add' if options['dry_run'] else 'Added'} {count(summary.added, 'souvenir')}"
     if summary.first is not None and summary.last is not None:
         added += f", from {show(summary.first)} to {show(summary.last)}"
-    bad = f"Bad: {summary.bad.total()}"
+    parts = [f"Read {count(summary.read, unit)}", added]
+    if summary.limited:
+        parts.append(f"Skipped {count(summary.limited, unit)} within the rate limit")
+    if summary.nobody:
+        parts.append(f"Skipped {count(summary.nobody, unit)} without a user")
     if summary.bad:
-        bad += f" ({', '.join(f'{n} {reason}' for reason, n in summary.bad.most_common())})"
-    return "\n".join(
-        [
-            f"Lines read: {summary.read}",
-            added,
-            f"Rate-limited: {summary.limited}",
-            f"Without a user: {summary.nobody}",
-            bad,
-        ]
-    )
+        reasons = "; ".join(f"{reason}: {n:,}" for reason, n in summary.bad.most_common())
+        parts.append(f"Rejected {count(summary.bad.total(), unit)} ({reasons})")
+    return "".join(f"{part}.\n" for part in parts).rstrip("\n")
+
+
+def count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

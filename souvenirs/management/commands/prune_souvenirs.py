@@ -5,15 +5,16 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.management.base import CommandError
 
 from souvenirs import checks
 from souvenirs.history import maintenance, pruning
+from souvenirs.management.base import SouvenirsCommand
 from souvenirs.management.options import duration
 from souvenirs.management.progress import Progress
 
 
-class Command(BaseCommand):
+class Command(SouvenirsCommand):
     help = (
         "Deletes souvenirs that are rolled up. The numbers of the past stay: counts of ranges that"
         " begin and end at quarters of an hour do not change, others are set back to the quarter."
@@ -25,7 +26,6 @@ class Command(BaseCommand):
         parser.add_argument(
             "--older-than",
             type=duration,
-            required=True,
             metavar="DURATION",
             help="the age from which on they are deleted, such as 90d or 1y",
         )
@@ -37,6 +37,9 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         age = options["older_than"]
+        if age is None:
+            # Not by argparse, which call_command would give str() of a timedelta
+            raise CommandError("Error: --older-than is required, such as 90d", returncode=2)
         if options["dry_run"]:
             self.stdout.write(f"{pruning.prunable(age).count()} souvenirs would be deleted.")
             return

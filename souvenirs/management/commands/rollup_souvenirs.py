@@ -6,7 +6,6 @@ import time
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand
 from django.db import router
 
 from souvenirs import checks
@@ -14,6 +13,7 @@ from souvenirs.history import maintenance, repair
 from souvenirs.history.counting import first_recorded
 from souvenirs.history.progress import due_until, watermark
 from souvenirs.lastseen import get_store
+from souvenirs.management.base import SouvenirsCommand
 from souvenirs.management.progress import Progress
 from souvenirs.models import Rollup
 from souvenirs.periods import Interval
@@ -21,7 +21,7 @@ from souvenirs.periods import Interval
 DAY = 86_400
 
 
-class Command(BaseCommand):
+class Command(SouvenirsCommand):
     help = (
         "Rolls up the souvenirs of each quarter of an hour, day and month that is over, so that"
         " counting them takes milliseconds. It goes on where the last run stopped; run it from"

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from tabulate import tabulate
 
 from souvenirs import checks, reports, timestamps
 from souvenirs.conf import conf
+from souvenirs.management.base import SouvenirsCommand
 from souvenirs.management.options import to_moment
 
 
@@ -53,7 +54,7 @@ class Table(NamedTuple):
         return [*self.text, *COUNTS]
 
 
-class Command(BaseCommand):
+class Command(SouvenirsCommand):
     help = (
         "Shows registered, activated and active users in periods of a subscription, or of the"
         " calendar. Dates such as 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00, by default in"
@@ -77,9 +78,7 @@ class Command(BaseCommand):
         for length in CALENDAR:
             lengths.add_argument(
                 f"--{length}",
-                action="store_const",
-                dest="report",
-                const=length,
+                action="store_true",
                 help=f"report on {length} activity"
                 + {"monthly": " (default)", "weekly": " (of the calendar)"}.get(length, ""),
             )
@@ -125,9 +124,13 @@ class Command(BaseCommand):
         self.stdout.write(output)
 
 
+def length_of(options: dict[str, Any]) -> str:
+    return next((length for length in CALENDAR if options[length]), "monthly")
+
+
 def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
     """Raises CommandError for options that make no report."""
-    after, before, report = bounds["after"], bounds["before"], options["report"] or "monthly"
+    after, before, report = bounds["after"], bounds["before"], length_of(options)
     if options["calendar"] and bounds["subscription_start"]:
         raise CommandError(
             "--subscription-start and --calendar exclude each other: calendar periods have no"
@@ -138,6 +141,10 @@ def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
             f"--{report} reports on the calendar: leave out --subscription-start, and use --after"
             " to say where to begin"
         )
+    try:
+        datetime.now(conf.zone).strftime(options["datefmt"])
+    except ValueError as error:
+        raise CommandError(f"--datefmt is {options['datefmt']!r}, which fails: {error}") from None
     if after and before and after.timestamp() >= before.timestamp():
         raise CommandError(
             f"--after is {options['after']!s}, which is not earlier than --before"
@@ -149,9 +156,14 @@ def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
 
 def read(options: dict[str, Any], bounds: dict[str, datetime | None]) -> Table:
     subscription_start = bounds["subscription_start"]
-    report = (SUBSCRIPTION if subscription_start else CALENDAR)[options["report"] or "monthly"]
+    report = (SUBSCRIPTION if subscription_start else CALENDAR)[length_of(options)]
     start = [subscription_start] if subscription_start else []
-    usages = list(report.usage(*start, bounds["after"], bounds["before"], recent=options["recent"]))
+    try:
+        usages = list(
+            report.usage(*start, bounds["after"], bounds["before"], recent=options["recent"])
+        )
+    except reports.ReportError as error:
+        raise CommandError(f"There is no such report: {error}.") from None
     if not options["ascending"]:
         usages.reverse()
     rows = []

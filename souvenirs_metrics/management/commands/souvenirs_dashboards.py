@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
+
+from souvenirs.management.base import SouvenirsCommand
 
 DATASOURCE_URL = "http://localhost:9090"
 NEXT = """
@@ -36,7 +38,7 @@ def parse_url(text: str) -> str:
     return text
 
 
-class Command(BaseCommand):
+class Command(SouvenirsCommand):
     help = (
         "Writes the dashboards for Grafana with the files that provision them, and the rules and an"
         " example configuration for Prometheus."
@@ -55,6 +57,9 @@ class Command(BaseCommand):
             help=f"where Grafana reaches Prometheus (default: {DATASOURCE_URL})",
         )
         parser.add_argument("--force", action="store_true", help="overwrite files that are there")
+
+    def require_tables(self) -> None:
+        """It reads none."""
 
     def handle(self, *args: Any, **options: Any) -> None:
         directory = Path(options["directory"]).absolute()

@@ -12,19 +12,23 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
+from django.db import InterfaceError, OperationalError, connections, router
 from prometheus_client.exposition import generate_latest
 
 from souvenirs import checks
+from souvenirs.management.base import SouvenirsCommand
+from souvenirs.models import Souvenir
 from souvenirs_metrics import instruments
 from souvenirs_metrics.checks import is_token
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.conf import conf
-from souvenirs_metrics.deadline import scrape_timeout
+from souvenirs_metrics.deadline import Deadline, scrape_timeout
 from souvenirs_metrics.server import Server
 
 DEFAULT = "127.0.0.1:9790"
 ONCE_SECONDS = 60.0  # that --once may take to read everything
+CONNECT_SECONDS = 5.0  # that a database may take at the start
 
 
 class Address(NamedTuple):
@@ -32,15 +36,17 @@ class Address(NamedTuple):
     port: int
 
 
-def parse_address(text: str) -> Address:
+def parse_address(text: str | Address) -> Address:
     """[address:]port, with an IPv6 address in brackets. ArgumentTypeError for anything else."""
+    if isinstance(text, Address):
+        return text
     match = re.fullmatch(r"(?:(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*)):)?([0-9]{1,5})", text)
     if match is None or int(match[3]) > 65_535:
         raise ArgumentTypeError(f"{text!r} is not [address:]port; write it like {DEFAULT} or 9790")
     return Address(match[1] or match[2] or "127.0.0.1", int(match[3]))
 
 
-class Command(BaseCommand):
+class Command(SouvenirsCommand):
     help = (
         "Serves the metrics at /metrics, from a process of its own beside the site, and rolls up"
         " the history. It ends on SIGTERM and on Ctrl-C. The site's counters of visits are on its"
@@ -96,6 +102,20 @@ class Command(BaseCommand):
         self.stdout.write(f"Serving {scheme}://{host}:{server.server_port}/metrics")
         self.stdout.flush()
         server.run()
+
+    def require_tables(self) -> None:
+        using = router.db_for_write(Souvenir)
+        if connections[using].in_atomic_block:
+            super().require_tables()
+            return
+        deadline = Deadline(CONNECT_SECONDS)
+        try:
+            with deadline.connect_within(using):
+                super().require_tables()
+        except (OperationalError, InterfaceError, TimeoutError):
+            pass  # souvenirs_up says so, until the database is back
+        finally:
+            deadline.close()
 
     def print_page(self) -> None:
         scrape_timeout.set(ONCE_SECONDS)

@@ -12,10 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from souvenirs import checks, timestamps
 from souvenirs.history.counting import first_recorded
+from souvenirs.management.base import SouvenirsCommand
 from souvenirs.management.options import duration, show, to_moment
 from souvenirs.management.progress import Progress
 from souvenirs.models import Souvenir
@@ -30,8 +31,11 @@ LOOKBACK = 300  # seconds: Prometheus shows a sample for so long
 UNSAVED = 4 * 3600
 
 
-def label(text: str) -> tuple[str, str]:
-    """name=value. ArgumentTypeError for anything else, and for names that are not to be had."""
+def label(text: str | tuple[str, str]) -> tuple[str, str]:
+    """name=value, or a pair of them. ArgumentTypeError for anything else, and for names that are
+    not to be had."""
+    if isinstance(text, tuple):
+        text = "=".join(text)
     match = re.fullmatch(r"([a-zA-Z_][a-zA-Z0-9_]*)=([^\ud800-\udfff]+)", text)
     if match is None:
         raise ArgumentTypeError(f"{text!r} is no name=value; write it like job=souvenirs")
@@ -43,7 +47,7 @@ def label(text: str) -> tuple[str, str]:
     return name, value
 
 
-class Command(BaseCommand):
+class Command(SouvenirsCommand):
     help = (
         f"Writes {ACTIVE_USERS.name} at past instants, from the history, as OpenMetrics with"
         " timestamps: for promtool tsdb create-blocks-from openmetrics. Windows that begin before"
