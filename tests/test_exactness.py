@@ -17,7 +17,7 @@ import time_machine
 from django.conf import settings as django_settings
 from django.db import transaction
 from django.test import override_settings
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs import periods
@@ -367,20 +367,12 @@ def test_windows__are_what_happened_whatever_the_limit_and_the_resolution(
         site.check_last_seen()
 
 
-def is_shown_twice(t: float, zone: ZoneInfo) -> bool:
-    local = datetime.fromtimestamp(t, zone)
-    return local.utcoffset() != local.replace(fold=1 - local.fold).utcoffset()
-
-
 @ways
 @given(data=st.data())
 def test_windows_and_periods_to_date__are_what_happened_without_use_tz(
     users: list[Any], play: Any, data: st.DataObject
 ) -> None:
     story = data.draw(stories(play))
-    # There, a last-seen time in the hour that clocks show twice is known to the hour only
-    zone = ZoneInfo(story.zone)
-    assume(not any(is_shown_twice(visit[0], zone) for visit in story.visits))
     with site_in(story.zone, users, USE_TZ=False) as site:
         play(site, story, site.check_since)
 
