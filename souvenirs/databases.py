@@ -180,7 +180,7 @@ def shown_from(t: float, using: str) -> float:
 def shown_until(t: float, using: str) -> float:
     """What is before `t` is shown as before this time."""
     hour = _repeated_hour(t, using)
-    return hour.end if hour and t > hour.turn else t
+    return hour.end if hour and t >= hour.turn else t
 
 
 def _repeated_hour(t: float, using: str) -> RepeatedHour | None:

@@ -14,7 +14,7 @@ from souvenirs.lastseen import future
 from souvenirs.lastseen.base import LastSeenStore
 from souvenirs.logs import LogLimit
 from souvenirs.models import LastSeen, Souvenir
-from tests import stores
+from tests import servers, stores
 from tests.history import DAY, HOUR, MINUTE, at, people, to_when, unix
 from tests.people import ours, with_databases
 
@@ -44,6 +44,8 @@ def users(store: LastSeenStore) -> list[Any]:
         for minute in range(2):  # the second one reaches no row of souvenirs
             with at(AHEAD + minute * MINUTE):
                 souvenez(user)
+    for user in users:  # a thread writes them to Redis
+        servers.wait_until(lambda key=user.pk: store.get(key) == AHEAD + MINUTE)  # type: ignore[misc]
     return users
 
 
@@ -114,7 +116,7 @@ def test_set_back__of_some_users_at_a_time(
 ) -> None:
     monkeypatch.setattr(future, "BATCH_SIZE", 2)
     with at(NOW):
-        for _ in range(3):
+        for _ in range(6):  # three in the table, and three that may share a shard
             maintenance.set_back_last_seen(limit)
         assert last_seen(users[0]) == to_when(NOW - 20 * MINUTE)
         assert last_seen(users[2]) is None

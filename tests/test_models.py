@@ -160,6 +160,30 @@ def test_touch__after_somebody_else_made_the_row_meanwhile(
     assert seen_of(user) == T + 60
 
 
+@pytest.mark.where(ours().vendor == "mysql")
+def test_touch__reads_and_locks_nobody_else(user: Any) -> None:
+    User.objects.bulk_create(User(username=f"u{number}") for number in range(50))
+    LastSeen.objects.bulk_create(
+        LastSeen(user_id=other.pk, seen=column(T + 600))
+        for other in User.objects.exclude(pk=user.pk)
+    )
+    touch(user, T)
+    updates = []
+
+    def explain(execute: Any, sql: str, params: Any, *more: Any) -> Any:
+        if sql.startswith("UPDATE"):
+            with ours().cursor() as cursor:
+                cursor.execute(f"EXPLAIN {sql}", params)
+                names = [name for name, *_ in cursor.description]
+                updates.append(dict(zip(names, cursor.fetchone())))
+        return execute(sql, params, *more)
+
+    with ours().execute_wrapper(explain):
+        touch(user, T + 60)
+        touch(user, T + 120, latest=T + 180)
+    assert [plan["key"] for plan in updates] == ["user_id"] * 2
+
+
 # Souvenir
 
 

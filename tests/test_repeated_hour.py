@@ -69,7 +69,9 @@ def test_count__around_the_repeated_hour(zone: str) -> None:
     store = DatabaseStore({})
     truth: dict[Any, int] = {}
     keys: list[Any] = []
-    for number, now in enumerate(range(turn - 90 * MINUTE, turn + 100 * MINUTE, 10 * MINUTE)):
+    times = {*range(turn - 90 * MINUTE, turn + 100 * MINUTE, 10 * MINUTE)}
+    times |= {turn + offset for offset in (-61, -60, -1, 1, 60, HOUR - 1, HOUR + 1)}
+    for number, now in enumerate(sorted(times)):
         keys.append(User.objects.create(username=f"u{number}").pk)
         visitors = {keys[-1], keys[len(keys) * number % 7 % len(keys)]}
         with at(now):
@@ -77,6 +79,7 @@ def test_count__around_the_repeated_hour(zone: str) -> None:
                 table.touch(LastSeenUpdate(user_pk=key, seen=now, slot_start=now, latest=now + 60))
                 truth[key] = now
         cuts = [now - offset * MINUTE for offset in (0, 15, 30, 60, 65, 90, 24 * 60)]
+        cuts += [turn - HOUR, turn - 1, turn]
         cuts.append(midnight(shown(now, zone).date(), ZoneInfo(zone)))
         counts = store.count(cuts, now + 60, using=ours().alias)
         hour = repeated_hour(turn, ZoneInfo(zone))

@@ -6,32 +6,49 @@ of MySQL 5.7 do that. A newcomer would then be named by the history of somebody 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import count
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from django.db import connections
+from django.db import connections, transaction
 
 from souvenirs.databases import skip_ids
 from souvenirs.models import DeletedMember, LastSeen, Rollup
 
 HELD_BY = ((LastSeen, "id"), (Rollup, "last_member"), (DeletedMember, "member"))
+TRIES = 10  # who has no row then gets one when their souvenir is rolled up
 
 
-def secure(rows: Iterable[LastSeen], using: str) -> None:
-    """Call this before `rows` are made, in a way that bears with rows that are there already.
-
-    Afterwards the table gives ids that the history does not hold. Where that takes a row with such
-    an id (see skip_ids), these are made here.
-    """
+@contextmanager
+def secured(user_pks: Collection[Any], using: str) -> Iterator[None]:
+    """In the block, rows of these users are made, who have none. They get ids that the history does
+    not hold."""
     newest, held = _newest_and_held(using)
-    if newest < held and not skip_ids(LastSeen, held, using):
-        LastSeen.objects.using(using).bulk_create(
-            (
-                LastSeen(pk=pk, user_id=row.user_id, seen=row.seen)
-                for pk, row in zip(count(held + 1), rows)
-            ),
-            ignore_conflicts=True,  # another process may do the same
-        )
+    if newest >= held or skip_ids(LastSeen, held, using):
+        yield
+        return
+    # The last user was deleted, as a rule, and the table goes on from their id
+    with transaction.atomic(using=using):
+        yield
+        _renew(user_pks, held, using)
+
+
+def _renew(user_pks: Collection[Any], held: int, using: str) -> None:
+    """Make these users' rows again, where the history holds their ids; then the table goes on from
+    the new ones."""
+    rows = LastSeen.objects.using(using)
+    again = list(rows.filter(user_id__in=user_pks, pk__lte=held))
+    rows.filter(pk__in=[row.pk for row in again]).delete()
+    for _ in range(TRIES):
+        if not again:
+            return
+        for row in again:
+            held += 1
+            row.pk = held
+        rows.bulk_create(again, ignore_conflicts=True)  # another process may do the same
+        made = rows.filter(user_id__in=[row.user_id for row in again])
+        known = set(made.values_list("user_id", flat=True))
+        again = [row for row in again if row.user_id not in known]
 
 
 def _newest_and_held(using: str) -> tuple[int, int]:

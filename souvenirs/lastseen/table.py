@@ -74,14 +74,13 @@ def touch(update: LastSeenUpdate, using: str | None = None) -> None:
     # lock, neither could go on to the update.
     seen = None if update.seen is None else to_column(update.seen, using)
     targeted = connections[using].features.supports_update_conflicts_with_target
-    row = LastSeen(user_id=update.user_pk, seen=seen)
-    ordinals.secure([row], using)
-    rows.bulk_create(
-        [row],
-        update_conflicts=True,
-        update_fields=["user"],
-        unique_fields=["user"] if targeted else None,
-    )
+    with ordinals.secured([update.user_pk], using):
+        rows.bulk_create(
+            [LastSeen(user_id=update.user_pk, seen=seen)],
+            update_conflicts=True,
+            update_fields=["user"],
+            unique_fields=["user"] if targeted else None,
+        )
     _move_forward(replace(update, has_row=True), using)
 
 
@@ -102,9 +101,9 @@ def catch_up(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
     users = sorted(newest, key=str)  # in one order, so that two of these cannot deadlock
     for batch in (users[at : at + BATCH_SIZE] for at in range(0, len(users), BATCH_SIZE)):
         existing = dict(rows.filter(user_id__in=batch).values_list("user_id", "seen"))
-        if new := [LastSeen(user_id=user_pk) for user_pk in batch if user_pk not in existing]:
-            ordinals.secure(new, using)
-            rows.bulk_create(new, ignore_conflicts=True)
+        if new := [user_pk for user_pk in batch if user_pk not in existing]:
+            with ordinals.secured(new, using):
+                rows.bulk_create((LastSeen(user_id=pk) for pk in new), ignore_conflicts=True)
         times = {user_pk: -1 if at is None else seconds(at) for user_pk, at in existing.items()}
         behind = {u: newest[u] for u in batch if newest[u] > times.get(u, -1)}
         if behind:
@@ -119,20 +118,23 @@ def _move_forward(update: LastSeenUpdate, using: str) -> bool:
         return False
     connection = connections[using]
     user, table, key, at = _user_field_and_names(connection)
-    is_behind = f"{at} IS NULL OR {at} < %s"
     values = [
         user.get_db_prep_save(update.user_pk, connection),
         to_parameter(update.slot_start, using),
     ]
+    is_recent = f"{at} >= %s"
     if update.latest is not None:
-        is_behind += f" OR {at} > %s"
+        is_recent += f" AND {at} <= %s"
         values.append(to_parameter(update.latest, using))
+    # A function, for no index on times can answer it: InnoDB would lock that before the user's row,
+    # and whoever deletes a user locks these in the other order
+    is_recent = f"COALESCE({is_recent}, FALSE)"
     with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
-        statement = f"UPDATE {table} SET {at} = %s WHERE {key} = %s AND ({is_behind})"  # noqa: S608
+        statement = f"UPDATE {table} SET {at} = %s WHERE {key} = %s AND NOT {is_recent}"  # noqa: S608
         cursor.execute(statement, [to_parameter(update.seen, using), *values])
         if cursor.rowcount or update.has_row:
             return True
-        select = f"SELECT 1 FROM {table} WHERE {key} = %s AND NOT ({is_behind})"  # noqa: S608
+        select = f"SELECT 1 FROM {table} WHERE {key} = %s AND {is_recent}"  # noqa: S608
         cursor.execute(select, values)
         return cursor.fetchone() is not None
 
