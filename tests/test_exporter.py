@@ -267,6 +267,7 @@ connection.cursor().execute("ALTER TABLE souvenirs_lastseen RENAME TO away")
 # Mistakes
 
 
+@pytest.mark.django_db  # the command looks for its tables first
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [

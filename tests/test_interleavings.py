@@ -480,7 +480,7 @@ class Crowd:
             thread.join()
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.where("sqlite" not in ours().settings_dict["ENGINE"])  # there they only wait
 def test_all_at_once__nothing_is_lost_and_nobody_fails() -> None:
     crowd = Crowd()
