@@ -197,8 +197,22 @@ def test_work__loses_nothing_of_a_transaction_that_commits_between_its_statement
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_nested", [False, True], ids=["autocommit", "nested"])
-@pytest.mark.parametrize("meanwhile", MEANWHILE)
+@pytest.mark.parametrize(
+    ("rival", "meanwhile", "is_nested"),
+    [
+        pytest.param(
+            is_strict,
+            meanwhile,
+            is_nested,
+            id=f"{'strict' if is_strict else 'usual'}-{meanwhile}-{nested}",
+            marks=pytest.mark.soak if is_strict and is_nested else [],
+        )
+        for is_strict in (False, True)
+        for meanwhile in MEANWHILE
+        for nested, is_nested in (("autocommit", False), ("nested", True))
+    ],
+    indirect=["rival"],
+)
 def test_count__is_right_whatever_comes_between_its_statements(
     rival: Rival, meanwhile: str, is_nested: bool
 ) -> None:
