@@ -205,13 +205,28 @@ def test_exporter__closes_its_connections(site: Path) -> None:
 # Its end
 
 
+@contextmanager
+def accepted_client(process: subprocess.Popen[str], port: int) -> Iterator[socket.socket]:
+    """A connection that the exporter has accepted, and holds until its request is complete."""
+
+    def count_open() -> int:
+        return len(os.listdir(f"/proc/{process.pid}/fd"))
+
+    before = count_open()
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET /metrics HTTP/1.0\r\n")
+        deadline = time.monotonic() + 30
+        while count_open() <= before:
+            assert time.monotonic() < deadline, "the exporter has not accepted the connection"
+            time.sleep(0.02)
+        yield client
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_exporter__ends_on_a_signal_when_requests_are_answered(site: Path, number: int) -> None:
     with exporter(site, ":0") as (url, process):
         port = servers.port_of(url)
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            client.sendall(b"GET /metrics HTTP/1.0\r\n")
-            time.sleep(0.3)  # it waits for the rest
+        with accepted_client(process, port) as client:
             process.send_signal(number)
             time.sleep(0.3)
             client.sendall(b"\r\n")
@@ -223,9 +238,8 @@ def test_exporter__ends_on_a_signal_when_requests_are_answered(site: Path, numbe
 def test_exporter__ends_though_a_client_never_gets_to_its_point(site: Path) -> None:
     with exporter(site, ":0", code=("-c", SHORT_END)) as (url, process):
         port = servers.port_of(url)
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            client.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
-            time.sleep(0.3)
+        with accepted_client(process, port) as client:
+            client.sendall(b"X: ")
             process.send_signal(signal.SIGTERM)
             signalled = time.monotonic()
             deadline = time.monotonic() + 30
