@@ -625,6 +625,21 @@ def test_hook__that_raises_leaves_the_response_alone(
     assert (seen(), results) == ([], ["failed"])
 
 
+async def says_no_later(request: HttpRequest, response: HttpResponse) -> bool:
+    return False
+
+
+def test_hook__that_is_async_refuses_and_is_logged_once(
+    signed_in: Client, hook: Any, results: list[str], caplog: Any
+) -> None:
+    hook(says_no_later)
+    for _ in range(3):
+        assert signed_in.get("/who/").content == b"ada"
+    assert (seen(), results) == ([], ["failed"] * 3)
+    (record,) = (record for record in caplog.records if record.name == "souvenirs")
+    assert "SOUVENIRS_SHOULD_RECORD must not be async" in record.message
+
+
 def test_hook__is_not_asked_where_there_is_nothing_to_record(client: Client, hook: Any) -> None:
     hook(explode)
     client.get("/who/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import isawaitable, iscoroutine
 from typing import Any
 
 from django.contrib.sessions.backends.base import SessionBase
@@ -23,9 +24,17 @@ def is_allowed(
     request: HttpRequest,
     response: HttpResponseBase,
 ) -> bool:
-    """Ask the hook."""
+    """Ask the hook. Raises TypeError if it is async: a coroutine would count as a yes."""
     with exposed(request):
-        return should_record(request, response)
+        answer: Any = should_record(request, response)
+    if isawaitable(answer):
+        if iscoroutine(answer):
+            answer.close()  # else Python warns that nobody awaited it
+        raise TypeError(
+            f"SOUVENIRS_SHOULD_RECORD must not be async, and returned {answer!r}:"
+            " name a function that returns True or False"
+        )
+    return bool(answer)
 
 
 @contextmanager
