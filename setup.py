@@ -89,6 +89,7 @@ setup(
             "django-impersonate>=1.9.5",
             "django-loginas>=0.3.11",
             "djangorestframework>=3.16",
+            "djangorestframework-simplejwt>=5.5",
             "grafana-foundation-sdk~=0.0.18; python_version >= '3.11'",
             "hypothesis>=6.100",
             "mysqlclient>=2.2.1",

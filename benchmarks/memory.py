@@ -13,6 +13,7 @@ tells of dictionaries, keys and values of such a length:
     memory.recent_users       2 generations of MAX_USERS users
     memory.recent_sessions    2 generations of MAX_USERS digests
     sessions.unknown_sessions 2 generations of MAX_USERS digests and times
+    memory.missing_users      2 generations of MAX_MISSING keys and times
     throttle's local cache    max_entries = MAX_USERS keys, pickled values and times
 
 While a dictionary grows, the old table lies beside the new one: once more the largest table. And
@@ -50,8 +51,11 @@ def allocated(thing: Any) -> int:
 
 def bounds(users: int) -> dict[str, int]:
     """The most bytes of each memory, with up to `users` (MAX_USERS) in a generation."""
+    from souvenirs.recording.memory import MAX_MISSING
+
     table = sys.getsizeof(dict.fromkeys(range(users)))
     ordered = sys.getsizeof(OrderedDict.fromkeys(range(users)))
+    missing = sys.getsizeof(dict.fromkeys(range(MAX_MISSING)))
     key, digest, moment = allocated(10**8), allocated(b"." * 16), allocated(time.time())
     cache_key = allocated(":1:souvenirs.100000000.3600.0.1700000000.0")
     cache_value = allocated(pickle.dumps(time.time(), pickle.HIGHEST_PROTOCOL))
@@ -59,6 +63,7 @@ def bounds(users: int) -> dict[str, int]:
         "memory.recent_users": 2 * (table + users * key),
         "memory.recent_sessions": 2 * (table + users * digest),
         "sessions.unknown_sessions": 2 * (table + users * (digest + moment)),
+        "memory.missing_users": 2 * (missing + MAX_MISSING * (key + moment)),
         "throttle's local cache": (ordered + table + users * (cache_key + cache_value + moment)),
         "a table while it grows": ordered,
     }

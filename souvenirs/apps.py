@@ -10,8 +10,10 @@ class SouvenirsConfig(AppConfig):
         from souvenirs import checks  # noqa: F401  (registers the checks)
         from souvenirs.history import deletion, marks
         from souvenirs.lastseen import table
+        from souvenirs.recording import turnover
         from souvenirs.signals import souvenirs_written
 
         souvenirs_written.connect(table.catch_up)
         souvenirs_written.connect(marks.mark_dirty)
         deletion.connect()
+        turnover.connect()

@@ -18,7 +18,7 @@ from souvenirs.models import LastSeen, SouvenirQuerySet
 from souvenirs.recording import memory
 from souvenirs.recording.recorder import record
 from souvenirs.recording.results import RATE_LIMITED
-from souvenirs.recording.users import clean_pk, has_constraint, is_key
+from souvenirs.users import clean_pk, has_constraint, key_of
 
 
 def souvenez(
@@ -43,11 +43,11 @@ def souvenez(
     Inside a transaction the row is part of it, and last-seen follows when it commits; after a
     rollback the user is recorded again within a minute.
 
-    Raises ValueError for a user who is not saved, a limit below 0 or a `when` that is not of the
-    years 1900 to 9998, TypeError for a key that is
-    a float, a Decimal, a bool or bytes, and for a `when` that is not a datetime, the user model's
-    DoesNotExist where no user has the key, and django.db.DatabaseError when the database fails.
-    An enclosing transaction stays usable.
+    Raises TypeError for an instance of another model, a key that is a float, a Decimal, a bool or
+    bytes, and a `when` that is not a datetime; ValueError for a user who is not saved, a limit
+    below 0, and a `when` that is not of the years 1900 to 9998; the user model's DoesNotExist if no
+    user has the key; and django.db.DatabaseError if the database fails. An enclosing transaction
+    stays usable.
     """
     if is_handled(user, when, ratelimit, check_duplicate):
         return RATE_LIMITED
@@ -125,11 +125,9 @@ def with_last_seen(users: QuerySet[Any], name: str = "last_seen") -> QuerySet[An
 def is_handled(
     user: Any, when: datetime | None, ratelimit: bool | float, check_duplicate: bool
 ) -> bool:
-    key = getattr(user, "pk", user)
     return (
         when is None
         and ratelimit is True
         and not check_duplicate
-        and (key is not user or is_key(key))  # True and 1.0 are equal to 1
-        and memory.recent_users.is_handled(key, time.time())
+        and memory.recent_users.is_handled(key_of(user), time.time())
     )

@@ -51,3 +51,4 @@ if "uuid" in SHAPE:
 if "string" in SHAPE:
     AUTH_USER_MODEL = "users.StringUser"
 DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
+SIMPLE_JWT = {"SIGNING_KEY": "of the tests, and as long as tokens want it"}

@@ -19,7 +19,7 @@ LAYERS = {
         "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods", "bitmaps",
         "databases", "isolation",
     ],
-    "schema": ["fields", "models"],
+    "schema": ["fields", "models", "users"],
     "since when?": [
         "lastseen.base", "lastseen", "lastseen.ordinals", "lastseen.future", "lastseen.table",
         "lastseen.database", "lastseen.clients", "lastseen.pending", "lastseen.shards",
@@ -32,7 +32,7 @@ LAYERS = {
     ],
     "recording": [
         "recording", "recording.memory", "recording.throttle", "recording.results",
-        "recording.users", "recording.recorder", "recording.failures", "recording.requests",
+        "recording.turnover", "recording.recorder", "recording.failures", "recording.requests",
         "recording.sessions", "recording.hook", "recording.tasks",
     ],
     "backfill": [

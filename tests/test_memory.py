@@ -34,6 +34,7 @@ def record(users):
         memory.recent_users[user_pk] = handled
         memory.recent_sessions[user_pk.to_bytes(16, "big")] = handled
         sessions.unknown_sessions[user_pk.to_bytes(16, "little")] = now + user_pk
+        memory.missing_users[-user_pk] = now - user_pk
 
 for each in (memory.recent_users, memory.recent_sessions, sessions.unknown_sessions):
     each.size //= SHARE

@@ -149,12 +149,11 @@ def test_touch__refresh_is_one_query(user: Any, django_assert_num_queries: Any) 
 def test_touch__after_somebody_else_made_the_row_meanwhile(
     user: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def late_exists(self: Any) -> bool:
-        LastSeen.objects.create(user_id=user.pk, seen=column(T))  # another process, just now
-        return False
+    def require_late(user_pk: Any) -> None:
+        LastSeen.objects.create(user_id=user_pk, seen=column(T))  # another process, just now
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(LastSeen.objects.all()), "exists", late_exists)
+        patch.setattr(table, "require_user", require_late)
         touch(user, T + 60)
     assert LastSeen.objects.count() == 1
     assert seen_of(user) == T + 60

@@ -20,7 +20,7 @@ from souvenirs.backfill.entries import UNKNOWN_USER, BackfillError, Bad, Entry
 from souvenirs.backfill.users import find_users, user_field
 from souvenirs.models import Souvenir
 from souvenirs.periods import Interval
-from souvenirs.recording.users import has_constraint, is_key
+from souvenirs.users import has_constraint, is_key
 
 BATCH_SIZE = 50_000  # entries: what is in memory at a time, and a transaction
 INSERT_SIZE = 5_000  # rows in a statement, or fewer where the database takes fewer

@@ -11,7 +11,7 @@ from django.core.exceptions import FieldDoesNotExist, ValidationError
 from django.db import router
 
 from souvenirs.backfill.entries import USER_BY, BackfillError
-from souvenirs.recording.users import is_storable
+from souvenirs.users import is_storable
 
 BATCH_SIZE = 500  # users in a query
 

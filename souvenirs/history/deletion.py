@@ -42,7 +42,7 @@ def keep_history(user_pk: Any, using: str) -> None:
     last_seen = LastSeen.objects.using(using).filter(user_id=user_pk)
     ordinal = last_seen.values_list("pk", flat=True).first()
     if ordinal is None:  # the souvenirs came past us; Django may not look for such a row again
-        table.touch(LastSeenUpdate(user_pk=user_pk, seen=None), using)
+        table.insert(LastSeenUpdate(user_pk=user_pk, seen=None), using)
         ordinal = last_seen.get().pk
         last_seen.delete()
     marks.mark_deleted(ordinal, buckets, using)

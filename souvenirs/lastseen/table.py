@@ -22,6 +22,7 @@ from souvenirs.lastseen import get_store, ordinals
 from souvenirs.lastseen.base import LastSeenUpdate
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import slot_containing
+from souvenirs.users import require_user
 
 BATCH_SIZE = 150  # users in a statement
 
@@ -62,6 +63,9 @@ def touch(update: LastSeenUpdate, using: str | None = None) -> None:
     UPDATE comes first, and INSERT only where there is no row: an upsert would burn an id on each
     visit (PostgreSQL takes the sequence's next value before it sees the conflict), and ids have to
     stay dense.
+
+    Raises the user model's DoesNotExist, before anything is inserted, if no user has the key: the
+    foreign key would burn an id, too, and log an error.
     """
     using = using or router.db_for_write(LastSeen)
     if _move_forward(update, using):
@@ -69,19 +73,25 @@ def touch(update: LastSeenUpdate, using: str | None = None) -> None:
     rows = LastSeen.objects.using(using)
     if update.seen is None and rows.filter(user_id=update.user_pk).exists():
         return
+    require_user(update.user_pk)
+    insert(update, using)
+    _move_forward(replace(update, has_row=True), using)
+
+
+def insert(update: LastSeenUpdate, using: str) -> None:
+    """Make a user's row, where there was none a moment ago."""
     # Another process may make the row meanwhile, with an older time. On a conflict it has to be
     # locked for writing, which MySQL does in this form only: of two transactions that share a
     # lock, neither could go on to the update.
     seen = None if update.seen is None else to_column(update.seen, using)
     targeted = connections[using].features.supports_update_conflicts_with_target
     with ordinals.secured([update.user_pk], using):
-        rows.bulk_create(
+        LastSeen.objects.using(using).bulk_create(
             [LastSeen(user_id=update.user_pk, seen=seen)],
             update_conflicts=True,
             update_fields=["user"],
             unique_fields=["user"] if targeted else None,
         )
-    _move_forward(replace(update, has_row=True), using)
 
 
 def catch_up(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:

@@ -9,6 +9,8 @@ from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 MAX_USERS = 50_000
+MAX_MISSING = 10_000
+MISSING_SECONDS = 60  # how long a key that no user has is remembered as such
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -39,6 +41,10 @@ class Memory(Generic[K, V]):
             if value is not None:
                 self[key] = value
         return value
+
+    def forget(self, key: K) -> None:
+        self._old.pop(key, None)
+        self.young.pop(key, None)
 
     def __setitem__(self, key: K, value: V) -> None:
         if len(self.young) >= self.size:
@@ -87,6 +93,22 @@ class RecentMemory(Memory[K, RecentlyRecorded]):
 recent_users: RecentMemory[Any] = RecentMemory(MAX_USERS)
 # By digests of session cookies: to what was done, not to whose they are
 recent_sessions: RecentMemory[bytes] = RecentMemory(MAX_USERS)
+# Keys that no user has, until when: those of stateless tokens whose users are elsewhere, say
+missing_users: Memory[Any, float] = Memory(MAX_MISSING)
+
+
+def is_missing(user_pk: Any, now: float) -> bool:
+    """Return True if no user had this key a moment ago."""
+    until = missing_users.get(user_pk)
+    return until is not None and now < until
+
+
+def forget_user(user_pk: Any) -> None:
+    """Remember nothing of this key: a user got it, or has lost it."""
+    for key in {user_pk, str(user_pk)}:  # tokens have it as text
+        recent_users.forget(key)
+        missing_users.forget(key)
+
 
 _flushed = 0  # of the hits
 _lock = threading.Lock()
@@ -106,6 +128,7 @@ def clear() -> None:
     global _flushed
     recent_users.clear()
     recent_sessions.clear()
+    missing_users.clear()
     _flushed = hits
 
 

@@ -23,7 +23,7 @@ from souvenirs.recording import memory
 from souvenirs.recording.memory import interned
 from souvenirs.recording.results import ADDED, DUPLICATED, RATE_LIMITED, flush_hits, send_recorded
 from souvenirs.recording.throttle import Claim, throttle
-from souvenirs.recording.users import clean_pk, has_constraint, require_user
+from souvenirs.users import clean_pk, has_constraint, key_of, require_user
 
 
 def record(
@@ -44,7 +44,7 @@ class Recording:
     """One visit: what is due, and what is done for it."""
 
     def __init__(self, user: Any, when: datetime | None, ratelimit: bool | float) -> None:
-        self.key = getattr(user, "pk", user)  # what process memory is asked for
+        self.key = key_of(user)  # what process memory is asked for
         self.user_pk = clean_pk(user)
         # Whole microseconds, as databases keep: a row must not be rounded into the next slot
         self.now = time.time_ns() // 1_000 / 1_000_000

@@ -10,6 +10,8 @@ from django.dispatch import receiver
 from django.http import HttpRequest
 from django.utils.functional import SimpleLazyObject, empty
 
+from souvenirs.users import principal_key
+
 LOGGED_OUT = "_souvenirs_logged_out"  # attribute of requests
 
 
@@ -21,7 +23,7 @@ class LoggedOut(NamedTuple):
 
 
 def loaded_user_pk(request: HttpRequest) -> tuple[Any, bool]:
-    """The signed-in user's primary key, and whether the answer is known without the session.
+    """The signed-in user's key, None for nobody; and whether that is known without the session.
 
     Look at what was loaded, and load nothing: reading request.user would read the session, and put
     `Vary: Cookie` on the response.
@@ -31,10 +33,10 @@ def loaded_user_pk(request: HttpRequest) -> tuple[Any, bool]:
     if isinstance(user, SimpleLazyObject):
         wrapped = user.__dict__["_wrapped"]
         user = attributes.get("_acached_user") if wrapped is empty else wrapped
-    if user is not None and user.is_authenticated:
-        return user.pk, True
+    if getattr(user, "is_authenticated", False):
+        return principal_key(user), True
     if (logged_out := attributes.get(LOGGED_OUT)) is not None:
-        return logged_out.user.pk, True
+        return principal_key(logged_out.user), True
     return None, user is not None
 
 

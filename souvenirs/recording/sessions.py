@@ -21,6 +21,7 @@ from django.core.exceptions import ValidationError
 from django.utils.crypto import constant_time_compare
 
 from souvenirs.recording.memory import MAX_USERS, Memory
+from souvenirs.users import principal_key
 
 # How many look-ups of sessions without a user a process makes in a second. It bounds what a flood
 # of invented cookies costs; a session that was good before is not subject to it.
@@ -72,13 +73,19 @@ def may_look_up(digest: bytes, now: float, *, was_good: bool) -> bool:
 
 
 def look_up(store: type[SessionBase], cookie: str, digest: bytes) -> Any:
-    """The user signed in with this session, None if there is none; that is remembered."""
-    user = session_user(read_only(store)(cookie))
-    if user is None:
-        now = time.time()
-        failed_lookups.use(now)
-        unknown_sessions[digest] = now + UNKNOWN_SECONDS
-    return user
+    """The key of the user signed in with this session, None if there is none; that is
+    remembered."""
+    key = principal_key(session_user(read_only(store)(cookie)))
+    if key is None:
+        remember_fruitless(digest)
+    return key
+
+
+def remember_fruitless(digest: bytes) -> None:
+    """A look-up has found nobody to record."""
+    now = time.time()
+    failed_lookups.use(now)
+    unknown_sessions[digest] = now + UNKNOWN_SECONDS
 
 
 @lru_cache(maxsize=8)

@@ -20,6 +20,7 @@ from souvenirs.recording.hook import is_allowed
 from souvenirs.recording.recorder import record
 from souvenirs.recording.requests import loaded_user_pk
 from souvenirs.recording.results import FAILED, SKIPPED, send_recorded
+from souvenirs.users import clean_pk
 
 # Returns what souvenez does, None if there was nothing to write
 RecordTask = Callable[[], str | None]
@@ -71,7 +72,10 @@ def _user_task(request: HttpRequest) -> RecordTask | None:
     user_pk, is_known = loaded_user_pk(request)
     if not is_known:
         return _session_task(request)
-    if user_pk is None or memory.recent_users.is_handled(user_pk, time.time()):
+    now = time.time()
+    if user_pk is None or memory.recent_users.is_handled(user_pk, now):
+        return None
+    if memory.is_missing(user_pk, now):
         return None
     return partial(record_user, user_pk)
 
@@ -90,24 +94,31 @@ def _session_task(request: HttpRequest) -> RecordTask | None:
     return partial(record_session, type(session), cookie, digest)
 
 
-def record_user(user: Any) -> str | None:
-    """Record a user, or the one with a primary key. None if another request has done so, or if they
-    were deleted meanwhile."""
-    if memory.recent_users.is_handled(getattr(user, "pk", user), time.time()):
+def record_user(key: Any) -> str | None:
+    """Record the user with this key. None if another request has done so, or there is none."""
+    now = time.time()
+    if memory.recent_users.is_handled(key, now) or memory.is_missing(key, now):
         return None
     try:
-        return record(user)
+        clean_pk(key)
+    except (TypeError, ValueError):  # a service's name, say, in a token: users have no such keys
+        return None
+    try:
+        return record(key)
     except get_user_model().DoesNotExist:
+        memory.missing_users[key] = now + memory.MISSING_SECONDS
         return None
 
 
 def record_session(store: type[SessionBase], cookie: str, digest: bytes) -> str | None:
     """Record the user signed in with this session, if there is one."""
-    user = sessions.look_up(store, cookie, digest)
-    if user is None:
+    key = sessions.look_up(store, cookie, digest)
+    if key is None:
         return None
-    result = record_user(user)
-    entry = memory.recent_users.get(user.pk)
+    result = record_user(key)
+    entry = memory.recent_users.get(key)
     if entry is not None:
         memory.recent_sessions[digest] = entry
+    elif result is None:
+        sessions.remember_fruitless(digest)
     return result

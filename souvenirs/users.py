@@ -1,0 +1,134 @@
+"""Who is a user, and which key is theirs."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from numbers import Integral
+from typing import Any
+from uuid import UUID
+
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
+from django.core.signals import setting_changed
+from django.db import models, router
+
+from souvenirs.models import Souvenir
+
+PLAIN_KEYS = frozenset({int, str, UUID})
+SURROGATES = re.compile("[\ud800-\udfff]")
+UNSTORABLE = object()
+
+
+@lru_cache(maxsize=128)
+def pk_attribute(cls: type) -> str | None:
+    """The attribute of instances of `cls` that holds a user's key. None: they are not users, but
+    instances of another model."""
+    if not issubclass(cls, models.Model):
+        return "pk"
+    user_model = get_user_model()._meta.concrete_model
+    assert user_model is not None
+    assert user_model._meta.pk is not None
+    # Models of migrations are no subclasses; proxies and models with a table below the user's are
+    is_user = issubclass(cls, user_model) or cls._meta.label == user_model._meta.label
+    return user_model._meta.pk.attname if is_user else None
+
+
+def key_of(user: Any) -> Any:
+    """The key of a user, or `user` if it is a key itself, as it is found: see `clean_pk`.
+
+    Raises TypeError for an instance of another model, and a key of a type that `is_key` refuses.
+    """
+    attribute = pk_attribute(user.__class__)
+    if attribute is None:
+        label = get_user_model()._meta.label
+        raise TypeError(f"{user!r} is an instance of {user._meta.label}, not of {label}")
+    key = getattr(user, attribute, user)
+    if not is_key(key):
+        raise TypeError(
+            f"{user!r} is neither a user nor a primary key of one: give a user, or a key that is"
+            f" not of the type {type(key).__name__}"
+        )
+    return key
+
+
+def principal_key(principal: Any) -> Any:
+    """The key of the user that something authenticated as, as it is found.
+
+    None for nobody: an instance of another model, or whatever has no key of a user's type.
+    """
+    attribute = pk_attribute(principal.__class__)
+    key = None if attribute is None else getattr(principal, attribute, None)
+    return key if is_key(key) else None
+
+
+def clean_pk(user: Any) -> Any:
+    """The primary key of a user, or a key, as the user model has it.
+
+    Raises TypeError as `key_of` does, and ValueError for a user who is not saved and for a value
+    that no key can have.
+    """
+    key = key_of(user)
+    try:
+        key = _key_field().to_python(key)
+    except ValidationError:
+        key = UNSTORABLE
+    if key is None:
+        raise ValueError(f"{user!r} has no primary key: only saved users can be remembered")
+    if not is_storable(key):
+        raise ValueError(f"{user!r} is neither a user nor a primary key of one")
+    return key
+
+
+def is_key(value: Any) -> bool:
+    """Whether the type of a value is one that primary keys are given in: whole numbers, text and
+    UUIDs, or what the user model's own key is.
+
+    Not so a bool, a float or a Decimal, which would be taken for the number that they equal, or
+    bytes.
+    """
+    if type(value) in PLAIN_KEYS:
+        return True
+    if isinstance(value, bool):
+        return False
+    if value is None or isinstance(value, (Integral, str, UUID)):
+        return True
+    try:
+        return isinstance(value, type(_key_field().to_python(value)))
+    except (ValidationError, ArithmeticError, AttributeError, TypeError, ValueError):
+        return False
+
+
+def is_storable(key: Any) -> bool:
+    """Whether a database can be asked for this key (or name) at all."""
+    if isinstance(key, int):
+        return -(2**63) <= key < 2**63
+    if not isinstance(key, str):
+        return key is not UNSTORABLE
+    return "\0" not in key and not SURROGATES.search(key)
+
+
+def _key_field() -> Any:
+    return get_user_model()._meta.pk
+
+
+def require_user(user_pk: Any) -> None:
+    """Raise the user model's DoesNotExist if no user has this key."""
+    model = get_user_model()
+    users = model._base_manager.using(router.db_for_write(model))
+    if not users.filter(pk=user_pk).exists():
+        raise model.DoesNotExist(f"There is no user with the primary key {user_pk!r}")
+
+
+def has_constraint() -> bool:
+    """Whether a foreign key checks that users exist: not if they are in another database."""
+    field: Any = Souvenir._meta.get_field("user")
+    return bool(field.db_constraint)
+
+
+def _on_setting_changed(setting: str, **kwargs: Any) -> None:
+    if setting == "AUTH_USER_MODEL":
+        pk_attribute.cache_clear()
+
+
+setting_changed.connect(_on_setting_changed)

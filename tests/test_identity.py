@@ -1,0 +1,335 @@
+"""Who is a user: what a request may authenticate as, keys that no user has, keys that another user
+gets, and cookies that are no sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import time_machine
+from django.conf import settings as django_settings
+from django.contrib.sessions.backends.base import SessionBase
+from django.db import connection, models, transaction
+from django.http import HttpRequest, HttpResponse
+from django.test import Client
+from django.test.utils import CaptureQueriesContext, isolate_apps
+from django.urls import path
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+from rest_framework_simplejwt.authentication import JWTStatelessUserAuthentication
+from rest_framework_simplejwt.tokens import AccessToken
+
+from souvenirs.control import asouvenez, last_seen, souvenez
+from souvenirs.models import LastSeen, Souvenir
+from souvenirs.recording import memory, sessions
+from souvenirs.recording.results import flush_hits
+from souvenirs.signals import souvenir_recorded
+from tests import test_throttle
+from tests.people import NOBODY, User, ours, run, with_databases
+
+pytestmark = [with_databases, pytest.mark.urls(__name__)]
+
+redis_url, shared_cache = test_throttle.redis_url, test_throttle.shared_cache
+
+NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
+MINUTE = timedelta(minutes=1)
+
+
+# A site
+
+
+class Device(models.Model):
+    """It signs in too, with a key of its own, and has never a table here."""
+
+    id: Any = models.CharField(max_length=150, primary_key=True)
+    is_authenticated = True
+
+    class Meta:
+        app_label = "tests"
+
+    def __str__(self) -> str:
+        return f"device {self.pk}"
+
+
+class DeviceBackend:
+    def get_user(self, key: Any) -> Device:
+        return Device(pk=key)
+
+
+principals: list[Any] = []  # the last is what requests authenticate as
+
+
+class Authentication(BaseAuthentication):
+    def authenticate(self, request: Request) -> tuple[Any, None]:
+        return principals[-1], None
+
+
+class Api(APIView):
+    authentication_classes = [Authentication]
+
+    def get(self, request: Request) -> Response:
+        assert request.user is principals[-1]
+        return Response("api")
+
+
+class TokenApi(APIView):
+    """The service trusts the token: it does not load the user, who may be elsewhere."""
+
+    authentication_classes = [JWTStatelessUserAuthentication]
+
+    def get(self, request: Request) -> Response:
+        assert request.user.is_authenticated
+        return Response("api")
+
+
+def plain(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("plain")
+
+
+urlpatterns = [
+    path("api/", Api.as_view()),
+    path("token/", TokenApi.as_view()),
+    path("plain/", plain),
+]
+
+
+class SessionStore(SessionBase):
+    """Of an engine that cannot take any of these keys."""
+
+    def load(self) -> dict[str, Any]:
+        raise LookupError(self.session_key)
+
+
+@pytest.fixture
+def user() -> Any:
+    return User.objects.create(username="ada")
+
+
+@pytest.fixture
+def traveller() -> Iterator[time_machine.Traveller]:
+    with time_machine.travel(NOON, tick=False) as traveller:
+        yield traveller
+
+
+@pytest.fixture
+def results() -> Iterator[list[str]]:
+    received: list[str] = []
+
+    def receive(result: str, count: int, **kwargs: Any) -> None:
+        received.extend([result] * count)
+
+    souvenir_recorded.connect(receive)
+    yield received
+    souvenir_recorded.disconnect(receive)
+
+
+def errors(caplog: Any) -> list[str]:
+    return [record.message for record in caplog.records if record.name == "souvenirs"]
+
+
+def recorded() -> list[Any]:
+    return list(Souvenir.objects.values_list("user_id", flat=True))
+
+
+@contextmanager
+def no_queries() -> Iterator[None]:
+    with CaptureQueriesContext(connection) as users, CaptureQueriesContext(ours()) as queries:
+        yield
+    assert [*users.captured_queries, *queries.captured_queries] == []
+
+
+def visit_by_token(user_pk: Any) -> None:
+    token = AccessToken()
+    token["user_id"] = user_pk if isinstance(user_pk, int) else str(user_pk)
+    response = Client(headers={"Authorization": f"Bearer {token}"}).get("/token/")
+    assert response.status_code == 200
+
+
+# What a request authenticates as
+
+
+def visit_as(principal: Any) -> None:
+    principals.append(principal)
+    assert Client().get("/api/").status_code == 200
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_principal__of_another_model_is_nobody(
+    user: Any, results: list[str], caplog: Any, is_known: bool
+) -> None:
+    if is_known:  # to this process, which must not take the device for a further visit
+        visit_as(user)
+    results.clear()
+    visit_as(Device(pk=user.pk))
+    flush_hits()
+    assert results == errors(caplog) == []
+    assert recorded() == [user.pk] * is_known
+
+
+HUGE = [2**63] if isinstance(User._meta.pk, models.IntegerField) else []
+NO_KEYS = [*HUGE, "\0", "\udc80", object()]
+
+
+@pytest.mark.parametrize(
+    "principal",
+    [
+        {"sub": "1", "pk": 1},
+        SimpleNamespace(is_authenticated=True),
+        *(
+            SimpleNamespace(is_authenticated=True, pk=pk)
+            for pk in [None, [1], {"id": 1}, {1}, *NO_KEYS]
+        ),
+    ],
+)
+def test_principal__without_a_key_that_users_have_is_nobody(
+    results: list[str], caplog: Any, principal: Any
+) -> None:
+    visit_as(principal)
+    assert results == errors(caplog) == []
+    assert not LastSeen.objects.exists()
+
+
+def test_principal__that_is_a_user_who_is_not_saved_is_nobody(
+    results: list[str], caplog: Any
+) -> None:
+    visit_as(User(username="new"))
+    assert results == errors(caplog) == []
+
+
+@pytest.mark.where("string" not in django_settings.SHAPE)
+def test_principal__with_the_name_of_a_service_for_a_key_is_nobody(
+    results: list[str], caplog: Any
+) -> None:
+    visit_by_token("billing-service")
+    assert results == errors(caplog) == []
+
+
+def test_principal__of_a_stateless_token_is_the_user(user: Any, results: list[str]) -> None:
+    with time_machine.travel(datetime.now(timezone.utc), tick=False):  # tokens have an end
+        visit_by_token(user.pk)
+        with no_queries():
+            visit_by_token(user.pk)
+    flush_hits()
+    assert recorded() == [user.pk]
+    assert results == ["added", "rate-limited"]
+
+
+def test_principal__of_another_model_in_a_session_is_nobody(
+    user: Any, client: Client, settings: Any, results: list[str], caplog: Any
+) -> None:
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.DeviceBackend"]
+    client.force_login(user, backend=f"{__name__}.DeviceBackend")
+    client.get("/plain/")
+    assert results == errors(caplog) == []
+    with no_queries():
+        client.get("/plain/")
+
+
+def test_principal__of_a_model_that_inherits_from_the_users_is_that_user(user: Any) -> None:
+    with isolate_apps("tests.users"):
+
+        class Employee(User):  # type: ignore[misc]
+            badge = models.CharField(max_length=9, primary_key=True)
+            person = models.OneToOneField(User, models.CASCADE, parent_link=True)
+
+            class Meta:
+                app_label = "users"
+
+        employee = Employee(badge="7", person=user, **{User._meta.pk.name: user.pk})
+        visit_as(employee)
+    assert recorded() == [user.pk]
+
+
+@pytest.mark.parametrize("do", [souvenez, last_seen, lambda user: run(asouvenez(user))])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_souvenez__of_another_model_is_an_error(
+    user: Any, do: Callable[[Any], Any], is_known: bool
+) -> None:
+    if is_known:
+        souvenez(user)
+    with pytest.raises(TypeError, match=r"is an instance of tests\.Device, not of [a-z]+\.[A-Z]"):
+        do(Device(pk=user.pk))
+    assert recorded() == [user.pk] * is_known
+
+
+@pytest.mark.parametrize("value", [{"pk": 1}, [1], SimpleNamespace(pk={})])
+def test_souvenez__of_what_cannot_be_a_key_is_an_error(value: Any) -> None:
+    with pytest.raises(TypeError, match="is neither a user nor a primary key of one"):
+        souvenez(value)
+
+
+@pytest.mark.parametrize("value", [*NO_KEYS, b"ada", float("inf")])
+def test_souvenez__of_a_value_that_no_key_has_is_an_error(value: Any) -> None:
+    with pytest.raises(ValueError, match="is neither a user nor a primary key of one"):
+        souvenez(value)
+
+
+# Keys that no user has
+
+
+def test_missing__is_looked_up_once_a_minute(results: list[str], caplog: Any) -> None:
+    with time_machine.travel(datetime.now(timezone.utc), tick=False) as traveller:
+        for _ in range(3):
+            with CaptureQueriesContext(ours()) as queries:
+                visit_by_token(NOBODY)
+            statements = [query["sql"] for query in queries.captured_queries]
+            assert statements
+            assert not any(sql.startswith("INSERT") for sql in statements)
+            with no_queries():
+                for _ in range(3):
+                    visit_by_token(NOBODY)
+            traveller.shift(MINUTE)
+    assert results == errors(caplog) == []
+
+
+def test_missing__burns_no_ordinal(user: Any) -> None:
+    souvenez(user)
+    with time_machine.travel(datetime.now(timezone.utc), tick=False) as traveller:
+        for _ in range(3):
+            visit_by_token(NOBODY)
+            with pytest.raises(User.DoesNotExist):
+                souvenez(NOBODY)
+            traveller.shift(MINUTE)
+    other = User.objects.create(username="grace")
+    souvenez(other)
+    ids = dict(LastSeen.objects.values_list("user_id", "pk"))
+    assert ids[other.pk] == ids[user.pk] + 1
+
+
+def test_missing__is_forgotten_when_such_a_user_is_created(results: list[str]) -> None:
+    visit_by_token(NOBODY)
+    with transaction.atomic():
+        User(pk=NOBODY, username=str(NOBODY)).save()
+        # Another thread, which does not see it yet
+        memory.missing_users[NOBODY] = memory.missing_users[str(NOBODY)] = float("inf")
+    visit_by_token(NOBODY)
+    assert results == ["added"]
+    assert recorded() == [NOBODY]
+
+
+def test_missing__is_forgotten_within_a_minute_if_nothing_says_so(results: list[str]) -> None:
+    with time_machine.travel(datetime.now(timezone.utc), tick=False) as traveller:
+        visit_by_token(NOBODY)
+        User.objects.bulk_create([User(pk=NOBODY, username=str(NOBODY))])  # sends no signal
+        assert souvenez(NOBODY) == "added"  # it always asks
+        traveller.shift(MINUTE)
+        visit_by_token(NOBODY)
+    assert recorded() == [NOBODY]
+
+
+def test_missing__of_a_session_is_looked_up_once_a_minute(
+    user: Any, client: Client, monkeypatch: pytest.MonkeyPatch, results: list[str]
+) -> None:
+    """A backend of a site whose users are elsewhere does not look whether there is a user."""
+    client.force_login(user)
+    monkeypatch.setattr(sessions, "session_user", lambda session: User(pk=NOBODY))
+    client.get("/plain/")
+    with no_queries():
+        client.get("/plain/")
+    assert results == []
