@@ -27,8 +27,9 @@ from rest_framework_simplejwt.tokens import AccessToken
 
 from souvenirs.control import asouvenez, last_seen, souvenez
 from souvenirs.models import LastSeen, Souvenir
-from souvenirs.recording import memory, sessions
+from souvenirs.recording import memory, sessions, turnover
 from souvenirs.recording.results import flush_hits
+from souvenirs.recording.throttle import throttle
 from souvenirs.signals import souvenir_recorded
 from tests import test_throttle
 from tests.people import NOBODY, User, ours, run, with_databases
@@ -333,3 +334,84 @@ def test_missing__of_a_session_is_looked_up_once_a_minute(
     with no_queries():
         client.get("/plain/")
     assert results == []
+
+
+# Keys that another user gets
+
+
+def make(key: Any) -> Any:
+    user = User(pk=key, username="ada")
+    user.save(force_insert=True)
+    return user
+
+
+def test_turnover__a_user_with_the_key_of_a_deleted_one_is_recorded(user: Any) -> None:
+    key = user.pk
+    with time_machine.travel(datetime.now(timezone.utc), tick=False):
+        visit_by_token(key)
+        user.delete()
+        assert recorded() == []
+        make(key)
+        visit_by_token(key)
+        assert recorded() == [key]
+        assert LastSeen.objects.get().user_id == key
+
+
+@pytest.mark.parametrize(
+    ("limit", "age"), [(True, timedelta(0)), (600, timedelta(0)), (True, timedelta(days=1))]
+)
+def test_turnover__in_another_process_that_shares_the_cache(
+    user: Any, shared_cache: Any, traveller: Any, limit: Any, age: timedelta
+) -> None:
+    key, when = user.pk, datetime.now(timezone.utc) - age
+    assert souvenez(key, when, ratelimit=limit) == "added"
+    user.delete()
+    make(key)
+    throttle.clear()  # as another process
+    assert souvenez(key, when, ratelimit=limit) == "added"
+    throttle.clear()
+    assert souvenez(key, when, ratelimit=limit) == "rate-limited"
+    assert recorded() == [key]
+
+
+def test_turnover__that_no_signal_tells(user: Any, shared_cache: Any, traveller: Any) -> None:
+    key = user.pk
+    souvenez(key)
+    for model in (Souvenir, LastSeen, User):
+        rows = model._base_manager.all()
+        rows._raw_delete(rows.db)
+    User.objects.bulk_create([User(pk=key, username="ada")])
+    throttle.clear()
+    assert souvenez(key) == "added"
+
+
+@pytest.mark.parametrize("age", [timedelta(0), timedelta(days=1)])
+def test_turnover__a_claim_that_is_not_written_yet_stays(
+    user: Any, shared_cache: Any, traveller: Any, age: timedelta
+) -> None:
+    when = datetime.now(timezone.utc) - age
+    with transaction.atomic(using=ours().alias):
+        assert souvenez(user, when) == "added"
+        throttle.clear()
+        assert souvenez(user, when) == "rate-limited"
+    assert recorded() == [user.pk]
+
+
+def test_turnover__of_proxies_and_of_models_that_inherit(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected = []
+    with isolate_apps("tests.users") as registry:
+
+        class Person(User):  # type: ignore[misc]
+            class Meta:
+                proxy = True
+                app_label = "users"
+
+        class Employee(User):  # type: ignore[misc]
+            class Meta:
+                app_label = "users"
+
+        monkeypatch.setattr(turnover, "apps", registry)
+        for signal in (models.signals.post_save, models.signals.post_delete):
+            monkeypatch.setattr(signal, "connect", lambda _, sender, **__: connected.append(sender))
+        turnover.connect()
+    assert set(connected) == {Person, Employee}

@@ -17,7 +17,7 @@ from souvenirs.conf import conf
 from souvenirs.history.marks import GRACE_SECONDS, mark_dirty
 from souvenirs.lastseen import get_store, table
 from souvenirs.lastseen.base import LastSeenUpdate
-from souvenirs.models import Souvenir
+from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import BUCKET, bucket_containing, slot_containing
 from souvenirs.recording import memory
 from souvenirs.recording.memory import interned
@@ -101,7 +101,13 @@ class Recording:
             if known is not None and known.has_row(self.t):
                 self.has_row = True  # last-seen was written with the slot's souvenir
                 return Claim("", False, self.slot.end)
-        return throttle.claim(self.user_pk, self.slot, self.limit)
+        claim = throttle.claim(self.user_pk, self.slot, self.limit)
+        is_confirmed = not claim.granted and claim.until == self.slot.end
+        if is_confirmed and not self.has_last_seen():
+            # Every user with a souvenir has that row. So the slot was written for a user who was
+            # deleted since, and this is a new one with the same key.
+            return claim._replace(granted=True)
+        return claim
 
     def write(self, claim: Claim | None, check_duplicate: bool) -> str:
         """Write the row, and last-seen in the same transaction where that is ours."""
@@ -187,6 +193,11 @@ class Recording:
     def is_duplicate(self) -> bool:
         rows = Souvenir.objects.using(self.using)
         found: bool = rows.filter(user_id=self.user_pk, when=self.when).exists()
+        return found
+
+    def has_last_seen(self) -> bool:
+        rows = LastSeen.objects.using(self.using)
+        found: bool = rows.filter(user_id=self.user_pk).exists()
         return found
 
     def require_user_unless_constrained(self) -> None:
