@@ -12,3 +12,4 @@ def forget() -> None:
     throttle.clear()
     sessions.forget()
     failures.breaker.reset()
+    failures.session_breaker.reset()

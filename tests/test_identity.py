@@ -13,7 +13,8 @@ import pytest
 import time_machine
 from django.conf import settings as django_settings
 from django.contrib.sessions.backends.base import SessionBase
-from django.db import connection, models, transaction
+from django.contrib.sessions.models import Session
+from django.db import DatabaseError, connection, models, transaction
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext, isolate_apps
@@ -27,7 +28,7 @@ from rest_framework_simplejwt.tokens import AccessToken
 
 from souvenirs.control import asouvenez, last_seen, souvenez
 from souvenirs.models import LastSeen, Souvenir
-from souvenirs.recording import memory, sessions, turnover
+from souvenirs.recording import failures, memory, sessions, turnover
 from souvenirs.recording.results import flush_hits
 from souvenirs.recording.throttle import throttle
 from souvenirs.signals import souvenir_recorded
@@ -415,3 +416,108 @@ def test_turnover__of_proxies_and_of_models_that_inherit(monkeypatch: pytest.Mon
             monkeypatch.setattr(signal, "connect", lambda _, sender, **__: connected.append(sender))
         turnover.connect()
     assert set(connected) == {Person, Employee}
+
+
+# Cookies
+
+COOKIE = django_settings.SESSION_COOKIE_NAME
+ODD = {
+    "emoji": "😀" * 8,
+    "latin1": "ÿ" * 32,
+    "bytes": b"\xff\xfe\x80" * 8,
+    "nul": '"\\000' + "a" * 31 + '"',  # as SimpleCookie quotes it
+    "newline": '"\\012' + "a" * 31 + '"',
+}
+
+
+def visit_with(value: str | bytes) -> None:
+    """As a server hands the header on: bytes as latin1."""
+    raw = value if isinstance(value, bytes) else value.encode()
+    response = Client().get("/plain/", HTTP_COOKIE=f"{COOKIE}={raw.decode('latin1')}")
+    assert response.status_code == 200
+
+
+IS_MYSQL = "mysql" in django_settings.DATABASES["default"]["ENGINE"]
+
+
+@pytest.fixture(params=["utf8mb4", "utf8mb3", "latin1"] if IS_MYSQL else ["utf8"])
+def session_table(request: Any) -> Iterator[str]:
+    """The character set of the table of sessions: MariaDB has several."""
+    if IS_MYSQL:
+        convert_sessions(request.param)
+    yield request.param
+    if IS_MYSQL:
+        convert_sessions("utf8mb4")
+
+
+def convert_sessions(charset: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE django_session CONVERT TO CHARACTER SET {charset}")
+
+
+@pytest.mark.parametrize("value", ODD.values(), ids=ODD)
+def test_cookie__that_cannot_be_a_session_is_not_looked_up(
+    user: Any, client: Client, session_table: str, results: list[str], caplog: Any, value: Any
+) -> None:
+    client.force_login(user)
+    with no_queries():
+        visit_with(value)
+    assert results == errors(caplog) == []
+    client.get("/plain/")
+    assert recorded() == [user.pk]
+
+
+def test_cookie__whose_look_up_fails_does_not_stop_recording(
+    user: Any, missing_table: Any, results: list[str], caplog: Any
+) -> None:
+    with missing_table(Session):
+        visit_with("a" * 32)
+        assert failures.breaker.allows()
+        visit_by_token(user.pk)
+    assert results == ["failed", "added"]
+    assert len(errors(caplog)) == 1
+
+
+def test_cookie__whose_look_up_fails_is_looked_up_once_a_minute(
+    missing_table: Any, results: list[str], traveller: Any
+) -> None:
+    with missing_table(Session):
+        visit_with("a" * 32)
+        failures.session_breaker.reset()
+        with no_queries():
+            for _ in range(3):
+                visit_with("a" * 32)
+        traveller.shift(MINUTE)
+        visit_with("a" * 32)
+    assert results == ["failed"] * 2
+
+
+def test_cookie__of_a_database_that_is_down_is_looked_up_by_one_in_a_while(
+    missing_table: Any, results: list[str]
+) -> None:
+    with missing_table(Session):
+        visit_with("a" * 32)
+        with no_queries():
+            visit_with("b" * 32)
+    assert results == ["failed"] * 2
+
+
+def test_cookie__a_flood_that_an_engine_fails_for_is_capped(
+    settings: Any, results: list[str], traveller: Any, caplog: Any
+) -> None:
+    settings.SESSION_ENGINE = __name__
+    for number in range(200):
+        visit_with(f"{number:032d}")
+    assert results == ["failed"] * sessions.LOOKUPS_PER_SECOND
+    assert len(errors(caplog)) == 1
+
+
+@pytest.mark.where(IS_MYSQL)
+def test_failure__of_a_text_that_a_column_cannot_hold_is_not_the_servers() -> None:
+    convert_sessions("latin1")
+    try:
+        with pytest.raises(DatabaseError) as caught:
+            Session.objects.filter(session_key=ODD["emoji"]).exists()
+        assert not failures.is_servers(caught.value)
+    finally:
+        convert_sessions("utf8mb4")

@@ -18,11 +18,16 @@ from souvenirs.recording.results import FAILED, send_recorded
 # Deadlock and serialization failure, of PostgreSQL (SQLSTATE) and of MySQL (error number): the next
 # visit can be recorded, so the server need not be left alone
 CONFLICTS = frozenset({"40001", "40P01", 1213})
+# A value that the columns' character set cannot hold, for MySQL: not a DataError, as elsewhere
+BAD_TEXTS = frozenset({1267, 1270, 1271, 1300, 1366, 3988})
+HARMLESS = CONFLICTS | BAD_TEXTS
 
 breaker = Breaker("Recording souvenirs")
+# Cookies come from anybody: what looking one up does must not keep the others from being recorded
+session_breaker = Breaker("Looking up sessions")
 
 
-def note_failure(error: Exception) -> bool:
+def note_failure(error: Exception, breaker: Breaker = breaker) -> bool:
     """Count and log `error`. Return True if it means that the server is down: then the breaker
     opens."""
     opens = is_servers(error)
@@ -42,6 +47,6 @@ def is_servers(error: Exception) -> bool:
     return (
         isinstance(error, (DatabaseError, InterfaceError))
         and not isinstance(error, harmless)
-        and code not in CONFLICTS
-        and (not cause or not cause.args or cause.args[0] not in CONFLICTS)
+        and code not in HARMLESS
+        and (not cause or not cause.args or cause.args[0] not in HARMLESS)
     )

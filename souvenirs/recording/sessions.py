@@ -60,6 +60,12 @@ def forget() -> None:
     failed_lookups.reset()
 
 
+def is_plausible(cookie: str) -> bool:
+    """Whether a session may have this key: printable ASCII, as those of every store are. Databases
+    raise errors for some of the others."""
+    return cookie.isascii() and cookie.isprintable()
+
+
 def digest_of(cookie: str) -> bytes:
     return blake2b(cookie.encode(errors="surrogatepass"), digest_size=16, key=digest_key).digest()
 
@@ -73,11 +79,14 @@ def may_look_up(digest: bytes, now: float, *, was_good: bool) -> bool:
 
 
 def look_up(store: type[SessionBase], cookie: str, digest: bytes) -> Any:
-    """The key of the user signed in with this session, None if there is none; that is
-    remembered."""
-    key = principal_key(session_user(read_only(store)(cookie)))
-    if key is None:
-        remember_fruitless(digest)
+    """The key of the user signed in with this session, None if there is none. That is remembered,
+    and so is an error."""
+    key = None
+    try:
+        key = principal_key(session_user(read_only(store)(cookie)))
+    finally:
+        if key is None:
+            remember_fruitless(digest)
     return key
 
 

@@ -15,7 +15,7 @@ from django.http.response import HttpResponseBase
 
 from souvenirs.conf import conf
 from souvenirs.recording import memory, sessions
-from souvenirs.recording.failures import breaker, note_failure
+from souvenirs.recording.failures import breaker, note_failure, session_breaker
 from souvenirs.recording.hook import is_allowed
 from souvenirs.recording.recorder import record
 from souvenirs.recording.requests import loaded_user_pk
@@ -83,7 +83,7 @@ def _user_task(request: HttpRequest) -> RecordTask | None:
 def _session_task(request: HttpRequest) -> RecordTask | None:
     cookie = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
     session = request.__dict__.get("session")
-    if not cookie or not isinstance(session, SessionBase):
+    if not cookie or not isinstance(session, SessionBase) or not sessions.is_plausible(cookie):
         return None
     digest, now = sessions.digest_of(cookie), time.time()
     if memory.recent_sessions.is_handled(digest, now):
@@ -112,7 +112,16 @@ def record_user(key: Any) -> str | None:
 
 def record_session(store: type[SessionBase], cookie: str, digest: bytes) -> str | None:
     """Record the user signed in with this session, if there is one."""
-    key = sessions.look_up(store, cookie, digest)
+    if not session_breaker.allows():
+        send_recorded(FAILED)
+        return None
+    try:
+        key = sessions.look_up(store, cookie, digest)
+    except Exception as error:
+        if not note_failure(error, session_breaker):
+            session_breaker.untried()
+        return None
+    session_breaker.success()
     if key is None:
         return None
     result = record_user(key)
