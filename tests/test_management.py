@@ -170,8 +170,15 @@ def test_call_command__show_usage_refuses_what_the_command_line_does(
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("label", [["job=x"], "job=x", {"job": "x"}, [("job", "x")]])
-@pytest.mark.parametrize("step", ["1d", 86_400, timedelta(days=1)])
+@pytest.mark.parametrize(
+    ("label", "step"),
+    [
+        (["job=x"], "1d"),
+        ("job=x", 86_400),
+        ({"job": "x"}, timedelta(days=1)),
+        ([("job", "x")], "1d"),
+    ],
+)
 def test_call_command__souvenirs_history(old_souvenir: None, label: Any, step: Any) -> None:
     as_typed = call("souvenirs_history", "--label=job=x", "--step=1d")
     assert 'souvenirs_active_users{job="x",window="1h"}' in as_typed
