@@ -88,6 +88,7 @@ setup(
             "django-hijack>=3.7",
             "django-impersonate>=1.9.5",
             "django-loginas>=0.3.11",
+            "django-tenants>=3.10",
             "djangorestframework>=3.16",
             "djangorestframework-simplejwt>=5.5",
             "grafana-foundation-sdk~=0.0.18; python_version >= '3.11'",

@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
+from django.apps import AppConfig, apps
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
+from django.db import router
 from django.utils.module_loading import import_string
 
+from souvenirs import scopes
 from souvenirs.conf import DEFAULT_STORE
 from souvenirs.lastseen import get_store, make_store
 from souvenirs.lastseen.base import LastSeenStore
 from souvenirs.logs import words_of
+from souvenirs.models import Souvenir
 
 TAG = "souvenirs"  # of the checks that our commands run: not the site's own, as from cron
 NUMBER = (int, float)
@@ -101,6 +106,46 @@ def check_should_record(**kwargs: Any) -> list[CheckMessage]:
 def check_usage_reports_function(**kwargs: Any) -> list[CheckMessage]:
     signature = "(periods) -> usage dictionaries"
     return check_function("SOUVENIRS_USAGE_REPORTS_FUNCTION", signature, "souvenirs.E007")
+
+
+@register(TAG)
+def check_scope(**kwargs: Any) -> list[CheckMessage]:
+    return check_function("SOUVENIRS_SCOPE", "() -> str", "souvenirs.E010")
+
+
+@register(TAG)
+def check_tenant_apps(**kwargs: Any) -> list[CheckMessage]:
+    """django-tenants: users and souvenirs are each tenant's own."""
+    databases = scopes.schema_databases()
+    if not databases:
+        return []
+    configs = [apps.get_app_config(m._meta.app_label) for m in (get_user_model(), Souvenir)]
+    missing = [config.name for config in configs if not is_tenant_app(config)]
+    if missing:
+        problem = f"Tenants have no tables of {' and '.join(missing)}"
+    elif (using := router.db_for_write(Souvenir)) not in databases:
+        problem = f"The router keeps souvenirs in {using!r}, which has no schemas of tenants"
+    else:
+        return []
+    return [
+        Error(
+            f"{problem}: the users of different tenants would be mixed up.",
+            hint="Put both the user model's app and souvenirs into TENANT_APPS, and keep them in"
+            " the tenants' database. Users whom tenants share are not supported.",
+            id="souvenirs.E011",
+        )
+    ]
+
+
+def is_tenant_app(config: AppConfig) -> bool:
+    """Whether each tenant has tables of the app."""
+    names = {config.name, f"{type(config).__module__}.{type(config).__qualname__}"}
+    lists = [getattr(settings, "TENANT_APPS", [])]
+    if getattr(settings, "HAS_MULTI_TYPE_TENANTS", False):
+        public = getattr(settings, "PUBLIC_SCHEMA_NAME", "public")
+        types: dict[str, Any] = getattr(settings, "TENANT_TYPES", {})
+        lists = [entry["APPS"] for name, entry in types.items() if name != public]
+    return all(names.intersection(each) for each in lists)
 
 
 def check_function(name: str, signature: str, check_id: str) -> list[CheckMessage]:

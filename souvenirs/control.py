@@ -11,7 +11,7 @@ from django.db import router
 from django.db.models import F, QuerySet
 from django.utils.functional import LazyObject, empty
 
-from souvenirs import timestamps
+from souvenirs import scopes, timestamps
 from souvenirs.history import counting
 from souvenirs.lastseen import get_store
 from souvenirs.models import LastSeen, SouvenirQuerySet
@@ -62,7 +62,7 @@ async def asouvenez(
 ) -> str:
     """`souvenez` for async code. It takes a thread only where there is something to write."""
     is_loaded = not (isinstance(user, LazyObject) and user.__dict__["_wrapped"] is empty)
-    if is_loaded and is_handled(user, when, ratelimit, check_duplicate):
+    if is_loaded and not scopes.is_scoped() and is_handled(user, when, ratelimit, check_duplicate):
         return RATE_LIMITED
     return await sync_to_async(souvenez)(user, when, ratelimit, check_duplicate)
 

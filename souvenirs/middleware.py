@@ -9,6 +9,7 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_asy
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
+from souvenirs import scopes
 from souvenirs.recording.tasks import next_step, run_safely
 
 Response = HttpResponseBase
@@ -34,12 +35,17 @@ class SouvenirsMiddleware:
         if self.is_async:
             return self.acall(request)
         response: Response = self.get_response(request)
+        self.record(request, response)
+        return response
+
+    def record(self, request: HttpRequest, response: Response) -> None:
         if (task := next_step(request, response)) is not None:
             run_safely(task)
-        return response
 
     async def acall(self, request: HttpRequest) -> Response:
         response: Response = await self.get_response(request)
-        if (task := next_step(request, response)) is not None:  # else there is no need of a thread
+        if scopes.is_scoped():  # only the request's thread is in its scope
+            await sync_to_async(self.record)(request, response)
+        elif (task := next_step(request, response)) is not None:  # else no thread is needed
             await sync_to_async(run_safely)(task)
         return response

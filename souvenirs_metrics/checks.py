@@ -10,6 +10,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.urls import reverse
 
+from souvenirs import scopes
 from souvenirs.checks import TAG, check_function, is_number
 from souvenirs.logs import words_of
 from souvenirs.periods import parse_duration
@@ -57,6 +58,15 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
                 hint=f"Set it to one of {', '.join(map(repr, settings.DATABASES))},"
                 " or add it to DATABASES.",
                 id="souvenirs_metrics.E002",
+            )
+        ]
+    if scopes.is_scoped():
+        return [
+            Error(
+                f"SOUVENIRS_METRICS_DATABASE is {value!r}, but tenants have databases or schemas of"
+                " their own: scrapes read where the tenant's request reads.",
+                hint="Remove it.",
+                id="souvenirs_metrics.E010",
             )
         ]
     return []

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 
 from django.db import connections
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
+from souvenirs import scopes
 from souvenirs.logs import LogLimit
 from souvenirs_metrics import run
 from souvenirs_metrics.conf import conf
@@ -33,6 +35,9 @@ class SouvenirsCollector(Collector):
     result, and if it is complete, so do those within SOUVENIRS_METRICS_MAX_AGE_SECONDS. Inside a
     transaction of the caller's (a site's tests) it runs in that one, with neither a deadline nor
     upkeep.
+
+    On a scoped site (see souvenirs.scopes) each scrape collects in the request's own thread, and
+    shares nothing with others, which may be in other scopes.
     """
 
     def __init__(self, make_readers: Callable[[], list[Reader]] = load_readers) -> None:
@@ -46,7 +51,7 @@ class SouvenirsCollector(Collector):
         self._lock = threading.Lock()
         self._latest: CollectionRun | None = None
         self._readers = self._make_readers()
-        self._upkeep = Upkeep()
+        self._upkeeps: dict[Hashable, Upkeep] = defaultdict(Upkeep)  # by scope
         self._log_limit = LogLimit()
 
     @property
@@ -64,6 +69,11 @@ class SouvenirsCollector(Collector):
             # With new readers: neither may see what the other keeps, as it is not committed
             collection, seconds = CollectionRun(self._make_readers(), self._log_limit), 0.0
             collection.run()
+        elif scopes.is_scoped():
+            seconds = scrape_timeout.get()
+            deadline = Deadline(seconds, keeps_connections=True)
+            collection = self._new_run(self._make_readers(), deadline)
+            collection.run()
         else:
             seconds = scrape_timeout.get()
             collection = self._current(seconds)
@@ -78,13 +88,15 @@ class SouvenirsCollector(Collector):
                 if latest is not None:
                     latest.abort()
                 deadline = Deadline(max(seconds, MIN_COLLECTION_SECONDS))
-                upkeep = partial(self._upkeep.run, deadline)
-                latest = CollectionRun(self._readers, self._log_limit, deadline, upkeep)
-                self._latest = latest
+                self._latest = latest = self._new_run(self._readers, deadline)
                 latest.start()
             elif latest.deadline:
                 latest.deadline.extend(seconds)
             return latest
+
+    def _new_run(self, readers: list[Reader], deadline: Deadline) -> CollectionRun:
+        upkeep = partial(self._upkeeps[scopes.current()].run, deadline)
+        return CollectionRun(readers, self._log_limit, deadline, upkeep)
 
 
 def give_back_connections() -> None:

@@ -12,6 +12,7 @@ from django.db.models import Model
 from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
+from souvenirs import scopes
 from souvenirs.conf import CachedSettings
 from souvenirs.models import Souvenir
 from souvenirs.periods import parse_duration
@@ -29,9 +30,10 @@ class Settings(CachedSettings):
     def database(self, model: type[Model]) -> str:
         """Alias of the database that scrapes read `model` from: SOUVENIRS_METRICS_DATABASE, or as
         the routers say where that is not set, or they keep the model in another database than
-        souvenirs, of which that one is a replica."""
+        souvenirs, of which that one is a replica; or the site is scoped."""
         alias: str | None = getattr(settings, "SOUVENIRS_METRICS_DATABASE", None)
-        if alias is None or router.db_for_write(model) != router.db_for_write(Souvenir):
+        is_elsewhere = router.db_for_write(model) != router.db_for_write(Souvenir)
+        if alias is None or is_elsewhere or scopes.is_scoped():
             return router.db_for_read(model)
         return alias
 

@@ -45,11 +45,14 @@ def seconds_for(header: str) -> float:
 class Deadline:
     """When a collection has to end.
 
-    The thread that collects calls all methods but `extend` and `abort`. It has database connections
-    of its own, and must not be in a transaction.
+    The thread that collects calls all methods but `extend` and `abort`. It must not be in a
+    transaction.
+
+    keeps_connections: whether `close` leaves the thread's database connections open.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, keeps_connections: bool = False) -> None:
+        self._keeps_connections = keeps_connections
         self._started = time.monotonic()
         self._at = self._started + seconds
         self._lock = threading.Lock()  # of the aborters: none may be called after `close`
@@ -112,6 +115,7 @@ class Deadline:
     def _connect(self, connection: Any) -> None:
         self._check_time()
         options = connect_options(connection, self.remaining())
+        self._handles.callback(setattr, connection, "settings_dict", connection.settings_dict)
         # In a copy, as all threads share the entry of DATABASES
         connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
         if connection.connection is None:
@@ -151,10 +155,11 @@ class Deadline:
                     abort()
 
     def close(self) -> None:
-        """Close the thread's connections."""
+        """End the collection, and close the thread's connections unless they are to be kept."""
         with self._lock:
             self._aborters.clear()  # a pool gives its connections to others
-        connections.close_all()
+        if not self._keeps_connections:
+            connections.close_all()
         self._handles.close()
 
 

@@ -17,7 +17,7 @@ ROOT = Path(souvenirs.__file__).parent.parent
 LAYERS = {
     "values and tools": [
         "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods", "bitmaps",
-        "databases", "isolation",
+        "databases", "scopes", "isolation",
     ],
     "schema": ["fields", "models", "users"],
     "since when?": [

@@ -77,6 +77,32 @@ def test_memory__never_tells_anything_but_the_last_value(items: list[tuple[int, 
         assert memory.get(key) == value
 
 
+def test_memory__of_a_site_without_tenants_costs_one_plain_lookup() -> None:
+    memory: Memory[int, int] = Memory(10)
+    memory[1] = 1
+    assert type(memory.young) is dict
+
+
+def test_memory__keeps_scopes_apart_through_its_generations() -> None:
+    with override_settings(SOUVENIRS_SCOPE="tests.test_throttle.tenant"):
+        memory: Memory[int, str] = Memory(3)
+        for key in range(2):
+            for name in ("a", "b"):
+                SCOPE.append(name)
+                memory[key] = f"{name}{key}"
+        for key in range(2):
+            for name in ("a", "b", "c"):
+                SCOPE.append(name)
+                assert memory.get(key) == (None if name == "c" else f"{name}{key}")
+
+
+SCOPE: list[str] = []
+
+
+def tenant() -> str:
+    return SCOPE[-1]
+
+
 # Claims
 
 

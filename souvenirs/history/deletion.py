@@ -9,7 +9,7 @@ from django.contrib.auth import get_user_model
 from django.db import models, router, transaction
 from django.db.models import F
 
-from souvenirs import databases, timestamps
+from souvenirs import databases, scopes, timestamps
 from souvenirs.history import marks
 from souvenirs.lastseen import get_store, table
 from souvenirs.lastseen.base import LastSeenUpdate
@@ -49,7 +49,9 @@ def keep_history(user_pk: Any, using: str) -> None:
 
 
 def keep_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> None:
-    """pre_delete of a user, in the transaction of the deletion."""
+    """pre_delete of a user, in the transaction of the deletion, where our tables are too."""
+    if not router.allow_migrate_model(using, Souvenir):
+        return
     keep_history(instance.pk, using)
 
     def forget(user_pk: Any = instance.pk) -> None:
@@ -63,9 +65,11 @@ def forget_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> No
 
     It waits for the commit there; if it fails, it raises.
     """
+    if router.allow_migrate_model(using, Souvenir) or not scopes.has_table(Souvenir):
+        return
+    ours = router.db_for_write(Souvenir)
 
     def forget(user_pk: Any = instance.pk) -> None:
-        ours = router.db_for_write(Souvenir)
         with transaction.atomic(using=ours):
             keep_history(user_pk, ours)
             for model in (LastSeen, Souvenir):
@@ -78,14 +82,11 @@ def forget_deleted_user(instance: models.Model, using: str, **kwargs: Any) -> No
 def connect() -> None:
     """Listen for deleted users."""
     user_model = get_user_model()._meta.concrete_model
-    together = router.allow_migrate_model(router.db_for_write(get_user_model()), Souvenir)
     for model in apps.get_models():
         if model._meta.concrete_model is user_model:  # signals of a proxy are sent by the proxy
-            if together:
-                models.signals.pre_delete.connect(
-                    keep_deleted_user, sender=model, dispatch_uid="souvenirs.deletion"
-                )
-            else:
-                models.signals.post_delete.connect(
-                    forget_deleted_user, sender=model, dispatch_uid="souvenirs.deletion"
-                )
+            models.signals.pre_delete.connect(
+                keep_deleted_user, sender=model, dispatch_uid="souvenirs.deletion"
+            )
+            models.signals.post_delete.connect(
+                forget_deleted_user, sender=model, dispatch_uid="souvenirs.deletion"
+            )

@@ -11,6 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
+from souvenirs import scopes
 from souvenirs.conf import conf
 from souvenirs.lastseen.base import LastSeenStore
 
@@ -21,8 +22,8 @@ _lock = threading.Lock()
 def get_store() -> LastSeenStore:
     """The process's store, as SOUVENIRS_LAST_SEEN_STORE says. It is made on first use.
 
-    Raises ImproperlyConfigured if BACKEND is not a LastSeenStore, and whatever importing and making
-    it raises.
+    Raises ImproperlyConfigured if BACKEND is not a LastSeenStore, or none for a scoped site, and
+    whatever importing and making it raises.
     """
     if _store is None:
         with _lock:
@@ -37,6 +38,8 @@ def make_store(setting: dict[str, Any]) -> LastSeenStore:
     backend = import_string(params.pop("BACKEND"))
     if not (isinstance(backend, type) and issubclass(backend, LastSeenStore)):
         raise ImproperlyConfigured(f"{backend!r} is not a LastSeenStore")
+    if scopes.is_scoped() and not backend.keeps_scopes_apart:
+        raise ImproperlyConfigured(f"{backend.__name__} would mix the users of tenants up")
     return backend(params)
 
 

@@ -59,9 +59,13 @@ class LastSeenStore(ABC):
 
     Whatever the store, the LastSeen table is updated in the transaction that writes a user's
     souvenir: once in a rate-limit slot. The updates in between are the store's.
+
+    keeps_scopes_apart: whether users with the same key in two scopes (see scopes) are two users. If
+        not, scoped sites cannot use the store.
     """
 
     name: str
+    keeps_scopes_apart = False
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         if params:

@@ -26,6 +26,7 @@ class DatabaseStore(LastSeenStore):
     """The LastSeen table is the store."""
 
     name = "database"
+    keeps_scopes_apart = True
 
     def touch(self, update: LastSeenUpdate) -> None:
         table.touch(update)

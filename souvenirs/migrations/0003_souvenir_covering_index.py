@@ -16,7 +16,9 @@ class AddIndexWithoutLock(migrations.AddIndex):
         connection = schema_editor.connection
         if not self.allow_migrate_model(connection.alias, model):
             return
-        options = {"concurrently": True} if connection.vendor == "postgresql" else {}
+        # In a transaction PostgreSQL cannot: so is a tenant's schema made, where nobody waits
+        is_concurrent = connection.vendor == "postgresql" and not connection.in_atomic_block
+        options = {"concurrently": True} if is_concurrent else {}
         existing = {}
         if not schema_editor.collect_sql:  # by sqlmigrate, before the table is there
             with connection.cursor() as cursor:

@@ -8,6 +8,8 @@ from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from souvenirs import scopes
+
 MAX_USERS = 50_000
 MAX_MISSING = 10_000
 MISSING_SECONDS = 60  # how long a key that no user has is remembered as such
@@ -20,7 +22,8 @@ class Memory(Generic[K, V]):
     """A dictionary that forgets what was not used lately, and never holds over 2 * `size` items.
 
     Two generations: a full young one becomes the old one, whose items move back when they are
-    asked for. So the common case is one look-up in `young`, with no bookkeeping.
+    asked for. So the common case is one look-up in `young`, with no bookkeeping. On a scoped site
+    each scope has its own items.
     """
 
     def __init__(self, size: int) -> None:
@@ -49,6 +52,8 @@ class Memory(Generic[K, V]):
     def __setitem__(self, key: K, value: V) -> None:
         if len(self.young) >= self.size:
             self.young, self._old = {}, self.young
+        if not self.young:  # nothing can be looked up before
+            self.young = scopes.make_dict()
         self.young[key] = value
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from django.db import DataError, IntegrityError, connections, router, transaction
 
-from souvenirs import timestamps
+from souvenirs import scopes, timestamps
 from souvenirs.conf import conf
 from souvenirs.history.marks import GRACE_SECONDS, mark_dirty
 from souvenirs.lastseen import get_store, table
@@ -64,6 +64,7 @@ class Recording:
         self.bucket_end = bucket_containing(self.t) + BUCKET
         self.is_marked = False
         self.using = router.db_for_write(Souvenir)
+        self.scope = scopes.current()
         connection = connections[self.using]
         self.is_nested = connection.in_atomic_block
         # Where autocommit is off Django does not see the commit: nothing is remembered then
@@ -83,13 +84,17 @@ class Recording:
         is_written = claim is None or claim.granted
         if is_written:
             result = self.write(claim, check_duplicate)
-        after_commit = partial(self.after_commit, is_written, claim.until if claim else 0)
+        written_until = claim.until if claim else 0
         if not self.is_nested:
-            after_commit()
+            self.after_commit(is_written, written_until)
+        elif scopes.is_scoped():  # the commit may come in another scope
+            with transaction.atomic(using=self.using):
+                self.move_last_seen(is_written)
+            self.on_commit(partial(self.remember, written_until))
         else:
             # Last-seen waits for the commit of a transaction that is not ours: that may last, and
             # must not hold the user's row locked meanwhile.
-            self.on_commit(after_commit)
+            self.on_commit(partial(self.after_commit, is_written, written_until))
         return result
 
     def claim(self) -> Claim | None:
@@ -150,6 +155,10 @@ class Recording:
 
     def after_commit(self, is_written: bool, written_until: float) -> None:
         """Do what is left once the transaction has committed."""
+        self.move_last_seen(is_written)
+        self.remember(written_until)
+
+    def move_last_seen(self, is_written: bool) -> None:
         store, update = get_store(), self.update()
         if self.is_nested or not is_written:
             self.require_user_unless_constrained()
@@ -163,7 +172,6 @@ class Recording:
                 table.touch(update)
             if update.seen is not None:
                 store.on_table_updated({self.user_pk: update.seen}, update.latest)
-        self.remember(written_until)
 
     def update(self) -> LastSeenUpdate:
         latest = math.floor(self.now) + conf.last_seen_seconds
@@ -179,6 +187,8 @@ class Recording:
     def remember(self, written_until: float) -> None:
         """Fill process memory. Only live visits do: memory is about the present."""
         if self.is_manual or not (self.live and self.default_limit and self.slot is not None):
+            return
+        if scopes.current() != self.scope:
             return
         written = written_until >= self.slot.end
         entry = interned(

@@ -13,7 +13,9 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
+from souvenirs import scopes
 from souvenirs.conf import conf
+from souvenirs.models import Souvenir
 from souvenirs.recording import memory, sessions
 from souvenirs.recording.failures import breaker, note_failure, session_breaker
 from souvenirs.recording.hook import is_allowed
@@ -39,7 +41,12 @@ def next_step(request: HttpRequest, response: HttpResponseBase) -> RecordTask | 
 
 
 def run_safely(task: RecordTask) -> None:
-    """Do what is left. Whatever goes wrong is counted and logged, and stays here."""
+    """Do what is left. Whatever goes wrong is counted and logged, and stays here.
+
+    Nobody is recorded in a schema without our tables, as the one that tenants share may be.
+    """
+    if not scopes.has_table(Souvenir):
+        return
     if not breaker.allows():
         send_recorded(FAILED)
         return

@@ -20,6 +20,7 @@ from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.signals import setting_changed
 
+from souvenirs import scopes
 from souvenirs.breaker import Breaker
 from souvenirs.conf import conf
 from souvenirs.periods import Interval
@@ -115,6 +116,8 @@ class Throttle:
         return cache
 
     def _key(self, user_pk: Any, slot: Interval, limit: float) -> str:
+        if scopes.is_scoped():
+            user_pk = scopes.current(), user_pk
         # Any string may be a primary key: not every one may be in a cache key, nor should it be
         # readable there.
         if not isinstance(user_pk, (int, UUID)):

@@ -16,7 +16,7 @@ from django.core.management.base import CommandError
 from django.db import InterfaceError, OperationalError, connections, router
 from prometheus_client.exposition import generate_latest
 
-from souvenirs import checks
+from souvenirs import checks, scopes
 from souvenirs.management.base import SouvenirsCommand
 from souvenirs.models import Souvenir
 from souvenirs_metrics import instruments
@@ -82,6 +82,11 @@ class Command(SouvenirsCommand):
         if options["once"]:
             self.print_page()
             return
+        if scopes.is_scoped():
+            raise CommandError(
+                "The exporter serves one site, and each of your tenants is one: scrape the tenants'"
+                " own /metrics instead, or run this with --once for each tenant"
+            )
         if options["token_file"]:
             settings.SOUVENIRS_METRICS_TOKEN = read_tokens(options["token_file"])
             settings.SOUVENIRS_METRICS_AUTHORIZE = None  # what the command line says wins

@@ -1,0 +1,1 @@
+"""Tenants of django-tenants, for the sites of tests/test_tenants.py."""

@@ -1,0 +1,696 @@
+"""Sites in which a user's key means another user in another request: django-tenants, on PostgreSQL,
+and a router that asks which tenant's request it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests import servers
+from tests.conftest import site_environ
+from tests.site.serving import client
+
+pytestmark = pytest.mark.own_site
+
+SETTINGS = """
+SECRET_KEY = "of the tests"
+USE_TZ = True
+ALLOWED_HOSTS = ["*"]
+ROOT_URLCONF = "tenant_urls"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+SILENCED_SYSTEM_CHECKS = ["souvenirs_metrics.W001"]
+DATABASES = {{"default": {database!r}}}
+DATABASE_ROUTERS = ["django_tenants.routers.TenantSyncRouter"]
+TENANT_MODEL = "tenants.Tenant"
+TENANT_DOMAIN_MODEL = "tenants.Domain"
+USERS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+]
+SHARED_APPS = ["django_tenants", "tests.tenants", "souvenirs_metrics", *USERS]
+TENANT_APPS = [*USERS, "souvenirs"]
+INSTALLED_APPS = [*SHARED_APPS, "souvenirs"]
+MIDDLEWARE = [
+    "django_tenants.middleware.main.TenantMainMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "souvenirs.middleware.SouvenirsMiddleware",
+]
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+CACHES = {{"default": {{
+    "BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": "cache",
+}}}}
+{more}
+"""
+URLS = """
+from django.http import HttpResponse
+from django.urls import include, path
+
+def page(request):
+    return HttpResponse(request.user.pk)
+
+async def apage(request):
+    return HttpResponse((await request.auser()).pk)
+
+urlpatterns = [
+    path("page/", page),
+    path("apage/", apage),
+    path("untouched/", lambda request: HttpResponse()),
+    path("", include("souvenirs_metrics.urls")),
+]
+"""
+START = """
+import json, sys
+import django
+django.setup()
+from datetime import datetime, timedelta, timezone
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.db import connection, connections, transaction
+from django.test import Client
+from django_tenants.utils import schema_context
+from souvenirs.control import count_active_users, last_seen, souvenez
+from souvenirs.models import LastSeen, Rollup, Souvenir, Watermark
+
+TENANTS = ["a", "b"]
+
+def client_of(schema, name="ada"):
+    client = Client(headers={"host": f"{schema}.example.org"})
+    with schema_context(schema):
+        client.force_login(User.objects.get(username=name))
+    return client
+
+def rows(schema):
+    with schema_context(schema):
+        return [souvenir.user_id for souvenir in Souvenir.objects.order_by("pk")]
+
+def seen(schema):
+    with schema_context(schema):
+        return sorted(LastSeen.objects.filter(seen__isnull=False).values_list("user", flat=True))
+
+def metrics(schema, **headers):
+    page = Client(headers={"host": f"{schema}.example.org"}).get("/metrics").content.decode()
+    lines = [line.rpartition(" ") for line in page.splitlines() if line[0] != "#"]
+    return {name: float(value) for name, _, value in lines}
+
+def show(value):
+    print(json.dumps(value))
+"""
+MAKE = """
+from tests.tenants.models import Domain, Tenant
+call_command("migrate", verbosity=0)
+for schema in ["public", *TENANTS]:
+    tenant = Tenant(schema_name=schema, name=schema)
+    tenant.save(verbosity=0)
+    Domain.objects.create(domain=f"{schema}.example.org", tenant=tenant)
+    with schema_context(schema):
+        User.objects.create_user("ada")
+with schema_context("b"):
+    User.objects.create_user("grace")
+    User.objects.create_user("joan")
+"""
+
+
+def run(directory: Path, code: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", START + code],
+        cwd=directory,
+        env=site_environ(directory),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def write(directory: Path, database: dict[str, Any], more: str = "") -> None:
+    settings = SETTINGS.format(database=database, more=more)
+    (directory / "site_settings.py").write_text(settings)
+    (directory / "tenant_urls.py").write_text(URLS)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A database with tenants a and b. Ada is user 1 of each; b has three users, a has one."""
+    with servers.postgresql() as entry:
+        entry = {**entry, "ENGINE": "django_tenants.postgresql_backend"}
+        with connect(entry) as connection:
+            connection.execute("CREATE DATABASE made")
+        directory = tmp_path_factory.mktemp("made")
+        write(directory, {**entry, "NAME": "made"})
+        run(directory, MAKE)
+        yield entry
+
+
+def connect(entry: dict[str, Any]) -> psycopg.Connection[Any]:
+    return psycopg.connect(
+        host=entry["HOST"], port=entry["PORT"], user=entry["USER"], dbname="postgres",
+        autocommit=True,
+    )  # fmt: skip
+
+
+RunTenants = Callable[..., Any]
+
+
+@pytest.fixture
+def database(made: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    name = f"site_{os.urandom(4).hex()}"
+    with connect(made) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE made")  # type: ignore[call-overload]
+    return {**made, "NAME": name}
+
+
+@pytest.fixture
+def run_tenants(database: dict[str, Any], tmp_path: Path) -> RunTenants:
+    """`run_tenants(code, settings="")` runs a process of the site. Returns what it `show`s."""
+
+    def run_code(code: str, settings: str = "") -> Any:
+        write(tmp_path, database, settings)
+        lines = run(tmp_path, code).stdout.splitlines()
+        return json.loads(lines[-1])
+
+    return run_code
+
+
+def test_a_tenant__is_made_in_a_transaction_too(run_tenants: RunTenants) -> None:
+    """As Django's admin makes one: PostgreSQL cannot build indexes concurrently there."""
+    shown = run_tenants("""
+from tests.tenants.models import Tenant
+with transaction.atomic():
+    Tenant(schema_name="c").save(verbosity=0)
+with schema_context("c"), connection.cursor() as cursor:
+    show("souvenirs_when_user" in connection.introspection.get_constraints(
+        cursor, Souvenir._meta.db_table))
+""")
+    assert shown is True
+
+
+# Recording
+
+
+def test_the_same_key_in_two_tenants_is_two_users(run_tenants: RunTenants) -> None:
+    shown = run_tenants("""
+for schema in TENANTS:
+    assert client_of(schema).get("/page/").content == b"1"
+    client_of(schema).get("/page/")
+show([rows("a"), rows("b"), seen("a"), seen("b")])
+""")
+    assert shown == [[1], [1], [1], [1]]
+
+
+def test_souvenez__asks_memory_for_the_users_of_the_tenant(run_tenants: RunTenants) -> None:
+    shown = run_tenants("""
+results = []
+for schema in [*TENANTS, *TENANTS]:
+    with schema_context(schema):
+        results.append(souvenez(1))
+show([results, rows("a"), rows("b")])
+""")
+    assert shown == [["added", "added", "rate-limited", "rate-limited"], [1], [1]]
+
+
+def test_claims__are_each_tenants_own(run_tenants: RunTenants) -> None:
+    """In the cache that processes share."""
+    visit = """
+with schema_context("{}"):
+    show(souvenez(1))
+"""
+    assert run_tenants(visit.format("a")) == "added"
+    assert run_tenants(visit.format("b")) == "added"
+    assert run_tenants(visit.format("a")) == "rate-limited"
+
+
+def test_a_session_of_one_tenant__says_nothing_of_another(run_tenants: RunTenants) -> None:
+    """Also where the view does not look at it: then it is looked up, and what was found is
+    remembered."""
+    shown = run_tenants("""
+a, b = client_of("a"), client_of("b", "joan")
+stolen = Client(headers={"host": "a.example.org"})
+stolen.cookies = b.cookies
+for _ in range(2):
+    stolen.get("/untouched/")
+    b.get("/untouched/")
+    a.get("/untouched/")
+show([rows("a"), rows("b")])
+""")
+    assert shown == [[1], [3]]
+
+
+def test_asgi__records_and_collects_in_the_requests_thread(
+    run_tenants: RunTenants, tmp_path: Path
+) -> None:
+    cookies = run_tenants("""
+show({schema: client_of(schema).cookies["sessionid"].value for schema in ["public", *TENANTS]})
+""")
+    port = servers.free_port()
+    command = ["uvicorn", f"--port={port}", "--factory", "django.core.asgi:get_asgi_application"]
+    with (
+        servers.running(
+            [sys.executable, "-m", *command],
+            lambda: servers.accepts(port),
+            tmp_path / "server.log",
+            cwd=tmp_path,
+            env=site_environ(tmp_path),
+        ),
+        client() as session,
+    ):
+
+        def get(path: str, schema: str) -> str:
+            headers = {"Host": f"{schema}.example.org", "Cookie": f"sessionid={cookies[schema]}"}
+            response = session.get(f"http://127.0.0.1:{port}{path}", headers=headers, timeout=30)
+            assert response.status_code == 200
+            return response.text
+
+        for path in ("/apage/", "/page/", "/untouched/"):
+            for schema in ("public", "a", "b", "a"):
+                get(path, schema)
+        with ThreadPoolExecutor(8) as pool:
+            pages = list(pool.map(partial(get, "/metrics"), ["a", "b"] * 4))
+    names = ("souvenirs_up", 'souvenirs_active_users{window="1h"}', "souvenirs_registered_users")
+    for page, accounts in zip(pages, [1, 3] * 4):
+        for name, value in zip(names, (1, 1, accounts)):
+            assert f"\n{name} {value}.0\n" in page
+    assert run_tenants('show([rows("a"), rows("b")])') == [[1], [1]]
+
+
+def test_asouvenez__is_in_the_callers_tenant(run_tenants: RunTenants) -> None:
+    shown = run_tenants("""
+from asgiref.sync import async_to_sync
+from souvenirs.control import asouvenez
+results = []
+for schema in [*TENANTS, *TENANTS]:
+    with schema_context(schema):
+        results.append(async_to_sync(asouvenez)(1))
+show(results)
+""")
+    assert shown == ["added", "added", "rate-limited", "rate-limited"]
+
+
+def test_a_transaction_that_commits_in_another_tenant__leaves_that_one_alone(
+    run_tenants: RunTenants,
+) -> None:
+    shown = run_tenants("""
+with schema_context("b"), transaction.atomic():
+    with schema_context("a"):
+        souvenez(1)
+        Souvenir.objects.create(user_id=1)
+results = [rows("a"), rows("b"), seen("a"), seen("b")]
+with schema_context("b"):
+    results.append(souvenez(1))
+with schema_context("a"):
+    results.append(souvenez(1))
+show(results)
+""")
+    assert shown == [[1, 1], [], [1], [], "added", "rate-limited"]
+
+
+def test_a_rollback__is_recorded_again(run_tenants: RunTenants) -> None:
+    shown = run_tenants("""
+from souvenirs.recording.throttle import throttle
+with schema_context("a"):
+    try:
+        with transaction.atomic():
+            souvenez(1)
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        from django.core.cache import cache
+        cache.clear()  # what a minute does to the claim
+    show([rows("a"), souvenez(1), last_seen(1) is not None])
+""")
+    assert shown == [[], "added", True]
+
+
+def test_the_public_schema__without_our_tables_has_its_users_all_the_same(
+    run_tenants: RunTenants,
+) -> None:
+    shown = run_tenants("""
+public = client_of("public")
+statuses = [public.get("/page/").status_code, public.get("/untouched/").status_code]
+client_of("a").get("/page/")  # not kept from it by a failure there
+with schema_context("public"):
+    User.objects.get().delete()
+show([statuses, rows("a"), metrics("public")["souvenirs_up"]])
+""")
+    assert shown == [[200, 200], [1], 0]
+
+
+# Metrics
+
+
+def test_metrics__are_the_tenants_own(run_tenants: RunTenants) -> None:
+    """Also at once, and while a result might be reused."""
+    shown = run_tenants(
+        """
+client_of("a").get("/page/")
+for name in ("ada", "grace"):
+    client_of("b", name).get("/page/")
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(8) as pool:
+    pages = list(pool.map(metrics, TENANTS * 8))
+names = ["souvenirs_up", 'souvenirs_active_users{window="1h"}', "souvenirs_registered_users"]
+show([[page[name] for name in names] for page in pages])
+""",
+        "SOUVENIRS_METRICS_MAX_AGE_SECONDS = 60",
+    )
+    assert shown == [[1, 1, 1], [1, 2, 3]] * 8
+
+
+@pytest.mark.parametrize("is_multiprocess", [False, True])
+def test_process_counters__are_of_all_tenants_and_so_left_out(
+    is_multiprocess: bool, run_tenants: RunTenants, tmp_path: Path
+) -> None:
+    settings = """
+import os
+os.makedirs("metrics", exist_ok=True)
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = "metrics"
+"""
+    shown = run_tenants(
+        """
+client_of("a").get("/page/")
+show([name for name in metrics("b") if "souvenirs_records" in name])
+""",
+        settings if is_multiprocess else "",
+    )
+    assert shown == []
+
+
+def test_a_scrape__leaves_the_requests_connection_as_it_was(run_tenants: RunTenants) -> None:
+    """It is in the request's thread, and other middleware goes on with that connection."""
+    shown = run_tenants("""
+from souvenirs_metrics.exposition import render
+
+connection.set_schema("b")
+souvenez(1)
+with connection.cursor() as cursor:
+    cursor.execute("SET myapp.tenant = 'b'")
+settings = {**connection.settings_dict}
+page = render().decode()
+with connection.cursor() as cursor:
+    cursor.execute("SELECT current_schema(), current_setting('myapp.tenant'),"
+        " current_setting('statement_timeout'), current_setting('transaction_isolation')")
+    left = cursor.fetchone()
+show(["souvenirs_up 1.0" in page, left, settings == connection.settings_dict])
+""")
+    assert shown == [True, ["b", "b", "0", "read committed"], True]
+
+
+def test_a_scrape__ends_in_the_scrapers_time(run_tenants: RunTenants) -> None:
+    """PostgreSQL ends what another transaction keeps waiting."""
+    shown = run_tenants("""
+import time
+client_of("a").get("/page/")
+other = connections.create_connection("default")
+other.set_schema("b")
+with other.cursor() as cursor:
+    cursor.execute("BEGIN; LOCK souvenirs_lastseen")
+    started = time.monotonic()
+    client = Client(headers={"host": "b.example.org"})
+    page = client.get("/metrics", headers={"X-Prometheus-Scrape-Timeout-Seconds": "2"}).content
+    seconds = time.monotonic() - started
+    cursor.execute("ROLLBACK")
+other.close()
+show([b"souvenirs_up 0.0" in page, seconds, metrics("b")["souvenirs_up"]])
+""")
+    was_down, seconds, up = shown
+    assert was_down
+    assert seconds < 10
+    assert up == 1
+
+
+def test_scrapes__roll_each_tenant_up(run_tenants: RunTenants) -> None:
+    """Whatever another tenant's history is like."""
+    shown = run_tenants("""
+hour_ago = datetime.now(timezone.utc) - timedelta(hours=1)
+for schema in TENANTS:
+    with schema_context(schema):
+        Souvenir.objects.create(user_id=1, when=hour_ago)
+with schema_context("a"), connection.cursor() as cursor:
+    cursor.execute("ALTER TABLE souvenirs_watermark RENAME TO away")
+for schema in TENANTS:
+    metrics(schema)
+with schema_context("b"):
+    show(Watermark.objects.get().rolled_up > hour_ago.timestamp() - 2 * 86_400)
+""")
+    assert shown is True
+
+
+# History
+
+PAST = """
+start = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
+day = start, start + timedelta(days=1)
+for schema in TENANTS:
+    with schema_context(schema):
+        Souvenir.objects.create(user_id=1, when=start)
+
+def past():
+    counts = []
+    for schema in TENANTS:
+        with schema_context(schema):
+            counts.append(count_active_users(*day))
+    return counts
+
+def delete(schema):
+    with schema_context(schema):
+        User.objects.get(username="ada").delete()
+"""
+
+
+@pytest.mark.parametrize("is_rolled_up", [False, True])
+def test_deletion__changes_no_past(is_rolled_up: bool, run_tenants: RunTenants) -> None:
+    roll_up = """
+for schema in TENANTS:
+    with schema_context(schema):
+        call_command("rollup_souvenirs", verbosity=0)
+"""
+    shown = run_tenants(f"""{PAST}
+{roll_up if is_rolled_up else ""}
+counts = [past()]
+delete("a")
+counts.append(past())
+{roll_up}
+counts.append(past())
+show([*counts, rows("a"), rows("b"), seen("a"), seen("b")])
+""")
+    assert shown == [[1, 1]] * 3 + [[], [1], [], [1]]
+
+
+def test_commands__run_for_a_tenant_and_for_all(run_tenants: RunTenants) -> None:
+    shown = run_tenants(f"""{PAST}
+def rolled_up():
+    found = []
+    for schema in TENANTS:
+        with schema_context(schema):
+            found.append(Rollup.objects.filter(kind=Rollup.DAY).count())
+    return found
+
+from django.core.management import execute_from_command_line
+def manage(*words):
+    execute_from_command_line(["manage.py", *words])
+
+manage("tenant_command", "rollup_souvenirs", "--schema", "b", "--verbosity=0")
+results = [rolled_up()]
+manage("all_tenants_command", "--no-public", "rollup_souvenirs", "--verbosity=0")
+results.append(rolled_up())
+manage("tenant_command", "prune_souvenirs", "--schema", "a", "--older-than=30d", "--verbosity=0")
+results += [rows("a"), rows("b"), past()]
+show(results)
+""")
+    assert shown == [[0, 1], [1, 1], [], [1], [1, 1]]
+
+
+# What is refused
+
+
+def check(directory: Path, database: dict[str, Any], more: str) -> str:
+    write(directory, database, more)
+    done = run(directory, 'call_command("check")', check=False)
+    assert done.returncode == 1, done.stdout
+    return done.stderr
+
+
+def test_check__accepts_the_site(run_tenants: RunTenants) -> None:
+    assert run_tenants('call_command("check"); show("fine")') == "fine"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            'SOUVENIRS_LAST_SEEN_STORE = {"BACKEND": "souvenirs.lastseen.redis.RedisStore",'
+            ' "LOCATION": "redis://127.0.0.1/0"}',
+            "RedisStore would mix the users of tenants up",
+        ),
+        (
+            'DATABASES["replica"] = DATABASES["default"]\nSOUVENIRS_METRICS_DATABASE = "replica"',
+            "(souvenirs_metrics.E010) SOUVENIRS_METRICS_DATABASE is 'replica'",
+        ),
+        (
+            'TENANT_APPS.remove("souvenirs")\nSHARED_APPS.append("souvenirs")',
+            "(souvenirs.E011) Tenants have no tables of souvenirs",
+        ),
+        (
+            'TENANT_APPS = ["souvenirs"]',
+            "(souvenirs.E011) Tenants have no tables of django.contrib.auth",
+        ),
+        (
+            'SOUVENIRS_SCOPE = "nowhere.tenant"',
+            "(souvenirs.E010) SOUVENIRS_SCOPE is 'nowhere.tenant'",
+        ),
+    ],
+)
+def test_check__refuses_what_would_mix_tenants_up(
+    settings: str, message: str, database: dict[str, Any], tmp_path: Path
+) -> None:
+    assert message in check(tmp_path, database, settings)
+
+
+def test_redis__is_not_used_even_if_nobody_ran_the_checks(run_tenants: RunTenants) -> None:
+    with servers.redis() as (url, _):
+        store = {"BACKEND": "souvenirs.lastseen.redis.RedisStore", "LOCATION": url}
+        shown = run_tenants(
+            """
+response = client_of("a").get("/page/")
+show([response.status_code, metrics("a")["souvenirs_up"]])
+""",
+            f"SOUVENIRS_LAST_SEEN_STORE = {store!r}",
+        )
+        assert servers.redis_cli("-u", url, "dbsize") == "0\n"
+    assert shown == [200, 0]
+
+
+def test_exporter__refuses_to_serve_but_prints_a_tenants_page(
+    run_tenants: RunTenants, tmp_path: Path
+) -> None:
+    shown = run_tenants("""
+import io
+from django.core.management.base import CommandError
+from souvenirs_metrics.management.commands.souvenirs_exporter import Command
+for name in ("ada", "grace"):
+    client_of("b", name).get("/page/")
+try:
+    call_command("souvenirs_exporter", "127.0.0.1:0")
+except CommandError as error:
+    refusal = str(error)
+pages = []
+for schema in TENANTS:
+    with schema_context(schema):
+        call_command("souvenirs_exporter", "--once", stdout=(page := io.StringIO()))
+    pages.append('souvenirs_active_users{window="1h"} 2.0' in page.getvalue())
+show([refusal, pages])
+""")
+    refusal, pages = shown
+    assert "each of your tenants" in refusal
+    assert pages == [False, True]
+
+
+# A database for each tenant, by a router that knows the request
+
+TENANCY = """
+from contextvars import ContextVar
+
+tenant = ContextVar("tenant", default="default")
+
+def current():
+    return tenant.get()
+
+class Router:
+    def db_for_read(self, model, **hints):
+        return tenant.get()
+
+    db_for_write = db_for_read
+
+def middleware(get_response):
+    def handle(request):
+        token = tenant.set(request.headers["X-Tenant"])
+        try:
+            return get_response(request)
+        finally:
+            tenant.reset(token)
+    return handle
+"""
+DATABASES = """
+SILENCED_SYSTEM_CHECKS = ["souvenirs_metrics.W001"]
+DATABASES["b"] = {**DATABASES["default"], "NAME": "b.sqlite3"}
+DATABASE_ROUTERS = ["tenancy.Router"]
+INSTALLED_APPS.append("django.contrib.sessions")
+ROOT_URLCONF = "tenant_urls"
+MIDDLEWARE = [
+    "tenancy.middleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "souvenirs.middleware.SouvenirsMiddleware",
+]
+SOUVENIRS_SCOPE = "tenancy.current"
+"""
+TWO_DATABASES = """
+import json
+from datetime import datetime, timedelta, timezone
+from django.contrib.auth.models import User
+from souvenirs.control import count_active_users
+from souvenirs.models import Souvenir
+from tenancy import tenant
+
+TENANTS = ["default", "b"]
+clients = {}
+for name in TENANTS:
+    call_command("migrate", database=name, verbosity=0)
+    token = tenant.set(name)
+    clients[name] = Client(headers={"X-Tenant": name})
+    clients[name].force_login(User.objects.create_user("ada"))
+    tenant.reset(token)
+for name in [*TENANTS, *TENANTS]:
+    assert clients[name].get("/page/").status_code == 200
+"""
+
+
+@pytest.fixture
+def run_routed(tmp_path: Path, run_site: Callable[..., str]) -> RunTenants:
+    (tmp_path / "tenancy.py").write_text(TENANCY)
+    (tmp_path / "tenant_urls.py").write_text(URLS)
+
+    def run_code(code: str) -> Any:
+        return json.loads(run_site(TWO_DATABASES + code, DATABASES))
+
+    return run_code
+
+
+def test_a_router_by_request__keeps_users_and_metrics_apart(run_routed: RunTenants) -> None:
+    shown = run_routed("""
+pages = [clients[name].get("/metrics").content.decode() for name in TENANTS]
+print(json.dumps([
+    [Souvenir.objects.using(name).count() for name in TENANTS],
+    ['souvenirs_active_users{window="1h"} 1.0' in page for page in pages],
+    ["souvenirs_records" in page for page in pages],
+]))
+""")
+    assert shown == [[1, 1], [True, True], [False, False]]
+
+
+def test_a_router_by_request__deletion_changes_no_past(run_routed: RunTenants) -> None:
+    shown = run_routed("""
+start = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
+counts = []
+for name in TENANTS:
+    tenant.set(name)
+    Souvenir.objects.create(user_id=1, when=start)
+    if name == "default":
+        User.objects.get().delete()
+for name in TENANTS:
+    tenant.set(name)
+    counts.append([count_active_users(start, start + timedelta(days=1)), Souvenir.objects.count()])
+print(json.dumps(counts))
+""")
+    assert shown == [[1, 0], [1, 2]]
