@@ -3,17 +3,29 @@
 It is the portable format of roaring bitmaps; or, for small bitmaps where that is smaller, a packed
 form of it, which the first byte tells apart. In a small bitmap the format's 16-bit words are mostly
 a sorted array: one differs little from the next, so the differences deflate well.
+
+pyroaring is imported on first use: only one of the interpreters in a process can load it, and under
+mod_wsgi, where each site has its own, all of them have to record.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from pyroaring import BitMap
+if TYPE_CHECKING:
+    from pyroaring import BitMap
 
 SMALL = 4_096  # bytes; for larger ones, unpacking would cost more time than the space is worth
 WORD = 16  # bits
 ZLIB = 0x78  # the first byte of packed ones; those of the portable format are 0x3A and 0x3B
+
+
+def bitmap(members: Iterable[int] = ()) -> BitMap:
+    from pyroaring import BitMap
+
+    return BitMap(members)
 
 
 def to_bytes(members: BitMap) -> bytes:
@@ -25,7 +37,7 @@ def to_bytes(members: BitMap) -> bytes:
 
 
 def from_bytes(data: bytes) -> BitMap:
-    return BitMap.deserialize(unpack(data) if data[0] == ZLIB else data)
+    return type(bitmap()).deserialize(unpack(data) if data[0] == ZLIB else data)
 
 
 def pack(plain: bytes) -> bytes:

@@ -13,15 +13,17 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyroaring import BitMap
-
+from souvenirs.bitmaps import bitmap
 from souvenirs.history.marks import deleted_members, marked_buckets
 from souvenirs.history.progress import watermark
 from souvenirs.history.rollups import covering_rollups, iter_members
 from souvenirs.history.rows import iter_rows
 from souvenirs.periods import BUCKET, Interval, bucket_after, bucket_containing, merged
+
+if TYPE_CHECKING:
+    from pyroaring import BitMap
 
 MAX_MARKED_INTERVALS = 3_000  # that one query asks for
 
@@ -40,7 +42,7 @@ class Users:
     active_users: how many they are, where one Rollup has all of them; its members are not read.
     """
 
-    members: BitMap = field(default_factory=BitMap)
+    members: BitMap = field(default_factory=bitmap)
     without_ordinal: set[Any] = field(default_factory=set)
     active_users: int = 0
 
@@ -122,7 +124,7 @@ class History:
                 if first < last:
                     ordinals[number].extend(member for _, member in deleted[first:last])
         for number, each in ordinals.items():
-            found[number].members = BitMap(each)
+            found[number].members = bitmap(each)
         # Also where nothing was rolled up before: without a snapshot, it may be now
         yield from self._add_rollups(
             found, {number: plans[number].buckets for number in numbers}, with_members

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import IntegrityError, router
 from django.db.models import Max
-from pyroaring import BitMap
 
 from souvenirs import bitmaps, timestamps
 from souvenirs.conf import conf
@@ -21,6 +20,9 @@ from souvenirs.history.progress import rollup_lock, watermark
 from souvenirs.lastseen import get_store, table
 from souvenirs.models import LastSeen, Rollup, Souvenir
 from souvenirs.periods import BUCKET, Interval, bucket_after, bucket_containing, calendar_period
+
+if TYPE_CHECKING:
+    from pyroaring import BitMap
 
 BATCH_SIZE = 5_000  # users whose last-seen times are read at a time
 
@@ -72,7 +74,7 @@ def _repair_day(day: Interval, using: str) -> None:
         for rollup in rows.filter(kind=Rollup.BUCKET, start__gte=start, start__lt=end):
             kept = bitmaps.from_bytes(bytes(rollup.members))
             if rollup.start >= mark.pruned:
-                kept -= _existing(kept - facts.get(rollup.start, BitMap()), using)
+                kept -= _existing(kept - facts.get(rollup.start, bitmaps.bitmap()), using)
             rollups.set_members(rollup, kept)
             if kept:
                 rollup.save(using=using)
@@ -91,6 +93,6 @@ def _existing(ordinals: BitMap, using: str) -> BitMap:
     """Those of these LastSeen ids that are of users who exist: only rows say when they were active.
     (They are looked up after the rows: a user who is deleted in between is not lost.)"""
     if not ordinals:
-        return BitMap()
+        return bitmaps.bitmap()
     rows = LastSeen.objects.using(using).filter(pk__in=as_in_list(ordinals, using))
-    return BitMap(rows.values_list("pk", flat=True))
+    return bitmaps.bitmap(rows.values_list("pk", flat=True))

@@ -14,10 +14,9 @@ from array import array
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db.models import Q
-from pyroaring import BitMap
 
 from souvenirs import bitmaps
 from souvenirs.databases import UNION_LIMIT, as_in_list
@@ -26,6 +25,9 @@ from souvenirs.lastseen import table
 from souvenirs.lastseen.base import LastSeenUpdate
 from souvenirs.models import LastSeen, Rollup
 from souvenirs.periods import BUCKET, Interval, gaps, merged
+
+if TYPE_CHECKING:
+    from pyroaring import BitMap
 
 KINDS = (Rollup.MONTH, Rollup.DAY, Rollup.BUCKET)  # the longest first
 PERIODS = {Rollup.DAY: "day", Rollup.MONTH: "month"}
@@ -103,7 +105,7 @@ def read_members(
             found[bucket].append(ordinal)
     for bucket, ordinals in deleted.items():
         found[bucket].extend(ordinals)
-    return {bucket: BitMap(ordinals) for bucket, ordinals in found.items()}
+    return {bucket: bitmaps.bitmap(ordinals) for bucket, ordinals in found.items()}
 
 
 def _make_ordinals(users: Mapping[Any, set[int]], using: str) -> dict[Any, int]:
@@ -145,7 +147,7 @@ def merge_into_rollups(facts: Mapping[int, BitMap], using: str) -> None:
     for rollup in containing:
         inside = [facts[start] for start in starts if rollup.start <= start < rollup.end]
         if inside:
-            _add_members(rollup, BitMap.union(*inside), using)
+            _add_members(rollup, bitmaps.bitmap().union(*inside), using)
 
 
 def build_period_rollup(kind: int, period: Interval, rolled_up: int, using: str) -> None:
@@ -157,7 +159,7 @@ def build_period_rollup(kind: int, period: Interval, rolled_up: int, using: str)
     if rows.filter(kind=kind, start=period.start, end=period.end).exists():
         return
     (refs,) = covering_rollups([period], using)
-    members = BitMap()
+    members = bitmaps.bitmap()
     for _, each in iter_members([ref.pk for ref in refs], using):
         members |= each
     if members or kind == Rollup.MONTH:  # so there are few gaps in a long time without users
