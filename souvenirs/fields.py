@@ -8,15 +8,26 @@ from django.conf import settings
 from django.db import models, router
 from django.db.models.deletion import CASCADE, Collector
 
+NOTED = "_souvenirs_of_deleted_users"  # attribute of an instance, or a QuerySet
+
 
 def cascade(collector: Collector, field: Any, sub_objs: Any, using: str) -> None:
     """on_delete of a relation to the user: CASCADE, where the user's database has our tables.
 
     Where it has not, Django would look for our tables in the users' database; there
-    `deletion.forget_deleted_user` does it.
+    `deletion.forget_deleted_user` does it. Nor does the admin's page "Are you sure?" list thousands
+    of souvenirs, which nobody reads.
+
+    The rows to be deleted are noted on what `delete` was called on, for
+    `deletion.keep_deleted_users`.
     """
-    if router.allow_migrate_model(using, field.model):
-        CASCADE(collector, field, sub_objs, using)
+    from django.contrib.admin.utils import NestedObjects  # not before the apps are loaded
+
+    if isinstance(collector, NestedObjects) or not router.allow_migrate_model(using, field.model):
+        return
+    CASCADE(collector, field, sub_objs, using)
+    if collector.origin is not None:
+        vars(collector.origin).setdefault(NOTED, []).append(sub_objs)
 
 
 cascade.lazy_sub_objs = True  # type: ignore[attr-defined]  # do not query before asking

@@ -217,6 +217,105 @@ def test_delete__takes_a_number_of_queries_that_does_not_depend_on_the_rows() ->
     assert taken[0] == taken[1] <= 18
 
 
+def test_delete__of_many_users_takes_queries_for_batches_of_them() -> None:
+    taken, facts = [], []
+    for number in (100, 300):
+        users = people(number)
+        for who, user in enumerate(users):
+            record(user, T + who, T + BUCKET + who)
+        facts += [
+            (f"{number} {who}", t) for who in range(number) for t in (T + who, T + 1000 + who)
+        ]
+        with at(NOW), CaptureQueriesContext(ours()) as captured:
+            User.objects.filter(pk__in=[user.pk for user in users]).delete()
+        taken.append(len(captured))
+        assert not LastSeen.objects.exists()
+        assert not Souvenir.objects.exists()
+        assert_counts(facts, DAYS)
+    assert taken[1] - taken[0] <= 12  # for Django deletes users in hundreds
+
+
+def test_delete__that_failed_is_done_whole_the_next_time(users: list[Any]) -> None:
+    doomed = User.objects.filter(pk__in=[user.pk for user in users[:2]])
+    with suppress(ZeroDivisionError), transaction.atomic(using=doomed.db):
+        doomed.delete()
+        raise ZeroDivisionError
+    assert_counts(FACTS, DAYS)
+    doomed.delete()
+    assert set(Souvenir.objects.values_list("user_id", flat=True)) == {users[2].pk}
+    assert_counts(FACTS, DAYS)
+
+
+# The admin
+
+ADMIN = """
+INSTALLED_APPS += [
+    "django.contrib.admin", "django.contrib.messages", "django.contrib.sessions",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [{
+    "BACKEND": "django.template.backends.django.DjangoTemplates",
+    "APP_DIRS": True,
+    "OPTIONS": {"context_processors": [
+        "django.template.context_processors.request",
+        "django.contrib.auth.context_processors.auth",
+        "django.contrib.messages.context_processors.messages",
+    ]},
+}]
+ROOT_URLCONF = "site_urls"
+"""
+PAGES = """
+import sys, time, types
+from datetime import datetime, timedelta, timezone
+from django.contrib import admin
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.urls import path
+from souvenirs.models import Souvenir
+
+sys.modules["site_urls"] = types.ModuleType("site_urls")
+sys.modules["site_urls"].urlpatterns = [path("admin/", admin.site.urls)]
+client = Client()
+client.force_login(User.objects.create_superuser("root"))
+for number in (1, 2_000):
+    user = User.objects.create(username=f"user{number}")
+    begin = datetime(2024, 5, 14, tzinfo=timezone.utc)
+    Souvenir.objects.bulk_create(
+        Souvenir(user=user, when=begin + timedelta(hours=n)) for n in range(number)
+    )
+    chosen = {"action": "delete_selected", "_selected_action": [user.pk]}
+    for ask in (
+        lambda: client.get(f"/admin/auth/user/{user.pk}/delete/"),
+        lambda: client.post("/admin/auth/user/", chosen),
+    ):
+        with CaptureQueriesContext(connection) as queries:
+            page = ask()
+        assert page.status_code == 200 and "Are you sure" in page.text
+        print(len(page.content), len(queries))
+    client.post("/admin/auth/user/", {**chosen, "post": "yes"})
+    print(Souvenir.objects.count())
+"""
+
+
+@pytest.mark.own_site
+def test_admin__asks_before_it_deletes_in_a_page_that_does_not_grow(
+    run_site: Callable[..., str],
+) -> None:
+    few, few_chosen, [left], *many = (
+        [int(number) for number in line.split()] for line in run_site(PAGES, ADMIN).splitlines()
+    )
+    assert left == 0
+    for (size, queries), (more, more_queries) in zip([few, few_chosen], many[:2], strict=True):
+        assert more - size < 500
+        assert more_queries == queries
+    assert many[2] == [0]
+
+
 # Erasure
 
 

@@ -32,10 +32,10 @@ def mark_dirty(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None
     )
 
 
-def mark_deleted(member: int, buckets: Iterable[int], using: str) -> None:
-    """Keep that the user with this LastSeen id was active in these buckets."""
+def mark_deleted(members: Iterable[tuple[int, int]], using: str) -> None:
+    """Keep that users were active: (bucket, LastSeen id) of each."""
     DeletedMember.objects.using(using).bulk_create(
-        (DeletedMember(bucket=bucket, member=member) for bucket in sorted(buckets)),
+        (DeletedMember(bucket=bucket, member=member) for bucket, member in sorted(members)),
         batch_size=BATCH_SIZE,
     )
 
