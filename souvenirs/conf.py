@@ -12,6 +12,7 @@ from django.conf import settings
 from django.core.signals import setting_changed
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.utils.crypto import salted_hmac
 from django.utils.module_loading import import_string
 
 DEFAULT_STORE = {"BACKEND": "souvenirs.lastseen.database.DatabaseStore"}
@@ -37,6 +38,11 @@ class Settings(CachedSettings):
         return float(getattr(settings, "SOUVENIRS_RATELIMIT_SECONDS", 3600))
 
     @cached_property
+    def enabled(self) -> bool:
+        """SOUVENIRS_ENABLED: whether anybody is recorded. False in the tests of a site."""
+        return bool(getattr(settings, "SOUVENIRS_ENABLED", True))
+
+    @cached_property
     def cache_name(self) -> str:
         """SOUVENIRS_CACHE_NAME: alias in CACHES of the cache that processes share the limit in."""
         return str(getattr(settings, "SOUVENIRS_CACHE_NAME", "default"))
@@ -44,7 +50,17 @@ class Settings(CachedSettings):
     @cached_property
     def cache_prefix(self) -> str:
         """SOUVENIRS_CACHE_PREFIX: what the keys in that cache begin with."""
-        return str(getattr(settings, "SOUVENIRS_CACHE_PREFIX", "souvenirs."))
+        return str(getattr(settings, "SOUVENIRS_CACHE_PREFIX", self.site_prefix))
+
+    @cached_property
+    def site_prefix(self) -> str:
+        """What keys begin with by default: "souvenirs.", and a digest that tells this site from
+        others in the same cache or Redis.
+
+        It is of SECRET_KEY, which the processes of a site share, whatever address they reach their
+        database by, and which staging and production do not.
+        """
+        return f"souvenirs.{salted_hmac('souvenirs', 'site', algorithm='sha256').hexdigest()[:12]}."
 
     @cached_property
     def last_seen_seconds(self) -> int:

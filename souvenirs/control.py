@@ -12,12 +12,13 @@ from django.db.models import F, QuerySet
 from django.utils.functional import LazyObject, empty
 
 from souvenirs import scopes, timestamps
+from souvenirs.conf import conf
 from souvenirs.history import counting
 from souvenirs.lastseen import get_store
 from souvenirs.models import LastSeen, SouvenirQuerySet
 from souvenirs.recording import memory
 from souvenirs.recording.recorder import record
-from souvenirs.recording.results import RATE_LIMITED
+from souvenirs.recording.results import RATE_LIMITED, SKIPPED
 from souvenirs.users import clean_pk, has_constraint, key_of
 
 
@@ -38,7 +39,8 @@ def souvenez(
     ratelimit: False for no limit, or a number of seconds in place of the setting's.
     check_duplicate: do not write a row of the same user and `when` again.
 
-    Returns "added", "rate-limited", or (only with check_duplicate) "duplicated".
+    Returns "added", "rate-limited", or (only with check_duplicate) "duplicated"; "skipped" where
+    SOUVENIRS_ENABLED is False, as in the tests of a site.
 
     Inside a transaction the row is part of it, and last-seen follows when it commits; after a
     rollback the user is recorded again within a minute.
@@ -49,6 +51,8 @@ def souvenez(
     user has the key; and django.db.DatabaseError if the database fails. An enclosing transaction
     stays usable.
     """
+    if not conf.enabled:
+        return SKIPPED
     if is_handled(user, when, ratelimit, check_duplicate):
         return RATE_LIMITED
     return record(user, when, ratelimit, check_duplicate)
@@ -61,6 +65,8 @@ async def asouvenez(
     check_duplicate: bool = False,
 ) -> str:
     """`souvenez` for async code. It takes a thread only where there is something to write."""
+    if not conf.enabled:
+        return SKIPPED
     is_loaded = not (isinstance(user, LazyObject) and user.__dict__["_wrapped"] is empty)
     if is_loaded and not scopes.is_scoped() and is_handled(user, when, ratelimit, check_duplicate):
         return RATE_LIMITED

@@ -17,6 +17,7 @@ if unknown := SHAPE - {"uuid", "string", "naive", "routed"}:
     raise ValueError(f"SHAPE has {unknown}, which is none of its words")
 
 SECRET_KEY = "of the tests"
+SOUVENIRS_ENABLED = True  # as pytest has it off in the tests of sites
 USE_TZ = "naive" not in SHAPE
 TIME_ZONE = "Europe/Paris"
 ROOT_URLCONF = "tests.urls"

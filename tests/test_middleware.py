@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -321,6 +322,38 @@ def test_session__of_any_engine(user: User, engine: str, tmp_path: Any) -> None:
         assert seen() == ["ada"]
         assert not response.cookies
         assert sorted(tmp_path.iterdir()) == files
+
+
+SIGNED = "django.contrib.sessions.backends.signed_cookies"
+
+
+def test_session__in_a_cookie_that_changes_costs_no_query(
+    user: User, django_assert_num_queries: Any
+) -> None:
+    with override_settings(SESSION_ENGINE=SIGNED, SESSION_SAVE_EVERY_REQUEST=True):
+        client = Client()
+        client.force_login(user)
+        cookies = set()
+        for seconds in range(5):
+            moment = datetime.now(timezone.utc).replace(second=seconds)
+            with (
+                time_machine.travel(moment, tick=False),
+                django_assert_num_queries(0) if seconds else nullcontext(),
+            ):
+                client.get("/visited/")
+            cookies.add(client.cookies[settings.SESSION_COOKIE_NAME].value)
+        assert len(cookies) == 5
+        assert seen() == ["ada"]
+        # Another user in the same browser
+        client.force_login(User.objects.create(username="bob"))
+        client.get("/plain/")
+        assert seen() == ["ada", "bob"]
+        # Nobody, and nobody whom a query would have to find
+        client.logout()
+        client.cookies[settings.SESSION_COOKIE_NAME] = "forged:by:me"
+        with django_assert_num_queries(0):
+            client.get("/plain/")
+        assert seen() == ["ada", "bob"]
 
 
 # What it costs

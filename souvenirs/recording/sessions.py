@@ -90,6 +90,15 @@ def look_up(store: type[SessionBase], cookie: str, digest: bytes) -> Any:
     return key
 
 
+def signed_in_by_cookie(store: type[SessionBase], cookie: str) -> str | None:
+    """What a signed cookie says of who is signed in, and nothing else of it; None for nobody and
+    for a forged one. Queries nothing."""
+    session = read_only(store)(cookie)
+    if session.get(SESSION_KEY) is None:
+        return None
+    return repr([session.get(key) for key in (SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_KEY)])
+
+
 def remember_fruitless(digest: bytes) -> None:
     """A look-up has found nobody to record."""
     now = time.time()

@@ -10,6 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.backends.base import SessionBase
+from django.contrib.sessions.backends.signed_cookies import SessionStore as SignedCookieStore
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
@@ -31,6 +32,8 @@ RecordTask = Callable[[], str | None]
 def next_step(request: HttpRequest, response: HttpResponseBase) -> RecordTask | None:
     """What is left to do for this request: nothing (None), as a rule. It never raises."""
     try:
+        if not conf.enabled:
+            return None
         task = _user_task(request)
         if task is None or conf.should_record is None:
             return task
@@ -95,6 +98,14 @@ def _session_task(request: HttpRequest) -> RecordTask | None:
     digest, now = sessions.digest_of(cookie), time.time()
     if memory.recent_sessions.is_handled(digest, now):
         return None
+    if issubclass(type(session), SignedCookieStore):
+        # The cookie is the session: a new one at each save is not a new session
+        signed_in = sessions.signed_in_by_cookie(type(session), cookie)
+        if signed_in is None:
+            return None
+        digest = sessions.digest_of(signed_in)
+        if memory.recent_sessions.is_handled(digest, now):
+            return None
     was_good = memory.recent_sessions.get(digest) is not None
     if not sessions.may_look_up(digest, now, was_good=was_good):
         return None
