@@ -8,6 +8,8 @@ from asgiref.sync import iscoroutinefunction
 from django.apps import AppConfig, apps
 from django.conf import settings
 from django.contrib.auth import get_user_model
+from django.core.cache import caches
+from django.core.cache.backends.db import BaseDatabaseCache
 from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.db import router
@@ -18,6 +20,7 @@ from souvenirs.conf import DEFAULT_STORE
 from souvenirs.lastseen import get_store, make_store
 from souvenirs.lastseen.base import LastSeenStore
 from souvenirs.logs import words_of
+from souvenirs.middleware import SouvenirsMiddleware
 from souvenirs.models import Souvenir
 
 TAG = "souvenirs"  # of the checks that our commands run: not the site's own, as from cron
@@ -27,6 +30,33 @@ PUBLIC = ("BACKEND", "CLUSTER", "SENTINEL", "KEY_PREFIX", "WITH_TABLE")
 
 def is_number(value: Any) -> bool:
     return isinstance(value, NUMBER) and not isinstance(value, bool)
+
+
+@register(TAG)
+def check_enabled(**kwargs: Any) -> list[CheckMessage]:
+    value = getattr(settings, "SOUVENIRS_ENABLED", True)
+    if isinstance(value, bool):
+        return []
+    return [
+        Error(
+            f"SOUVENIRS_ENABLED is {value!r}, which is neither True nor False.",
+            hint="Set it to False where nobody is to be recorded, as in tests, or remove it.",
+            id="souvenirs.E008",
+        )
+    ]
+
+
+@register(deploy=True)
+def check_is_enabled(**kwargs: Any) -> list[CheckMessage]:
+    if getattr(settings, "SOUVENIRS_ENABLED", True) is not False:
+        return []
+    return [
+        Warning(
+            "SOUVENIRS_ENABLED is False: nobody is recorded.",
+            hint="Set it to False in the settings of your tests only.",
+            id="souvenirs.W006",
+        )
+    ]
 
 
 @register(TAG)
@@ -55,16 +85,32 @@ def check_ratelimit_seconds(**kwargs: Any) -> list[CheckMessage]:
 @register(TAG)
 def check_cache_name(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_CACHE_NAME", "default")
+    reason = hint = ""
     if not isinstance(value, str) or value not in settings.CACHES:
-        return [
-            Error(
-                f"SOUVENIRS_CACHE_NAME is {value!r}, which is not in CACHES.",
-                hint=f"Set it to one of {', '.join(map(repr, settings.CACHES))},"
-                " or add it to CACHES.",
-                id="souvenirs.E002",
-            )
-        ]
-    return []
+        reason = "which is not in CACHES"
+        hint = f"Set it to one of {', '.join(map(repr, settings.CACHES))}, or add it to CACHES."
+    else:
+        try:
+            cache = caches[value]  # it is made, and asks no server
+            if isinstance(cache, BaseDatabaseCache):
+                return [
+                    Warning(
+                        f"SOUVENIRS_CACHE_NAME is {value!r}, a cache in a database, where requests"
+                        " would wait for each other's transactions: it is not used, and each"
+                        " process limits alone.",
+                        hint="Name a cache in Redis or Memcached; or, if a row from each process"
+                        " will do, add 'souvenirs.W005' to SILENCED_SYSTEM_CHECKS.",
+                        id="souvenirs.W005",
+                    )
+                ]
+        except Exception as error:
+            reason = f"a cache that cannot be made: {words_of(error)}"
+            hint = f"Mend CACHES[{value!r}], or name another cache."
+    if not reason:
+        return []
+    return [
+        Error(f"SOUVENIRS_CACHE_NAME is {value!r}, {reason}.", hint=hint, id="souvenirs.E002"),
+    ]
 
 
 @register(TAG)
@@ -232,6 +278,30 @@ def shown(value: Any) -> str:
     if not isinstance(value, dict):
         return f"a {type(value).__name__}"
     return repr({key: value[key] if key in PUBLIC else "..." for key in value})
+
+
+@register()  # not TAG: commands record nobody
+def check_middleware(**kwargs: Any) -> list[CheckMessage]:
+    """A site without the middleware would show 0 active users, with nothing else amiss."""
+    if any(map(is_ours, settings.MIDDLEWARE)):
+        return []
+    return [
+        Warning(
+            "SouvenirsMiddleware is not in MIDDLEWARE: no request records its user.",
+            hint="Add 'souvenirs.middleware.SouvenirsMiddleware' at its end; or, if your code calls"
+            " souvenez itself, add 'souvenirs.W004' to SILENCED_SYSTEM_CHECKS.",
+            id="souvenirs.W004",
+        )
+    ]
+
+
+def is_ours(path: Any) -> bool:
+    """Whether an entry of MIDDLEWARE is our class, or one that inherits from it."""
+    try:
+        entry = import_path(path)
+    except ImproperlyConfigured:  # the server does not start with it
+        return False
+    return isinstance(entry, type) and issubclass(entry, SouvenirsMiddleware)
 
 
 @register(TAG, deploy=True)

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.checks import run_checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.test import override_settings
 
 import souvenirs
+from souvenirs.checks import TAG
+from souvenirs.middleware import SouvenirsMiddleware
 
 ROOT = Path(souvenirs.__file__).parent.parent
 
@@ -74,3 +77,29 @@ def test_ids_are_unique() -> None:
             for function in re.split(r"\n *def ", path.read_text())[1:]:
                 ids += set(re.findall(r'id="(souvenirs.+?)"', function))
     assert len(ids) == len(set(ids)) > 5
+
+
+class OwnMiddleware(SouvenirsMiddleware):
+    """A site's own."""
+
+
+OURS = "souvenirs.middleware.SouvenirsMiddleware"
+
+
+@pytest.mark.parametrize(
+    ("middleware", "is_forgotten"),
+    [
+        ([OURS], False),
+        (["tests.test_checks.OwnMiddleware"], False),
+        (["django.middleware.common.CommonMiddleware"], True),
+        ([], True),
+        (["nowhere.Middleware"], True),
+        (["nowhere.Middleware", OURS], False),
+    ],
+)
+def test_middleware__that_was_forgotten(middleware: list[str], is_forgotten: bool) -> None:
+    with override_settings(MIDDLEWARE=middleware):
+        found = [message for message in run_checks() if message.id == "souvenirs.W004"]
+        assert len(found) == is_forgotten
+        # Whoever runs our commands, from cron say, need not be told each time
+        assert not [m for m in run_checks(tags=[TAG]) if m.id == "souvenirs.W004"]

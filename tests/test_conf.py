@@ -1,20 +1,38 @@
 from __future__ import annotations
 
+import re
 from zoneinfo import ZoneInfo
 
 from django.test import override_settings
 
 from souvenirs.conf import conf
 from souvenirs.lastseen import get_store
+from souvenirs.lastseen.clients import parse_params
 from souvenirs.lastseen.database import DatabaseStore
 
 
 def test_defaults() -> None:
     assert conf.ratelimit_seconds == 3600
     assert conf.cache_name == "default"
-    assert conf.cache_prefix == "souvenirs."
     assert conf.last_seen_seconds == 60
     assert isinstance(get_store(), DatabaseStore)
+
+
+PREFIX = r"souvenirs\.[0-9a-f]{12}\."
+
+
+def test_keys__tell_sites_apart_that_share_a_cache_or_a_redis() -> None:
+    with override_settings(SECRET_KEY="staging"):
+        staging = conf.cache_prefix
+        assert parse_params(LOCATION="redis://127.0.0.1")[1] == staging
+        with override_settings(SOUVENIRS_CACHE_PREFIX="mine."):
+            assert conf.cache_prefix == "mine."
+        assert parse_params(LOCATION="redis://127.0.0.1", KEY_PREFIX="mine.")[1] == "mine."
+    with override_settings(SECRET_KEY="production"):
+        assert conf.cache_prefix != staging
+        assert re.fullmatch(PREFIX, conf.cache_prefix)
+    with override_settings(SECRET_KEY="staging", CACHES={}, SOUVENIRS_LAST_SEEN_SECONDS=30):
+        assert conf.cache_prefix == staging  # so claims outlive a new release, and other addresses
 
 
 def test_settings_are_read_anew_after_a_change() -> None:

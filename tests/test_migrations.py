@@ -543,6 +543,7 @@ def test_makemigrations__has_nothing_to_do_whatever_the_default_key(
 ) -> None:
     (tmp_path / "other_settings.py").write_text(
         'SECRET_KEY = "of the tests"\n'
+        'SILENCED_SYSTEM_CHECKS = ["souvenirs.W004"]\n'
         f'DEFAULT_AUTO_FIELD = "django.db.models.{field}"\n'
         'DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}\n'
         "INSTALLED_APPS = [\n"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import redis
 import time_machine
+from django.conf import settings as django_settings
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import router
@@ -117,6 +118,7 @@ def test_touch__is_one_zadd(store: RedisStore, clock: Any, monkeypatch: pytest.M
     assert b"GT" in zadd
 
 
+@pytest.mark.slow
 @with_databases
 def test_keys__are_spread_over_a_cluster_evenly(cluster_entry: Any) -> None:
     with using({**cluster_entry, "KEY_PREFIX": "other."}) as store:
@@ -342,6 +344,7 @@ def test_process__that_ends_writes_what_is_left(redis_entry: Any) -> None:
     script = (
         "import sys, django; from django.conf import settings\n"
         f"settings.configure(SOUVENIRS_LAST_SEEN_STORE={redis_entry!r},"
+        f" SECRET_KEY={django_settings.SECRET_KEY!r},"
         " INSTALLED_APPS=['souvenirs', 'django.contrib.auth', 'django.contrib.contenttypes'])\n"
         "django.setup()\n"
         "from souvenirs.lastseen import get_store, writer\n"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import time_machine
 from django.core.cache import caches
+from django.core.checks import run_checks
 from django.db import transaction
 from django.test import override_settings
 from hypothesis import given
@@ -157,6 +158,23 @@ def test_claim__keys_of_users_are_apart_and_not_readable(shared_cache: Any) -> N
     assert all(claim.granted for claim in claims)
     assert not any("example" in claim.key for claim in claims)
     assert all(len(claim.key) < 100 for claim in claims)
+
+
+@with_databases
+def test_a_cache_in_a_database__is_left_alone(django_assert_num_queries: Any) -> None:
+    backend = {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "nowhere"}
+    with override_settings(CACHES={"default": backend}), django_assert_num_queries(0):
+        granted = [throttle.claim(1, SLOT, 3600.0).granted for _ in range(2)]
+        (message,) = [each for each in run_checks() if "SOUVENIRS_CACHE_NAME" in each.msg]
+    assert granted == [True, False]
+    assert message.id == "souvenirs.W005"
+
+
+def test_two_sites_of_one_cache__do_not_limit_each_others_users(shared_cache: Any) -> None:
+    with time_machine.travel(NOON, tick=False):
+        for secret, granted in [("staging", True), ("production", True), ("staging", False)]:
+            with override_settings(SECRET_KEY=secret):
+                assert throttle.claim(1, SLOT, 3600.0).granted is granted
 
 
 @with_databases

@@ -13,6 +13,8 @@ from redis.cluster import ClusterNode
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError
 
+from souvenirs.conf import conf
+
 untyped: Any = redis
 
 # Seconds that a client waits for a connection, and for an answer
@@ -31,22 +33,24 @@ def parse_params(
     *,
     LOCATION: Any = None,
     OPTIONS: Mapping[str, Any] | None = None,
-    KEY_PREFIX: str = "souvenirs.",
+    KEY_PREFIX: Any = ...,
     CLUSTER: bool = False,
     SENTINEL: str | None = None,
     WITH_TABLE: bool = False,
 ) -> tuple[Callable[[], Any], str, bool]:
     """Read SOUVENIRS_LAST_SEEN_STORE, less its BACKEND: return a function that makes a client, the
-    prefix of keys, and whether each update goes to the table too."""
+    prefix of keys (the site's own if none is given), and whether each update goes to the table
+    too."""
     if LOCATION is None:
         raise ValueError('LOCATION is missing, such as "redis://127.0.0.1:6379/1"')
-    if not isinstance(KEY_PREFIX, str) or "{" in KEY_PREFIX:
-        raise ValueError(f"KEY_PREFIX is {KEY_PREFIX!r}, which is no string without a hash tag")
+    prefix = conf.site_prefix if KEY_PREFIX is ... else KEY_PREFIX
+    if not isinstance(prefix, str) or "{" in prefix:
+        raise ValueError(f"KEY_PREFIX is {prefix!r}, which is no string without a hash tag")
     for name, value in {"CLUSTER": CLUSTER, "WITH_TABLE": WITH_TABLE}.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} is {value!r}, which is neither True nor False")
     make_client = client_factory(LOCATION, OPTIONS or {}, cluster=CLUSTER, sentinel=SENTINEL)
-    return make_client, KEY_PREFIX, WITH_TABLE
+    return make_client, prefix, WITH_TABLE
 
 
 def client_factory(

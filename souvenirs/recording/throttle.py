@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from django.core.cache import BaseCache, caches
+from django.core.cache.backends.db import BaseDatabaseCache
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.signals import setting_changed
@@ -53,6 +54,16 @@ def try_claim(cache: BaseCache, key: str) -> float | None:
             return held
     # Some clients hide that their server is down, as django-redis does if it is told to
     raise ConnectionError(f"{cache!r} keeps nothing, and raises nothing")
+
+
+def is_left_alone(cache: BaseCache) -> bool:
+    """Whether the rate limit does without this cache, and each process limits alone.
+
+    A cache that is not shared knows nothing that process memory does not, and our keys would push
+    the site's own entries out of it. One in a database may make a request wait for as long as
+    somebody else's transaction.
+    """
+    return isinstance(cache, (LocMemCache, DummyCache, BaseDatabaseCache))
 
 
 class Throttle:
@@ -109,11 +120,7 @@ class Throttle:
         if not self.breaker.allows():
             return self._local
         cache = caches[conf.cache_name]
-        # A cache that is not shared knows nothing that process memory does not, and our keys would
-        # push the site's own entries out of it.
-        if isinstance(cache, (LocMemCache, DummyCache)):
-            return self._local
-        return cache
+        return self._local if is_left_alone(cache) else cache
 
     def _key(self, user_pk: Any, slot: Interval, limit: float) -> str:
         if scopes.is_scoped():
