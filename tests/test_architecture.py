@@ -49,7 +49,7 @@ LAYERS = {
     ],
 }  # fmt: skip
 METRICS = [
-    "__init__", "conf", "families", "deadline", "readers.base",
+    "__init__", "conf", "families", "deadline", "readers.base", "readers.recording",
     "readers.build", "readers.active_users", "readers.rollup_lag", "readers.previous_periods",
     "readers.accounts", "readers", "run", "upkeep", "collector", "prometheus_history",
     "allocation", "instruments", "formats", "exposition", "access", "views", "urls", "server",

@@ -5,19 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.conf import settings
+from django.test import override_settings
 from prometheus_client import Metric
 
 from souvenirs_metrics import families, readers
 from souvenirs_metrics.collector import SouvenirsCollector
+from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import Gauge, Info
 from souvenirs_metrics.readers import load_readers
 
 in_transaction = pytest.mark.django_db(databases=list(settings.DATABASES))
 
 READER = """
+from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import Gauge
 from souvenirs_metrics.readers.base import Reader
 
@@ -44,12 +48,33 @@ def moon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_module_in_the_package__is_a_subject_of_the_page(moon: None) -> None:
     collector = SouvenirsCollector()
     assert [reader.name for reader in load_readers()] == [
-        "build", "active_users", "rollup_lag", "moon", "previous_periods", "accounts",
+        "recording", "build", "active_users", "rollup_lag", "moon", "previous_periods", "accounts",
     ]  # fmt: skip
     collected: dict[str, Metric] = {family.name: family for family in collector.collect()}
     assert collected["souvenirs_moon"].samples[0].value == 7
     assert collected["souvenirs_up"].samples[0].value == 1
     assert "souvenirs_moon" in {family.name for family in collector.describe()}
+
+
+@in_transaction
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SOUVENIRS_SHOULD_RECORD", "nowhere.hook"),
+        ("SOUVENIRS_CACHE_NAME", "nowhere"),
+        ("CACHES", {"default": {"BACKEND": "nowhere.Cache"}}),
+    ],
+)
+def test_a_setting_that_fails_each_visit__shows_on_the_page(
+    name: str, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with override_settings(**{name: value}):
+        collected = {family.name: family for family in SouvenirsCollector().collect()}
+    assert collected["souvenirs_up"].samples[0].value == 0
+    assert len(collected["souvenirs_active_users"].samples) == len(conf.windows)
+    (record,) = caplog.records
+    assert record.message.startswith("Left recording out of the metrics: SOUVENIRS_")
+    assert "nowhere" in record.message
 
 
 def test_readers__have_names_and_places_of_their_own() -> None:
