@@ -85,9 +85,12 @@ setup(
         "demo": ["django-prometheus>=2.4", "gunicorn>=22", "requests>=2.31"],
         "test": [
             "build>=1.2",
+            "django-allauth[headless]>=65.4",
             "django-hijack>=3.7",
             "django-impersonate>=1.9.5",
             "django-loginas>=0.3.11",
+            "django-ninja>=1.4",
+            "django-oauth-toolkit>=3.0",
             "django-tenants>=3.10",
             "djangorestframework>=3.16",
             "djangorestframework-simplejwt>=5.5",

@@ -149,6 +149,13 @@ def check_should_record(**kwargs: Any) -> list[CheckMessage]:
 
 
 @register(TAG)
+def check_get_user(**kwargs: Any) -> list[CheckMessage]:
+    return check_function(
+        "SOUVENIRS_GET_USER", "(request, response) -> user or None", "souvenirs.E009"
+    )
+
+
+@register(TAG)
 def check_usage_reports_function(**kwargs: Any) -> list[CheckMessage]:
     signature = "(periods) -> usage dictionaries"
     return check_function("SOUVENIRS_USAGE_REPORTS_FUNCTION", signature, "souvenirs.E007")

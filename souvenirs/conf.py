@@ -81,6 +81,18 @@ class Settings(CachedSettings):
         return None if path is None else import_string(path)
 
     @cached_property
+    def get_user(self) -> Callable[[HttpRequest, HttpResponseBase], Any] | None:
+        """SOUVENIRS_GET_USER: dotted path to (request, response) -> the user whose request it is;
+        None leaves that to the middleware."""
+        path = getattr(settings, "SOUVENIRS_GET_USER", None)
+        return None if path is None else import_string(path)
+
+    @cached_property
+    def has_get_user(self) -> bool:
+        """Whether SOUVENIRS_GET_USER is set, be it to what cannot be imported."""
+        return getattr(settings, "SOUVENIRS_GET_USER", None) is not None
+
+    @cached_property
     def usage_reports_function(
         self,
     ) -> Callable[[list[tuple[datetime, datetime]]], Iterable[dict[str, Any]]] | None:

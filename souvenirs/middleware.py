@@ -10,6 +10,7 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from souvenirs import scopes
+from souvenirs.conf import conf
 from souvenirs.recording.tasks import next_step, run_safely
 
 Response = HttpResponseBase
@@ -44,7 +45,8 @@ class SouvenirsMiddleware:
 
     async def acall(self, request: HttpRequest) -> Response:
         response: Response = await self.get_response(request)
-        if scopes.is_scoped():  # only the request's thread is in its scope
+        # Only the request's thread is in its scope; and the site's hook may query
+        if scopes.is_scoped() or (conf.enabled and conf.has_get_user):
             await sync_to_async(self.record)(request, response)
         elif (task := next_step(request, response)) is not None:  # else no thread is needed
             await sync_to_async(run_safely)(task)

@@ -1,4 +1,4 @@
-"""SOUVENIRS_SHOULD_RECORD, the site's hook: what it sees, and what it must not leave behind."""
+"""The site's hooks, whether to record and whom: what they see, and must not leave behind."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from django.utils.functional import SimpleLazyObject, empty
 
 from souvenirs.recording.requests import LOGGED_OUT
 from souvenirs.recording.sessions import read_only
+from souvenirs.users import is_key, principal_key
 
 # Attributes of the request that the hook may change by looking at them
 EXPOSED = (LOGGED_OUT, "session", "user", "_cached_user", "_acached_user")
@@ -24,22 +25,37 @@ def is_allowed(
     request: HttpRequest,
     response: HttpResponseBase,
 ) -> bool:
-    """Ask the hook. Raises TypeError if it is async: a coroutine would count as a yes."""
+    """Ask SOUVENIRS_SHOULD_RECORD. Raises TypeError if it is async: a coroutine would count as a
+    yes."""
     with exposed(request):
-        answer: Any = should_record(request, response)
+        answer = should_record(request, response)
+    require_sync("SOUVENIRS_SHOULD_RECORD", answer)
+    return bool(answer)
+
+
+def user_key(
+    get_user: Callable[[HttpRequest, HttpResponseBase], Any],
+    request: HttpRequest,
+    response: HttpResponseBase,
+) -> Any:
+    """The key of the user whose request it is, as SOUVENIRS_GET_USER says; None if it does not, or
+    names something that is not a user. Raises TypeError if it is async."""
+    with exposed(request):
+        answer = get_user(request, response)
+    require_sync("SOUVENIRS_GET_USER", answer)
+    return answer if is_key(answer) else principal_key(answer)
+
+
+def require_sync(name: str, answer: Any) -> None:
     if isawaitable(answer):
         if iscoroutine(answer):
             answer.close()  # else Python warns that nobody awaited it
-        raise TypeError(
-            f"SOUVENIRS_SHOULD_RECORD must not be async, and returned {answer!r}:"
-            " name a function that returns True or False"
-        )
-    return bool(answer)
+        raise TypeError(f"{name} must not be async, and returned {answer!r}: name a plain function")
 
 
 @contextmanager
 def exposed(request: HttpRequest) -> Iterator[None]:
-    """Let the hook look at session and user, also of a user who has just logged out. Afterwards the
+    """Let a hook look at session and user, also of a user who has just logged out. Afterwards the
     request is as if nobody had looked."""
     shown: Any = request
     before = {name: request.__dict__[name] for name in EXPOSED if name in request.__dict__}

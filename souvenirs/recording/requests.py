@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from django.contrib.auth.signals import user_logged_out
+from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.contrib.sessions.backends.base import SessionBase
 from django.dispatch import receiver
 from django.http import HttpRequest
@@ -12,7 +12,8 @@ from django.utils.functional import SimpleLazyObject, empty
 
 from souvenirs.users import principal_key
 
-LOGGED_OUT = "_souvenirs_logged_out"  # attribute of requests
+LOGGED_OUT = "_souvenirs_logged_out"  # attributes of requests
+LOGGED_IN = "_souvenirs_logged_in"
 
 
 class LoggedOut(NamedTuple):
@@ -37,7 +38,19 @@ def loaded_user_pk(request: HttpRequest) -> tuple[Any, bool]:
         return principal_key(user), True
     if (logged_out := attributes.get(LOGGED_OUT)) is not None:
         return principal_key(logged_out.user), True
+    if (logged_in := attributes.get(LOGGED_IN)) is not None:
+        return principal_key(logged_in), True
     return None, user is not None
+
+
+@receiver(user_logged_in, dispatch_uid="souvenirs.recording")
+def remember_logged_in_user(
+    request: HttpRequest | None = None, user: Any = None, **kwargs: Any
+) -> None:
+    """A user who logs in for later requests, with a token of allauth's headless API say, is not
+    request.user when the response passes."""
+    if request is not None:
+        setattr(getattr(request, "_request", request), LOGGED_IN, user)
 
 
 @receiver(user_logged_out, dispatch_uid="souvenirs.recording")

@@ -19,7 +19,7 @@ from souvenirs.conf import conf
 from souvenirs.models import Souvenir
 from souvenirs.recording import memory, sessions
 from souvenirs.recording.failures import breaker, note_failure, session_breaker
-from souvenirs.recording.hook import is_allowed
+from souvenirs.recording.hook import is_allowed, user_key
 from souvenirs.recording.recorder import record
 from souvenirs.recording.requests import loaded_user_pk
 from souvenirs.recording.results import FAILED, SKIPPED, send_recorded
@@ -34,7 +34,7 @@ def next_step(request: HttpRequest, response: HttpResponseBase) -> RecordTask | 
     try:
         if not conf.enabled:
             return None
-        task = _user_task(request)
+        task = _user_task(request, response)
         if task is None or conf.should_record is None:
             return task
         return partial(run_if_allowed, conf.should_record, request, response, task)
@@ -78,8 +78,12 @@ def run_if_allowed(
     return None
 
 
-def _user_task(request: HttpRequest) -> RecordTask | None:
-    user_pk, is_known = loaded_user_pk(request)
+def _user_task(request: HttpRequest, response: HttpResponseBase) -> RecordTask | None:
+    user_pk, is_known = None, True
+    if conf.get_user is not None:
+        user_pk = user_key(conf.get_user, request, response)
+    if user_pk is None:
+        user_pk, is_known = loaded_user_pk(request)
     if not is_known:
         return _session_task(request)
     now = time.time()
