@@ -217,7 +217,8 @@ class Interruption(Reader):
 def interrupted(happening: Callable[[], None]) -> SouvenirsCollector:
     """A collector during whose first collection this happens, after the activity was read."""
     readers = load_readers()
-    readers.insert(2, Interruption(happening))
+    activity = [reader.name for reader in readers].index("active_users")
+    readers.insert(activity + 1, Interruption(happening))
     return SouvenirsCollector(lambda: readers)
 
 
