@@ -43,7 +43,7 @@ def loaded_user_pk(request: HttpRequest) -> tuple[Any, bool]:
     return None, user is not None
 
 
-@receiver(user_logged_in, dispatch_uid="souvenirs.recording")
+@receiver(user_logged_in, dispatch_uid="souvenirs.logged_in")
 def remember_logged_in_user(
     request: HttpRequest | None = None, user: Any = None, **kwargs: Any
 ) -> None:
@@ -53,7 +53,7 @@ def remember_logged_in_user(
         setattr(getattr(request, "_request", request), LOGGED_IN, user)
 
 
-@receiver(user_logged_out, dispatch_uid="souvenirs.recording")
+@receiver(user_logged_out, dispatch_uid="souvenirs.logged_out")
 def remember_logged_out_user(
     request: HttpRequest | None = None, user: Any = None, **kwargs: Any
 ) -> None:
