@@ -407,26 +407,20 @@ show(["souvenirs_up 1.0" in page, left, settings == connection.settings_dict])
 
 
 def test_a_scrape__ends_in_the_scrapers_time(run_tenants: RunTenants) -> None:
-    """PostgreSQL ends what another transaction keeps waiting."""
+    """PostgreSQL ends what would otherwise wait for as long as the other transaction is open."""
     shown = run_tenants("""
-import time
 client_of("a").get("/page/")
 other = connections.create_connection("default")
 other.set_schema("b")
 with other.cursor() as cursor:
     cursor.execute("BEGIN; LOCK souvenirs_lastseen")
-    started = time.monotonic()
     client = Client(headers={"host": "b.example.org"})
     page = client.get("/metrics", headers={"X-Prometheus-Scrape-Timeout-Seconds": "2"}).content
-    seconds = time.monotonic() - started
     cursor.execute("ROLLBACK")
 other.close()
-show([b"souvenirs_up 0.0" in page, seconds, metrics("b")["souvenirs_up"]])
+show([b"souvenirs_up 0.0" in page, metrics("b")["souvenirs_up"]])
 """)
-    was_down, seconds, up = shown
-    assert was_down
-    assert seconds < 10
-    assert up == 1
+    assert shown == [True, 1]
 
 
 def test_scrapes__roll_each_tenant_up(run_tenants: RunTenants) -> None:
