@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from souvenirs import scopes
 from souvenirs_metrics import deadline, families, instruments
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.deadline import scrape_timeout
@@ -85,13 +86,17 @@ def is_collected(name: str) -> bool:
 
 def build_registry(names: Collection[str] = ()) -> CollectorRegistry:
     """A registry with our gauges, once, and the process metrics (in multiprocess mode, those of
-    all processes). `names`: only the metrics of these names."""
-    collectors: list[Collector] = [ProcessMetrics()]
-    if is_multiprocess() or not is_registered:  # else it is among the process metrics
+    all processes). `names`: only the metrics of these names.
+
+    A scoped site's pages are each a tenant's: process metrics, which are of all tenants, are left
+    out.
+    """
+    collectors: list[Collector] = [] if scopes.is_scoped() else [ProcessMetrics()]
+    if is_multiprocess() or not is_registered or not collectors:  # else a process metric
         collectors.insert(0, collector)
     if names:
-        if not any(map(is_collected, names)):
-            collectors = collectors[-1:]  # without queries
+        if not any(map(is_collected, names)) and collector in collectors:
+            collectors.remove(collector)  # without queries
         collectors = [NameFilter(each, names) for each in collectors]
     registry = CollectorRegistry()
     for each in collectors:

@@ -7,7 +7,6 @@ from typing import Any
 
 from prometheus_client import REGISTRY, Counter
 
-from souvenirs import scopes
 from souvenirs.recording.results import flush_hits
 from souvenirs.signals import souvenir_recorded
 from souvenirs_metrics import families
@@ -19,10 +18,8 @@ RECORDS = Counter(families.RECORDS_NAME, families.RECORDS_DOCUMENTATION, labelna
 
 
 def connect() -> None:
-    """Starts counting; but not on a scoped site, whose processes serve all tenants."""
-    if scopes.is_scoped():
-        REGISTRY.unregister(RECORDS)
-    elif has_place():
+    """Starts counting."""
+    if has_place():
         souvenir_recorded.connect(count_record, dispatch_uid="souvenirs_metrics.instruments")
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             show_results()  # else a management command that counts nothing would leave a file
@@ -67,5 +64,5 @@ def flush() -> None:
     Other processes tell of theirs with the next visit that their memory cannot answer.
     """
     flush_hits()
-    if not scopes.is_scoped() and has_place() and can_count():
+    if has_place() and can_count():
         show_results()

@@ -71,7 +71,7 @@ urlpatterns = [
 ]
 """
 START = """
-import json, sys
+import json, os, sys
 import django
 django.setup()
 from datetime import datetime, timedelta, timezone
@@ -99,8 +99,9 @@ def seen(schema):
     with schema_context(schema):
         return sorted(LastSeen.objects.filter(seen__isnull=False).values_list("user", flat=True))
 
-def metrics(schema, **headers):
-    page = Client(headers={"host": f"{schema}.example.org"}).get("/metrics").content.decode()
+def metrics(schema, query=""):
+    client = Client(headers={"host": f"{schema}.example.org"})
+    page = client.get(f"/metrics{query}").content.decode()
     lines = [line.rpartition(" ") for line in page.splitlines() if line[0] != "#"]
     return {name: float(value) for name, _, value in lines}
 
@@ -368,9 +369,10 @@ show([[page[name] for name in names] for page in pages])
 
 
 @pytest.mark.parametrize("is_multiprocess", [False, True])
-def test_process_counters__are_of_all_tenants_and_so_left_out(
-    is_multiprocess: bool, run_tenants: RunTenants, tmp_path: Path
+def test_process_metrics__are_of_all_tenants_and_so_on_nobodys_page(
+    is_multiprocess: bool, run_tenants: RunTenants
 ) -> None:
+    """The default registry, which a site may serve elsewhere, has them."""
     settings = """
 import os
 os.makedirs("metrics", exist_ok=True)
@@ -378,12 +380,37 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = "metrics"
 """
     shown = run_tenants(
         """
-client_of("a").get("/page/")
-show([name for name in metrics("b") if "souvenirs_records" in name])
+from prometheus_client import REGISTRY, CollectorRegistry, Counter
+from prometheus_client.multiprocess import MultiProcessCollector
+Counter("of_the_site", "Also of all tenants.").inc()
+for schema in TENANTS:
+    client_of(schema).get("/page/")
+pages = [metrics("b"), metrics("b", "?name[]=souvenirs_records_total&name[]=of_the_site_total")]
+process = REGISTRY
+if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    process = CollectorRegistry()
+    MultiProcessCollector(process)
+show([
+    [name for page in pages for name in page if not name.startswith("souvenirs_")],
+    [name for page in pages for name in page if name.startswith("souvenirs_records")],
+    process.get_sample_value("souvenirs_records_total", {"result": "added"}),
+])
 """,
         settings if is_multiprocess else "",
     )
-    assert shown == []
+    assert shown == [[], [], 2]
+
+
+def test_metrics__that_are_registered_are_on_the_tenants_page_once(run_tenants: RunTenants) -> None:
+    shown = run_tenants(
+        """
+client_of("b").get("/page/")
+page = Client(headers={"host": "b.example.org"}).get("/metrics").content.decode()
+show([page.count("\\nsouvenirs_up "), 'souvenirs_active_users{window="1h"} 1.0' in page])
+""",
+        "SOUVENIRS_METRICS_REGISTER = True",
+    )
+    assert shown == [1, True]
 
 
 def test_a_scrape__leaves_the_requests_connection_as_it_was(run_tenants: RunTenants) -> None:
