@@ -169,36 +169,43 @@ def check_scope(**kwargs: Any) -> list[CheckMessage]:
 @register(TAG)
 def check_tenant_apps(**kwargs: Any) -> list[CheckMessage]:
     """django-tenants: users and souvenirs are each tenant's own."""
-    databases = scopes.schema_databases()
-    if not databases:
+    schemas = scopes.schemas_database()
+    if schemas is None:
         return []
-    configs = [apps.get_app_config(m._meta.app_label) for m in (get_user_model(), Souvenir)]
-    missing = [config.name for config in configs if not is_tenant_app(config)]
-    if missing:
-        problem = f"Tenants have no tables of {' and '.join(missing)}"
-    elif (using := router.db_for_write(Souvenir)) not in databases:
+    ours, users = (apps.get_app_config(m._meta.app_label) for m in (Souvenir, get_user_model()))
+    with_ours = [each for each in tenant_app_lists() if is_in(each, ours)]
+    if not with_ours:
+        problem = f"Tenants have no tables of {ours.name}"
+    elif not all(is_in(each, users) for each in with_ours):
+        problem = f"Tenants have no tables of {users.name}"
+    elif (using := router.db_for_write(Souvenir)) != schemas:
         problem = f"The router keeps souvenirs in {using!r}, which has no schemas of tenants"
     else:
         return []
     return [
         Error(
             f"{problem}: the users of different tenants would be mixed up.",
-            hint="Put both the user model's app and souvenirs into TENANT_APPS, and keep them in"
-            " the tenants' database. Users whom tenants share are not supported.",
+            hint="Put both the user model's app and souvenirs into TENANT_APPS (or APPS of the same"
+            " TENANT_TYPES), and keep them in the tenants' database. Users whom tenants share are"
+            " not supported.",
             id="souvenirs.E011",
         )
     ]
 
 
-def is_tenant_app(config: AppConfig) -> bool:
-    """Whether each tenant has tables of the app."""
-    names = {config.name, f"{type(config).__module__}.{type(config).__qualname__}"}
-    lists = [getattr(settings, "TENANT_APPS", [])]
-    if getattr(settings, "HAS_MULTI_TYPE_TENANTS", False):
-        public = getattr(settings, "PUBLIC_SCHEMA_NAME", "public")
-        types: dict[str, Any] = getattr(settings, "TENANT_TYPES", {})
-        lists = [entry["APPS"] for name, entry in types.items() if name != public]
-    return all(names.intersection(each) for each in lists)
+def tenant_app_lists() -> list[Any]:
+    """The apps that tenants have tables of: a list for each type of tenant."""
+    if not getattr(settings, "HAS_MULTI_TYPE_TENANTS", False):
+        return [getattr(settings, "TENANT_APPS", [])]
+    public = getattr(settings, "PUBLIC_SCHEMA_NAME", "public")
+    types: dict[str, Any] = getattr(settings, "TENANT_TYPES", {})
+    return [entry["APPS"] for name, entry in types.items() if name != public]
+
+
+def is_in(app_list: Any, config: AppConfig) -> bool:
+    """Whether a list of apps, as INSTALLED_APPS is one, has this app."""
+    path = f"{type(config).__module__}.{type(config).__qualname__}"
+    return config.name in app_list or path in app_list
 
 
 def check_function(name: str, signature: str, check_id: str) -> list[CheckMessage]:

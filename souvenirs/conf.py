@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -91,6 +91,14 @@ class Settings(CachedSettings):
     def has_get_user(self) -> bool:
         """Whether SOUVENIRS_GET_USER is set, be it to what cannot be imported."""
         return getattr(settings, "SOUVENIRS_GET_USER", None) is not None
+
+    @cached_property
+    def scope(self) -> Callable[[], Hashable] | None:
+        """SOUVENIRS_SCOPE: dotted path to () -> str, which says whose data the present request is
+        about. None: the routers and middleware of the site do not decide that by the request, or
+        django-tenants does. `scopes.current` calls it."""
+        path = getattr(settings, "SOUVENIRS_SCOPE", None)
+        return None if path is None else import_string(path)
 
     @cached_property
     def usage_reports_function(

@@ -57,6 +57,10 @@ URLS = """
 from django.http import HttpResponse
 from django.urls import include, path
 
+class Elsewhere:
+    def db_for_write(self, model, **hints):
+        return "other"
+
 def page(request):
     return HttpResponse(request.user.pk)
 
@@ -542,8 +546,24 @@ def check(directory: Path, database: dict[str, Any], more: str) -> str:
     return done.stderr
 
 
-def test_check__accepts_the_site(run_tenants: RunTenants) -> None:
-    assert run_tenants('call_command("check"); show("fine")') == "fine"
+# A type of tenants with souvenirs, and one without
+TYPES = """
+HAS_MULTI_TYPE_TENANTS = True
+MULTI_TYPE_DATABASE_FIELD = "name"
+TENANT_TYPES = {
+    "public": {"APPS": SHARED_APPS, "URLCONF": ROOT_URLCONF},
+    "shop": {"APPS": [*USERS, "souvenirs"], "URLCONF": ROOT_URLCONF},
+    "blog": {"APPS": USERS, "URLCONF": ROOT_URLCONF},
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["", 'TENANT_APPS[-1] = "souvenirs.apps.SouvenirsConfig"', TYPES],
+)
+def test_check__accepts_the_site(settings: str, run_tenants: RunTenants) -> None:
+    assert run_tenants('call_command("check"); show("fine")', settings) == "fine"
 
 
 @pytest.mark.parametrize(
@@ -565,6 +585,15 @@ def test_check__accepts_the_site(run_tenants: RunTenants) -> None:
         (
             'TENANT_APPS = ["souvenirs"]',
             "(souvenirs.E011) Tenants have no tables of django.contrib.auth",
+        ),
+        (
+            TYPES + 'TENANT_TYPES["shop"]["APPS"] = ["souvenirs"]',
+            "(souvenirs.E011) Tenants have no tables of django.contrib.auth",
+        ),
+        (
+            'DATABASES["other"] = DATABASES["default"]\n'
+            'DATABASE_ROUTERS.insert(0, "tenant_urls.Elsewhere")',
+            "(souvenirs.E011) The router keeps souvenirs in 'other'",
         ),
         (
             'SOUVENIRS_SCOPE = "nowhere.tenant"',
