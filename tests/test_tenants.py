@@ -536,6 +536,25 @@ show(results)
     assert shown == [[0, 1], [1, 1], [], [1], [1, 1]]
 
 
+def test_commands__in_a_schema_without_our_tables_say_how_to_run_them(
+    run_tenants: RunTenants,
+) -> None:
+    shown = run_tenants("""
+from django.core.management.base import CommandError
+messages = []
+for command in ("rollup_souvenirs", "show_usage", "souvenirs_history"):
+    try:
+        call_command(command)
+    except CommandError as error:
+        messages.append(str(error))
+show(messages)
+""")
+    (message,) = set(shown)
+    assert len(shown) == 3
+    assert "The schema 'public' has no tables of souvenirs" in message
+    assert "tenant_command" in message
+
+
 # What is refused
 
 
@@ -625,9 +644,8 @@ def test_exporter__refuses_to_serve_but_prints_a_tenants_page(
     run_tenants: RunTenants, tmp_path: Path
 ) -> None:
     shown = run_tenants("""
-import io
+import subprocess
 from django.core.management.base import CommandError
-from souvenirs_metrics.management.commands.souvenirs_exporter import Command
 for name in ("ada", "grace"):
     client_of("b", name).get("/page/")
 try:
@@ -636,9 +654,12 @@ except CommandError as error:
     refusal = str(error)
 pages = []
 for schema in TENANTS:
-    with schema_context(schema):
-        call_command("souvenirs_exporter", "--once", stdout=(page := io.StringIO()))
-    pages.append('souvenirs_active_users{window="1h"} 2.0' in page.getvalue())
+    command = ["souvenirs_exporter", "--once"]
+    done = subprocess.run(
+        [sys.executable, "-m", "django", "tenant_command", *command, "--schema", schema],
+        capture_output=True, text=True, check=True,
+    )
+    pages.append('souvenirs_active_users{window="1h"} 2.0' in done.stdout)
 show([refusal, pages])
 """)
     refusal, pages = shown

@@ -13,6 +13,7 @@ from django.db import InterfaceError, OperationalError, connections, router
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
+from souvenirs import scopes
 from souvenirs.models import Souvenir
 
 
@@ -28,6 +29,12 @@ class SouvenirsCommand(BaseCommand):
     def require_tables(self) -> None:
         """Raise CommandError if migrations of souvenirs are not applied. If the database is away,
         it is for the command to say so."""
+        if not scopes.has_table(Souvenir):
+            raise CommandError(
+                f"The schema {scopes.current_schema()!r} has no tables of souvenirs: run the"
+                " command for one tenant with tenant_command, or for all of them with"
+                " all_tenants_command --no-public"
+            )
         using = router.db_for_write(Souvenir)
         try:
             names = unapplied_migrations(using)

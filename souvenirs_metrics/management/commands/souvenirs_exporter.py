@@ -78,15 +78,18 @@ class Command(SouvenirsCommand):
             " be read",
         )
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        if options["once"]:
-            self.print_page()
-            return
-        if scopes.is_scoped():
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        if scopes.is_scoped() and not options["once"]:
             raise CommandError(
                 "The exporter serves one site, and each of your tenants is one: scrape the tenants'"
                 " own /metrics instead, or run this with --once for each tenant"
             )
+        return super().execute(*args, **options)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["once"]:
+            self.print_page()
+            return
         if options["token_file"]:
             settings.SOUVENIRS_METRICS_TOKEN = read_tokens(options["token_file"])
             settings.SOUVENIRS_METRICS_AUTHORIZE = None  # what the command line says wins
