@@ -61,6 +61,11 @@ class Elsewhere:
     def db_for_write(self, model, **hints):
         return "other"
 
+class Nowhere:
+    def db_for_write(self, model, **hints):
+        if model.__name__ == "Souvenir":
+            raise LookupError("nowhere")
+
 def page(request):
     return HttpResponse(request.user.pk)
 
@@ -335,6 +340,18 @@ with schema_context("a"):
     show([rows("a"), souvenez(1), last_seen(1) is not None])
 """)
     assert shown == [[], "added", True]
+
+
+def test_a_router_that_fails__fails_no_request(run_tenants: RunTenants) -> None:
+    shown = run_tenants(
+        """
+from prometheus_client import REGISTRY
+status = client_of("a").get("/page/").status_code
+show([status, REGISTRY.get_sample_value("souvenirs_records_total", {"result": "failed"})])
+""",
+        'DATABASE_ROUTERS.insert(0, "tenant_urls.Nowhere")',
+    )
+    assert shown == [200, 1]
 
 
 def test_the_public_schema__without_our_tables_has_its_users_all_the_same(

@@ -35,6 +35,8 @@ def next_step(request: HttpRequest, response: HttpResponseBase) -> RecordTask | 
         if not conf.enabled:
             return None
         task = _user_task(request, response)
+        if task is not None and not scopes.has_table(Souvenir):
+            return None  # in the schema that tenants share, say
         if task is None or conf.should_record is None:
             return task
         return partial(run_if_allowed, conf.should_record, request, response, task)
@@ -44,12 +46,7 @@ def next_step(request: HttpRequest, response: HttpResponseBase) -> RecordTask | 
 
 
 def run_safely(task: RecordTask) -> None:
-    """Do what is left. Whatever goes wrong is counted and logged, and stays here.
-
-    Nobody is recorded in a schema without our tables, as the one that tenants share may be.
-    """
-    if not scopes.has_table(Souvenir):
-        return
+    """Do what is left. Whatever goes wrong is counted and logged, and stays here."""
     if not breaker.allows():
         send_recorded(FAILED)
         return
