@@ -7,6 +7,7 @@ work for a request stays in the request's thread: another thread may be in anoth
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable
 from functools import cache
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ from django.db.models import Model
 from souvenirs.conf import conf
 
 V = TypeVar("V")
+
+logger = logging.getLogger("souvenirs")
 
 
 @cache
@@ -79,7 +82,25 @@ def make_dict() -> dict[Any, Any]:
     return ScopedDict() if is_scoped() else {}
 
 
+_databases: set[str] = set()  # that visits went to
+
+
+def note_database(using: str) -> None:
+    """Log an error, once, if visits go to several databases though the site is not scoped."""
+    if using in _databases:
+        return
+    _databases.add(using)
+    if len(_databases) == 2 and not is_scoped():
+        logger.error(
+            "The database of souvenirs changes between requests (%s): users with the same key are"
+            " taken for one user. Set SOUVENIRS_SCOPE to a function that returns whose data the"
+            " present request is about.",
+            ", ".join(map(repr, sorted(_databases))),
+        )
+
+
 def _on_setting_changed(**kwargs: Any) -> None:
+    _databases.clear()
     for cached in (schemas_database, is_scoped):
         cached.cache_clear()
 

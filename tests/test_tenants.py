@@ -692,6 +692,8 @@ from contextvars import ContextVar
 tenant = ContextVar("tenant", default="default")
 
 def current():
+    if tenant.get() == "nowhere":
+        raise LookupError("no such tenant")
     return tenant.get()
 
 class Router:
@@ -749,8 +751,8 @@ def run_routed(tmp_path: Path, run_site: Callable[..., str]) -> RunTenants:
     (tmp_path / "tenancy.py").write_text(TENANCY)
     (tmp_path / "tenant_urls.py").write_text(URLS)
 
-    def run_code(code: str) -> Any:
-        return json.loads(run_site(TWO_DATABASES + code, DATABASES))
+    def run_code(code: str, settings: str = "") -> Any:
+        return json.loads(run_site(TWO_DATABASES + code, DATABASES + settings).splitlines()[-1])
 
     return run_code
 
@@ -782,3 +784,40 @@ for name in TENANTS:
 print(json.dumps(counts))
 """)
     assert shown == [[1, 0], [1, 2]]
+
+
+def test_a_scope_that_cannot_be_told__fails_no_request(run_routed: RunTenants) -> None:
+    shown = run_routed("""
+from django.http import HttpRequest, HttpResponse
+from prometheus_client import REGISTRY
+from souvenirs.middleware import SouvenirsMiddleware
+tenant.set("nowhere")
+request = HttpRequest()
+request.user = User(pk=1)
+response = SouvenirsMiddleware(lambda request: HttpResponse("fine"))(request)
+failed = REGISTRY.get_sample_value("souvenirs_records_total", {"result": "failed"})
+print(json.dumps([response.content.decode(), failed]))
+""")
+    assert shown == ["fine", 1]
+
+
+@pytest.mark.parametrize(("settings", "errors"), [("", 0), ("del SOUVENIRS_SCOPE", 1)])
+def test_a_router_by_request__that_is_not_declared_is_logged_once(
+    settings: str, errors: int, run_routed: RunTenants
+) -> None:
+    shown = run_routed(
+        """
+import logging
+handler = logging.Handler()
+messages = []
+handler.emit = lambda record: messages.append(record.getMessage())
+logging.getLogger("souvenirs").addHandler(handler)
+for name, key in (("default", 10), ("b", 20), ("b", 21), ("default", 22)):
+    tenant.set(name)
+    souvenez(User.objects.create(pk=key, username=f"user {key}"))
+print(json.dumps([message for message in messages if "SOUVENIRS_SCOPE" in message]))
+""",
+        settings,
+    )
+    assert len(shown) == errors
+    assert all("('b', 'default')" in message for message in shown)

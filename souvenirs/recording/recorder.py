@@ -74,6 +74,7 @@ class Recording:
         self.is_marked = False
         self.using = router.db_for_write(Souvenir)
         self.scope = scopes.current()
+        scopes.note_database(self.using)
         connection = connections[self.using]
         self.is_nested = connection.in_atomic_block
         # Where autocommit is off Django does not see the commit: nothing is remembered then
