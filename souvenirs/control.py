@@ -13,6 +13,7 @@ from django.utils.functional import LazyObject, empty
 
 from souvenirs import scopes, timestamps
 from souvenirs.conf import conf
+from souvenirs.connections import dropping_dead_connections
 from souvenirs.history import counting
 from souvenirs.lastseen import get_store
 from souvenirs.models import LastSeen, SouvenirQuerySet
@@ -49,13 +50,15 @@ def souvenez(
     bytes, and a `when` that is not a datetime; ValueError for a user who is not saved, a limit
     below 0, and a `when` that is not of the years 1900 to 9998; the user model's DoesNotExist if no
     user has the key; and django.db.DatabaseError if the database fails. An enclosing transaction
-    stays usable.
+    stays usable. A connection that was lost is closed, so that a later call makes a new one, also
+    where no request's end would.
     """
     if not conf.enabled:
         return SKIPPED
     if is_handled(user, when, ratelimit, check_duplicate):
         return RATE_LIMITED
-    return record(user, when, ratelimit, check_duplicate)
+    with dropping_dead_connections():
+        return record(user, when, ratelimit, check_duplicate)
 
 
 async def asouvenez(
@@ -73,6 +76,7 @@ async def asouvenez(
     return await sync_to_async(souvenez)(user, when, ratelimit, check_duplicate)
 
 
+@dropping_dead_connections()
 def count_active_users(
     start: datetime | None = None,
     end: datetime | None = None,
@@ -87,6 +91,7 @@ def count_active_users(
     return counting.count_users(start, end, qs)
 
 
+@dropping_dead_connections()
 def active_users_between(
     start: datetime | None = None, end: datetime | None = None
 ) -> QuerySet[Any]:
@@ -98,6 +103,7 @@ def active_users_between(
     return counting.users_between(start, end)
 
 
+@dropping_dead_connections()
 def last_seen(user: Any) -> datetime | None:
     """When `user` (a user, or the primary key of one) was last active, None for never.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import signal
 import socket
 import sqlite3
@@ -124,46 +123,26 @@ def stop(pid: int) -> None:
             time.sleep(0.01)
 
 
-def data_directory(entry: Entry) -> Path:
+def postgresql_pid(entry: Entry) -> int:
     with in_postgresql(entry) as session:
         row = session.execute("SHOW data_directory").fetchone()
     assert row
-    return Path(row[0])
-
-
-def postgresql_pid(entry: Entry) -> int:
-    return int((data_directory(entry) / "postmaster.pid").read_text().split()[0])
+    return int((Path(row[0]) / "postmaster.pid").read_text().split()[0])
 
 
 def postgresql_stopped(request: Any, keep: Callable[..., None]) -> Case:
     stack = ExitStack()
     request.addfinalizer(stack.close)
-    entry = stack.enter_context(servers.postgresql())
-    port = int(entry["PORT"])
-    keep({**entry, "CONN_MAX_AGE": None})
-    data = data_directory(entry)
-
-    def takes_sessions() -> bool:
-        try:
-            in_postgresql(entry).close()
-        except psycopg.OperationalError:
-            return False
-        return True
+    server = stack.enter_context(servers.restartable("postgresql"))
+    keep({**server.entry, "CONN_MAX_AGE": None})
 
     @contextmanager
     def broken() -> Iterator[None]:
-        command = shlex.split((data / "postmaster.opts").read_text())
-        os.kill(postgresql_pid(entry), signal.SIGINT)
-        while (data / "postmaster.pid").exists() or servers.accepts(port):
-            time.sleep(0.02)
+        server.stop()
         try:
             yield
         finally:
-            options = servers.unprivileged("postgres", data.parent)
-            log = data.parent / "second.log"
-            stack.enter_context(servers.running(command, takes_sessions, log, **options))
-            # It ends when all have left
-            stack.callback(connections["history"].close)
+            server.start()
 
     return Case(broken, "connection")
 

@@ -151,13 +151,18 @@ def unprivileged(name: str, path: Path) -> dict[str, Any]:
 def postgresql() -> Iterator[dict[str, Any]]:
     """A PostgreSQL server; yields its entry for DATABASES."""
     with directory("postgresql") as path:
-        subprocess.run(
-            [program("initdb", "postgresql"), "--pgdata", path / "data", "--auth=trust",
-             "--no-sync", "--username=souvenirs", "--encoding=UTF8", "--locale=C.UTF-8"],
-            check=True, capture_output=True, **unprivileged("postgres", path),
-        )  # fmt: skip
+        make_postgresql(path)
         with postgresql_in(path, free_port()) as entry:
             yield entry
+
+
+def make_postgresql(path: Path) -> None:
+    """Makes the data of a PostgreSQL server in a directory, for `postgresql_in`."""
+    subprocess.run(
+        [program("initdb", "postgresql"), "--pgdata", path / "data", "--auth=trust",
+         "--no-sync", "--username=souvenirs", "--encoding=UTF8", "--locale=C.UTF-8"],
+        check=True, capture_output=True, **unprivileged("postgres", path),
+    )  # fmt: skip
 
 
 def copy_postgresql(primary: dict[str, Any], path: Path) -> None:
@@ -198,30 +203,76 @@ def postgresql_in(path: Path, port: int) -> Iterator[dict[str, Any]]:
 def mariadb() -> Iterator[dict[str, Any]]:
     """A MariaDB server; yields its entry for DATABASES."""
     with directory("mariadb") as path:
-        options = unprivileged("mysql", path)
-        data, port = path / "data", free_port()
-        subprocess.run(
-            [program("mariadb-install-db", "mariadb-server"), "--no-defaults",
-             f"--datadir={data}", "--auth-root-authentication-method=normal",
-             "--skip-test-db"],
-            check=True, capture_output=True, **options,
-        )  # fmt: skip
-        command = [
-            program("mariadbd", "mariadb-server"), "--no-defaults", f"--datadir={data}",
-            f"--socket={path / 'socket'}", f"--pid-file={path / 'pid'}", f"--port={port}",
-            "--bind-address=127.0.0.1", "--innodb-flush-log-at-trx-commit=0",
-            "--character-set-server=utf8mb4", "--max-connections=200",
-        ]  # fmt: skip
-        log = path / "log"
-        # It listens before it can be ended
-        with running(command, lambda: "ready for connections" in log.read_text(), log, **options):
-            yield {
-                "ENGINE": "django.db.backends.mysql",
-                "NAME": "mysql",
-                "USER": "root",
-                "HOST": "127.0.0.1",
-                "PORT": str(port),
-            }
+        make_mariadb(path)
+        with mariadb_in(path, free_port()) as entry:
+            yield entry
+
+
+def make_mariadb(path: Path) -> None:
+    """Makes the data of a MariaDB server in a directory, for `mariadb_in`."""
+    subprocess.run(
+        [program("mariadb-install-db", "mariadb-server"), "--no-defaults",
+         f"--datadir={path / 'data'}", "--auth-root-authentication-method=normal",
+         "--skip-test-db"],
+        check=True, capture_output=True, **unprivileged("mysql", path),
+    )  # fmt: skip
+
+
+@contextmanager
+def mariadb_in(path: Path, port: int) -> Iterator[dict[str, Any]]:
+    """A MariaDB server on the data of a directory; yields its entry for DATABASES."""
+    command = [
+        program("mariadbd", "mariadb-server"), "--no-defaults", f"--datadir={path / 'data'}",
+        f"--socket={path / 'socket'}", f"--pid-file={path / 'pid'}", f"--port={port}",
+        "--bind-address=127.0.0.1", "--innodb-flush-log-at-trx-commit=0",
+        "--character-set-server=utf8mb4", "--max-connections=200",
+    ]  # fmt: skip
+    log = path / "log"
+    log.write_text("")  # what an earlier server wrote there says nothing of this one
+    options = unprivileged("mysql", path)
+    # It listens before it can be ended
+    with running(command, lambda: "ready for connections" in log.read_text(), log, **options):
+        yield {
+            "ENGINE": "django.db.backends.mysql",
+            "NAME": "mysql",
+            "USER": "root",
+            "HOST": "127.0.0.1",
+            "PORT": str(port),
+        }
+
+
+class Restartable:
+    """A database server that can be stopped and started again, on its data and its port."""
+
+    def __init__(self, engine: str, path: Path) -> None:
+        make, self._server_in = {
+            "postgresql": (make_postgresql, postgresql_in),
+            "mariadb": (make_mariadb, mariadb_in),
+        }[engine]
+        make(path)
+        self._path, self._port = path, free_port()
+        self._running = ExitStack()
+        self.start()
+
+    def start(self) -> None:
+        self.entry = self._running.enter_context(self._server_in(self._path, self._port))
+
+    def stop(self) -> None:
+        self._running.close()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+
+@contextmanager
+def restartable(engine: str) -> Iterator[Restartable]:
+    with directory(engine) as path:
+        server = Restartable(engine, path)
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ ROOT = Path(souvenirs.__file__).parent.parent
 LAYERS = {
     "values and tools": [
         "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods", "bitmaps",
-        "databases", "scopes", "isolation",
+        "databases", "scopes", "isolation", "connections",
     ],
     "schema": ["fields", "models", "users"],
     "since when?": [

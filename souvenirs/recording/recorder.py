@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from django.db import DataError, Error, IntegrityError, connections, router, transaction
+from django.db import DataError, IntegrityError, connections, router, transaction
 
 from souvenirs import scopes, timestamps
 from souvenirs.conf import conf
@@ -38,15 +38,6 @@ def record(
     result = recording.record(check_duplicate)
     send_recorded(result, recording.user_pk)
     return result
-
-
-def close_dead_connections() -> None:
-    """Let go of connections that broke, as Django does at the end of a request: a bot, say, has
-    none, and would never get another connection. One in a transaction is the caller's."""
-    for connection in connections.all(initialized_only=True):
-        is_ours = connection.errors_occurred and not connection.in_atomic_block
-        if is_ours and connection.connection is not None and not connection.is_usable():
-            connection.close()
 
 
 class Recording:
@@ -86,9 +77,6 @@ class Recording:
             return self.write_unless_limited(check_duplicate)
         except (IntegrityError, DataError):  # DataError: of a key that is too large
             require_user(self.user_pk)
-            raise
-        except Error:
-            close_dead_connections()
             raise
 
     def write_unless_limited(self, check_duplicate: bool) -> str:
