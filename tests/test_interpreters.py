@@ -24,7 +24,9 @@ code = textwrap.dedent('''
     from django.contrib.auth.models import User
     from souvenirs.control import count_active_users, souvenez
     assert [m for m in run_checks() if m.level >= 40] == []
-    assert souvenez(User.objects.create(username="eve")) == "added"
+    for name in ("eve", "bob"):
+        assert souvenez(User.objects.create(username=name)) == "added"
+    User.objects.get(username="bob").delete()  # the site must be able to, whatever it cannot count
     assert "pyroaring" not in sys.modules
     try:
         import pyroaring
