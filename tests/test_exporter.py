@@ -205,18 +205,30 @@ def test_exporter__closes_its_connections(site: Path) -> None:
 # Its end
 
 
+def is_accepted(process: subprocess.Popen[str], server_port: str, client_port: str) -> bool:
+    """Whether the process has the server's end of a connection. (What waits to be accepted is there
+    too, without an inode.)"""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    sockets = {
+        f"socket:[{row[9]}]"
+        for row in rows
+        if row[1].endswith(server_port) and row[2].endswith(client_port)
+    }
+    held = set()
+    for path in Path(f"/proc/{process.pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            held.add(os.readlink(path))
+    return bool(sockets & held)
+
+
 @contextmanager
 def accepted_client(process: subprocess.Popen[str], port: int) -> Iterator[socket.socket]:
     """A connection that the exporter has accepted, and holds until its request is complete."""
-
-    def count_open() -> int:
-        return len(os.listdir(f"/proc/{process.pid}/fd"))
-
-    before = count_open()
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"GET /metrics HTTP/1.0\r\n")
+        ports = f":{port:04X}", f":{client.getsockname()[1]:04X}"
         deadline = time.monotonic() + 30
-        while count_open() <= before:
+        while not is_accepted(process, *ports):
             assert time.monotonic() < deadline, "the exporter has not accepted the connection"
             time.sleep(0.02)
         yield client
