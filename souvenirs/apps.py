@@ -11,9 +11,9 @@ class SouvenirsConfig(AppConfig):
         from souvenirs.history import deletion, marks
         from souvenirs.lastseen import table
         from souvenirs.recording import turnover
-        from souvenirs.signals import souvenirs_written
+        from souvenirs.signals import deleting_users, souvenirs_written
 
         souvenirs_written.connect(table.catch_up)
         souvenirs_written.connect(marks.mark_dirty)
-        deletion.connect()
+        deleting_users.connect(deletion.follow_deletion)
         turnover.connect()

@@ -5,29 +5,68 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.db import models, router
-from django.db.models.deletion import CASCADE, Collector
+from django.db.models.deletion import (
+    CASCADE,
+    DO_NOTHING,
+    Collector,
+    get_candidate_relations_to_delete,
+)
 
-NOTED = "_souvenirs_of_deleted_users"  # attribute of an instance, or a QuerySet
+from souvenirs.signals import deleting_users
 
 
 def cascade(collector: Collector, field: Any, sub_objs: Any, using: str) -> None:
-    """on_delete of a relation to the user: CASCADE, where the user's database has our tables.
+    """on_delete of a relation to the user: CASCADE, where the user's database has our tables. Where
+    it has not, Django would look for them in the users' database; there `history.deletion` does it.
 
-    Where it has not, Django would look for our tables in the users' database; there
-    `deletion.forget_deleted_user` does it. Nor does the admin's page "Are you sure?" list thousands
-    of souvenirs, which nobody reads.
+    The signal deleting_users is sent once for all users of a deletion, before rows go.
 
-    The rows to be deleted are noted on what `delete` was called on, for
-    `deletion.keep_deleted_users`.
+    What the admin shows before it deletes does not list these rows: nobody reads thousands of them.
     """
-    from django.contrib.admin.utils import NestedObjects  # not before the apps are loaded
-
-    if isinstance(collector, NestedObjects) or not router.allow_migrate_model(using, field.model):
+    deletes: list[Any] = collector.fast_deletes
+    if not any(isinstance(each, Announcement) for each in deletes):
+        deletes.insert(0, Announcement(collector))
+    if not router.allow_migrate_model(using, field.model):
         return
-    CASCADE(collector, field, sub_objs, using)
-    if collector.origin is not None:
-        vars(collector.origin).setdefault(NOTED, []).append(sub_objs)
+    if is_preview(collector) and not has_dependents(field.model):
+        deletes.append(sub_objs)
+    else:
+        CASCADE(collector, field, sub_objs, using)
+
+
+class Announcement:
+    """Stands first among the querysets that a Collector deletes, after pre_delete was sent of all
+    objects and before any row goes: there it sends deleting_users."""
+
+    model = None  # Collectors look at it
+
+    def __init__(self, collector: Collector) -> None:
+        self.collector = collector
+
+    def _raw_delete(self, using: str) -> int:
+        user_model = get_user_model()._meta.concrete_model
+        user_pks = [
+            instance.pk
+            for model, instance in self.collector.instances_with_model()
+            if model._meta.concrete_model is user_model  # models of migrations are others
+        ]
+        if user_pks:
+            deleting_users.send(sender=user_model, user_pks=user_pks, using=using)
+        return 0
+
+
+def is_preview(collector: Collector) -> bool:
+    """Whether it is the admin's, which lists what would be deleted. (Sites without the admin need
+    not import it.)"""
+    return any(each.__name__ == "NestedObjects" for each in type(collector).__mro__)
+
+
+def has_dependents(model: type[models.Model]) -> bool:
+    """Whether the site has relations to it, whose rows go too, or forbid that it goes."""
+    relations = get_candidate_relations_to_delete(model._meta)
+    return any(relation.field.remote_field.on_delete is not DO_NOTHING for relation in relations)
 
 
 cascade.lazy_sub_objs = True  # type: ignore[attr-defined]  # do not query before asking

@@ -15,3 +15,10 @@ souvenir_recorded = Signal()
 #   using: the alias of their database
 # Last-seen times and the history listen; an exception rolls the transaction back.
 souvenirs_written = Signal()
+
+# Internal: users are about to be deleted, and their souvenirs with them. It is sent once for all
+# users of a deletion, in its transaction, before any of their rows go, with
+#   user_pks: their primary keys
+#   using: the alias of the users' database
+# An exception rolls the transaction back.
+deleting_users = Signal()

@@ -99,7 +99,7 @@ class Story:
         if user is not None:
             user.delete()
         else:  # from a database of their own they are gone: it is the rest that was refused
-            deletion.forget_deleted_user(self.users[1], using=User.objects.db)
+            deletion.delete_rows([self.users[1].pk], ours().alias)
 
     def roll_up(self) -> None:
         maintenance.roll_up()

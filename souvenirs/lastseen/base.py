@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -79,8 +79,8 @@ class LastSeenStore(ABC):
         """The table's times of these users have moved forward to `newest`, and are committed.
         `latest` is as in LastSeenUpdate."""
 
-    def remove(self, user_pk: Any) -> None:  # noqa: B027
-        """A user has been deleted, and the table's row with them."""
+    def remove(self, user_pks: Collection[Any]) -> None:  # noqa: B027
+        """Users have been deleted, and the table's rows with them."""
 
     @abstractmethod
     def get(self, user_pk: Any) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -70,8 +70,8 @@ class RedisStore(LastSeenStore):
     def on_table_updated(self, newest: Mapping[Any, int], latest: int | None = None) -> None:
         self.writer.put({user_pk: Move(seen, latest=latest) for user_pk, seen in newest.items()})
 
-    def remove(self, user_pk: Any) -> None:
-        self.writer.put({user_pk: Move(None)})
+    def remove(self, user_pks: Collection[Any]) -> None:
+        self.writer.put(dict.fromkeys(user_pks, Move(None)))
 
     def flush(self) -> bool:
         return self.writer.flush()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -94,6 +94,13 @@ def insert(update: LastSeenUpdate, using: str) -> None:
         )
 
 
+def insert_all(user_pks: Sequence[Any], using: str) -> None:
+    """Make rows without a time for users, where there were none a moment ago."""
+    with ordinals.secured(user_pks, using):
+        rows = (LastSeen(user_id=user_pk) for user_pk in user_pks)
+        LastSeen.objects.using(using).bulk_create(rows, ignore_conflicts=True)
+
+
 def catch_up(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
     """Move the last-seen times of these souvenirs' users forward to them, in batches; for times
     that are still to come, only make the row. The store follows on commit.
@@ -112,8 +119,7 @@ def catch_up(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
     for batch in (users[at : at + BATCH_SIZE] for at in range(0, len(users), BATCH_SIZE)):
         existing = dict(rows.filter(user_id__in=batch).values_list("user_id", "seen"))
         if new := [user_pk for user_pk in batch if user_pk not in existing]:
-            with ordinals.secured(new, using):
-                rows.bulk_create((LastSeen(user_id=pk) for pk in new), ignore_conflicts=True)
+            insert_all(new, using)
         times = {user_pk: -1 if at is None else seconds(at) for user_pk, at in existing.items()}
         behind = {u: newest[u] for u in batch if newest[u] > times.get(u, -1)}
         if behind:
