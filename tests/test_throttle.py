@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import time_machine
+from django.conf import settings
 from django.core.cache import caches
 from django.core.checks import run_checks
-from django.db import transaction
+from django.core.management import call_command
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.test import override_settings
 from hypothesis import given
 from hypothesis import strategies as st
@@ -160,14 +162,62 @@ def test_claim__keys_of_users_are_apart_and_not_readable(shared_cache: Any) -> N
     assert all(len(claim.key) < 100 for claim in claims)
 
 
+DATABASE_CACHE = "django.core.cache.backends.db.DatabaseCache"
+
+
 @with_databases
 def test_a_cache_in_a_database__is_left_alone(django_assert_num_queries: Any) -> None:
-    backend = {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "nowhere"}
-    with override_settings(CACHES={"default": backend}), django_assert_num_queries(0):
+    entry = {"BACKEND": DATABASE_CACHE, "LOCATION": "nowhere"}
+    with override_settings(CACHES={"default": entry}), django_assert_num_queries(0):
         granted = [throttle.claim(1, SLOT, 3600.0).granted for _ in range(2)]
         (message,) = [each for each in run_checks() if "SOUVENIRS_CACHE_NAME" in each.msg]
     assert granted == [True, False]
     assert message.id == "souvenirs.W005"
+
+
+@pytest.fixture
+def database_cache(transactional_db: None) -> Iterator[None]:
+    """The site's cache is a table of its database."""
+    with override_settings(CACHES={"default": {"BACKEND": DATABASE_CACHE, "LOCATION": "cached"}}):
+        call_command("createcachetable")
+        yield
+        with connections[DEFAULT_DB_ALIAS].cursor() as cursor:
+            cursor.execute("DROP TABLE cached")
+
+
+@with_databases
+@pytest.mark.where("sqlite" not in settings.DATABASES["default"]["ENGINE"])  # it has one writer
+@pytest.mark.usefixtures("database_cache")
+@pytest.mark.parametrize("when", [None, NOON])
+def test_a_visit__does_not_wait_for_the_transaction_of_another(when: datetime | None) -> None:
+    user = User.objects.create(username="ada")
+    is_recorded, is_over = threading.Event(), threading.Event()
+
+    def record() -> None:
+        try:
+            souvenez(user, when)
+        finally:
+            connections.close_all()
+
+    def record_and_linger() -> None:
+        with transaction.atomic(), transaction.atomic(using=ours().alias):
+            souvenez(user, when)
+            is_recorded.set()
+            is_over.wait(30)
+        connections.close_all()
+
+    lingering, visit = threading.Thread(target=record_and_linger), threading.Thread(target=record)
+    lingering.start()
+    assert is_recorded.wait(10)
+    throttle.clear()  # the other visit is of another process
+    visit.start()
+    visit.join(10)
+    was_waiting = visit.is_alive()
+    is_over.set()
+    lingering.join()
+    visit.join()
+    assert not was_waiting
+    assert Souvenir.objects.count() == 2
 
 
 def test_two_sites_of_one_cache__do_not_limit_each_others_users(shared_cache: Any) -> None:
