@@ -102,6 +102,32 @@ def test_pytest__of_a_project_without_django(run_tests: Callable[..., str]) -> N
     assert "1 passed" in said
 
 
+def test_pytest__records_nobody_in_any_process(run_tests: Callable[..., str]) -> None:
+    assert "5 passed" in run_tests("pytest", "-n", "2", tests=TESTS + PYTEST)
+
+
+def test_pytest__without_the_plugin_obeys_the_setting(run_tests: Callable[..., str]) -> None:
+    said = run_tests("pytest", "-p", "no:souvenirs", settings="SOUVENIRS_ENABLED = False\n")
+    assert "3 passed" in said
+
+
+WITHOUT = """
+INSTALLED_APPS = [each for each in INSTALLED_APPS if not each.startswith("souvenirs")]
+MIDDLEWARE = MIDDLEWARE[:2]
+"""
+UNTOUCHED = """
+from django.conf import settings
+
+def test_settings():
+    assert not hasattr(settings, "SOUVENIRS_ENABLED")
+"""
+
+
+def test_pytest__of_a_site_without_the_app_changes_nothing(run_tests: Callable[..., str]) -> None:
+    assert "1 passed" in run_tests("pytest", settings=WITHOUT, tests=UNTOUCHED)
+    assert "1 failed" in run_tests("pytest", tests=UNTOUCHED)
+
+
 def test_djangos_runner__with_the_setting(run_tests: Callable[..., str]) -> None:
     for order in ([], ["--reverse"], ["--shuffle"]):
         said = run_tests("django", "test", *order, settings="SOUVENIRS_ENABLED = False\n")
