@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from uuid import UUID
 import pytest
 from django.contrib.admin.utils import NestedObjects
 from django.db import connections, models, transaction
+from django.db.migrations.loader import MigrationLoader
 from django.test.utils import CaptureQueriesContext, isolate_apps
 
 from souvenirs.control import active_users_between, last_seen, souvenez
@@ -284,6 +286,16 @@ def test_delete__sends_the_signals_of_souvenirs_to_who_listens(users: list[Any])
     assert sorted(sent) == [to_when(t) for who, t in FACTS if who == 0]
     assert not LastSeen.objects.filter(user_id=users[0].pk).exists()
     assert_counts(FACTS, DAYS)
+
+
+@pytest.mark.where("routed" not in site_settings.SHAPE)  # there Django looks for no souvenirs
+def test_delete__in_a_migration_needs_no_table_of_a_later_one(users: list[Any]) -> None:
+    apps = MigrationLoader(ours()).project_state().apps
+    with CaptureQueriesContext(ours()) as captured:
+        apps.get_model(User._meta.label).objects.filter(pk=users[0].pk).delete()
+    tables = {Souvenir._meta.db_table, LastSeen._meta.db_table}
+    assert {re.findall(r"souvenirs_\w+", sql)[0] for sql in ours_among(captured)} == tables
+    assert Souvenir.objects.count() == len(TIMES) * 2
 
 
 def test_delete__by_a_collector_of_the_admin_is_whole(users: list[Any]) -> None:

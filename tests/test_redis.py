@@ -23,7 +23,7 @@ from django.db import router
 from django.test import override_settings
 
 from souvenirs.control import last_seen, souvenez
-from souvenirs.lastseen import get_store, resync
+from souvenirs.lastseen import get_store, pending, resync, writer
 from souvenirs.lastseen.clients import group_by_node
 from souvenirs.lastseen.members import member_of
 from souvenirs.lastseen.pending import Move
@@ -337,6 +337,23 @@ def test_visit__is_written_by_another_thread_a_moment_later(
     user.delete()
     servers.wait_until(lambda: store.shards.count([0], LATER).since == {0: 0})
     assert set(threads) == {"souvenirs-outbox"}
+
+
+@with_databases
+def test_deletion__of_more_users_than_may_be_pending_leaves_redis_whole(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = User.objects.bulk_create(User(username=f"u{number}") for number in range(120))
+    store.on_table_updated({user.pk: 1_700_000_000 for user in users})
+    assert store.flush()
+    monkeypatch.setattr(pending, "MAX_PENDING", 50)
+    monkeypatch.setattr(writer, "BATCH_SIZE", 20)
+    monkeypatch.setattr(writer, "FLUSH_DELAY", 60)  # the thread comes too late
+    User.objects.exclude(username="u7").delete()
+    assert store.flush()
+    counts = store.shards.count([0], LATER)
+    assert counts.since == {0: 1}
+    assert counts.is_whole
 
 
 @pytest.mark.own_site
