@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from django.conf import settings
@@ -65,7 +66,7 @@ def is_preview(collector: Collector) -> bool:
 
 def has_dependents(model: type[models.Model]) -> bool:
     """Whether the site has relations to it, whose rows go too, or forbid that it goes."""
-    relations = get_candidate_relations_to_delete(model._meta)
+    relations: Iterable[Any] = get_candidate_relations_to_delete(model._meta)
     return any(relation.field.remote_field.on_delete is not DO_NOTHING for relation in relations)
 
 
