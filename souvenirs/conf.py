@@ -18,6 +18,12 @@ from django.utils.module_loading import import_string
 DEFAULT_STORE = {"BACKEND": "souvenirs.lastseen.database.DatabaseStore"}
 
 
+def imported(name: str) -> Any | None:
+    """What the dotted path in this setting names; None if the setting is not there."""
+    path = getattr(settings, name, None)
+    return None if path is None else import_string(path)
+
+
 class CachedSettings:
     """Base of the apps' settings: properties are computed once, `reset` forgets them.
 
@@ -77,15 +83,13 @@ class Settings(CachedSettings):
     def should_record(self) -> Callable[[HttpRequest, HttpResponseBase], bool] | None:
         """SOUVENIRS_SHOULD_RECORD: dotted path to (request, response) -> bool, which says whether
         the middleware may record the request's user. None: all are."""
-        path = getattr(settings, "SOUVENIRS_SHOULD_RECORD", None)
-        return None if path is None else import_string(path)
+        return imported("SOUVENIRS_SHOULD_RECORD")
 
     @cached_property
     def get_user(self) -> Callable[[HttpRequest, HttpResponseBase], Any] | None:
         """SOUVENIRS_GET_USER: dotted path to (request, response) -> the user whose request it is;
         None leaves that to the middleware."""
-        path = getattr(settings, "SOUVENIRS_GET_USER", None)
-        return None if path is None else import_string(path)
+        return imported("SOUVENIRS_GET_USER")
 
     @cached_property
     def has_get_user(self) -> bool:
@@ -97,8 +101,7 @@ class Settings(CachedSettings):
         """SOUVENIRS_SCOPE: dotted path to () -> str, which says whose data the present request is
         about. None: the routers and middleware of the site do not decide that by the request, or
         django-tenants does. `scopes.current` calls it."""
-        path = getattr(settings, "SOUVENIRS_SCOPE", None)
-        return None if path is None else import_string(path)
+        return imported("SOUVENIRS_SCOPE")
 
     @cached_property
     def usage_reports_function(
@@ -106,8 +109,7 @@ class Settings(CachedSettings):
     ) -> Callable[[list[tuple[datetime, datetime]]], Iterable[dict[str, Any]]] | None:
         """SOUVENIRS_USAGE_REPORTS_FUNCTION: dotted path to what the reports call in place of
         reports.usage_for_periods. None: that itself."""
-        path = getattr(settings, "SOUVENIRS_USAGE_REPORTS_FUNCTION", None)
-        return None if path is None else import_string(path)
+        return imported("SOUVENIRS_USAGE_REPORTS_FUNCTION")
 
     @cached_property
     def zone(self) -> ZoneInfo:

@@ -10,10 +10,9 @@ from django.core.signals import setting_changed
 from django.db import router
 from django.db.models import Model
 from django.http import HttpRequest
-from django.utils.module_loading import import_string
 
 from souvenirs import scopes
-from souvenirs.conf import CachedSettings
+from souvenirs.conf import CachedSettings, imported
 from souvenirs.models import Souvenir
 from souvenirs.periods import parse_duration
 
@@ -56,8 +55,7 @@ class Settings(CachedSettings):
     def authorize(self) -> Callable[[HttpRequest], bool] | None:
         """SOUVENIRS_METRICS_AUTHORIZE: dotted path to (request) -> bool, which says who may see
         /metrics, in place of a token. None: no such function."""
-        path = getattr(settings, "SOUVENIRS_METRICS_AUTHORIZE", None)
-        return None if path is None else import_string(path)
+        return imported("SOUVENIRS_METRICS_AUTHORIZE")
 
     @cached_property
     def register(self) -> bool:
