@@ -28,6 +28,13 @@ def bitmap(members: Iterable[int] = ()) -> BitMap:
     return BitMap(members)
 
 
+def union(parts: Iterable[BitMap]) -> BitMap:
+    """One or more of them in one."""
+    from pyroaring import BitMap
+
+    return BitMap.union(*parts)
+
+
 def to_bytes(members: BitMap) -> bytes:
     """Changes the bitmap's form inside, not what it holds."""
     members.run_optimize()
@@ -37,7 +44,9 @@ def to_bytes(members: BitMap) -> bytes:
 
 
 def from_bytes(data: bytes) -> BitMap:
-    return type(bitmap()).deserialize(unpack(data) if data[0] == ZLIB else data)
+    from pyroaring import BitMap
+
+    return BitMap.deserialize(unpack(data) if data[0] == ZLIB else data)
 
 
 def pack(plain: bytes) -> bytes:

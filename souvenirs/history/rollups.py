@@ -147,7 +147,7 @@ def merge_into_rollups(facts: Mapping[int, BitMap], using: str) -> None:
     for rollup in containing:
         inside = [facts[start] for start in starts if rollup.start <= start < rollup.end]
         if inside:
-            _add_members(rollup, bitmaps.bitmap().union(*inside), using)
+            _add_members(rollup, bitmaps.union(inside), using)
 
 
 def build_period_rollup(kind: int, period: Interval, rolled_up: int, using: str) -> None:
