@@ -34,16 +34,8 @@ def is_number(value: Any) -> bool:
 
 @register(TAG)
 def check_enabled(**kwargs: Any) -> list[CheckMessage]:
-    value = getattr(settings, "SOUVENIRS_ENABLED", True)
-    if isinstance(value, bool):
-        return []
-    return [
-        Error(
-            f"SOUVENIRS_ENABLED is {value!r}, which is neither True nor False.",
-            hint="Set it to False where nobody is to be recorded, as in tests, or remove it.",
-            id="souvenirs.E008",
-        )
-    ]
+    hint = "Set it to False where nobody is to be recorded, as in tests, or remove it."
+    return check_boolean("SOUVENIRS_ENABLED", hint, "souvenirs.E008")
 
 
 @register(deploy=True)
@@ -85,32 +77,31 @@ def check_ratelimit_seconds(**kwargs: Any) -> list[CheckMessage]:
 @register(TAG)
 def check_cache_name(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_CACHE_NAME", "default")
-    reason = hint = ""
     if not isinstance(value, str) or value not in settings.CACHES:
         reason = "which is not in CACHES"
         hint = f"Set it to one of {', '.join(map(repr, settings.CACHES))}, or add it to CACHES."
-    else:
-        try:
-            cache = caches[value]  # it is made, and asks no server
-            if isinstance(cache, BaseDatabaseCache):
-                return [
-                    Warning(
-                        f"SOUVENIRS_CACHE_NAME is {value!r}, a cache in a database, where requests"
-                        " would wait for each other's transactions: it is not used, and each"
-                        " process limits alone.",
-                        hint="Name a cache in Redis or Memcached; or, if a row from each process"
-                        " will do, add 'souvenirs.W005' to SILENCED_SYSTEM_CHECKS.",
-                        id="souvenirs.W005",
-                    )
-                ]
-        except Exception as error:
-            reason = f"a cache that cannot be made: {words_of(error)}"
-            hint = f"Mend CACHES[{value!r}], or name another cache."
-    if not reason:
+        return cache_error(value, reason, hint)
+    try:
+        cache = caches[value]  # it is made, and asks no server
+    except Exception as error:
+        reason = f"a cache that cannot be made: {words_of(error)}"
+        return cache_error(value, reason, f"Mend CACHES[{value!r}], or name another cache.")
+    if not isinstance(cache, BaseDatabaseCache):
         return []
     return [
-        Error(f"SOUVENIRS_CACHE_NAME is {value!r}, {reason}.", hint=hint, id="souvenirs.E002"),
+        Warning(
+            f"SOUVENIRS_CACHE_NAME is {value!r}, a cache in a database, where requests would wait"
+            " for each other's transactions: it is not used, and each process limits alone.",
+            hint="Name a cache in Redis or Memcached; or, if a row from each process will do, add"
+            " 'souvenirs.W005' to SILENCED_SYSTEM_CHECKS.",
+            id="souvenirs.W005",
+        )
     ]
+
+
+def cache_error(value: Any, reason: str, hint: str) -> list[CheckMessage]:
+    problem = f"SOUVENIRS_CACHE_NAME is {value!r}, {reason}."
+    return [Error(problem, hint=hint, id="souvenirs.E002")]
 
 
 @register(TAG)
@@ -206,6 +197,13 @@ def is_in(app_list: Any, config: AppConfig) -> bool:
     """Whether a list of apps, as INSTALLED_APPS is one, has this app."""
     path = f"{type(config).__module__}.{type(config).__qualname__}"
     return config.name in app_list or path in app_list
+
+
+def check_boolean(name: str, hint: str, check_id: str) -> list[CheckMessage]:
+    value = getattr(settings, name, False)
+    if isinstance(value, bool):
+        return []
+    return [Error(f"{name} is {value!r}, which is neither True nor False.", hint=hint, id=check_id)]
 
 
 def check_function(name: str, signature: str, check_id: str) -> list[CheckMessage]:

@@ -11,7 +11,7 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.urls import reverse
 
 from souvenirs import scopes
-from souvenirs.checks import TAG, check_function, is_number
+from souvenirs.checks import TAG, check_boolean, check_function, is_number
 from souvenirs.logs import words_of
 from souvenirs.periods import parse_duration
 from souvenirs_metrics.conf import DEFAULT_WINDOWS
@@ -74,16 +74,8 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_register(**kwargs: Any) -> list[CheckMessage]:
-    value = getattr(settings, "SOUVENIRS_METRICS_REGISTER", False)
-    if not isinstance(value, bool):
-        return [
-            Error(
-                f"SOUVENIRS_METRICS_REGISTER is {value!r}, which is neither True nor False.",
-                hint="Set it to True if another view serves prometheus_client's default registry.",
-                id="souvenirs_metrics.E003",
-            )
-        ]
-    return []
+    hint = "Set it to True if another view serves prometheus_client's default registry."
+    return check_boolean("SOUVENIRS_METRICS_REGISTER", hint, "souvenirs_metrics.E003")
 
 
 @register(TAG)
