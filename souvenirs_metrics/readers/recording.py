@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 from django.core.checks import ERROR, run_checks
+from django.core.signals import setting_changed
 
 from souvenirs.checks import TAG
 from souvenirs.lastseen.base import ReadContext
@@ -18,19 +22,27 @@ class Recording(Reader):
     order = 5
     families = ()
 
-    def __init__(self) -> None:
-        self._problems: str | None = None
-
     def read(self, now: float, context: ReadContext) -> Families:
-        if self._problems is None:  # settings do not change while a process runs
-            self._problems = " ".join(
-                message.msg
-                for message in run_checks(tags=[TAG])
-                if message.level >= ERROR
-                and not message.is_silenced()
-                # Not of the settings of souvenirs_metrics, which cost a part of the page only
-                and str(message.id).startswith("souvenirs.")
-            )
-        if self._problems:
-            raise PartialRead([], self.name, self._problems)
+        if problems():
+            raise PartialRead([], self.name, problems())
         return []
+
+
+@cache  # settings do not change while a process runs
+def problems() -> str:
+    """What is wrong with the settings, in one line; empty if nothing is."""
+    return " ".join(
+        message.msg
+        for message in run_checks(tags=[TAG])
+        if message.level >= ERROR
+        and not message.is_silenced()
+        # Not of the settings of souvenirs_metrics, which cost a part of the page only
+        and str(message.id).startswith("souvenirs.")
+    )
+
+
+def _on_setting_changed(**kwargs: Any) -> None:
+    problems.cache_clear()
+
+
+setting_changed.connect(_on_setting_changed)
