@@ -29,7 +29,6 @@ from souvenirs.models import Souvenir
 from souvenirs.recording import failures, memory, sessions, tasks
 from souvenirs.recording.results import flush_hits
 from souvenirs.recording.throttle import throttle
-from souvenirs.signals import souvenir_recorded
 from tests.people import NOBODY, User, ours, run, site, with_databases
 
 NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
@@ -139,18 +138,6 @@ def user() -> User:
 def signed_in(user: User, client: Client) -> Client:
     client.force_login(user)
     return client
-
-
-@pytest.fixture
-def results() -> Iterator[list[str]]:
-    received: list[str] = []
-
-    def receive(result: str, count: int, **kwargs: Any) -> None:
-        received.extend([result] * count)
-
-    souvenir_recorded.connect(receive)
-    yield received
-    souvenir_recorded.disconnect(receive)
 
 
 def seen() -> list[str]:
@@ -354,6 +341,21 @@ def test_session__in_a_cookie_that_changes_costs_no_query(
         with django_assert_num_queries(0):
             client.get("/plain/")
         assert seen() == ["ada", "bob"]
+
+
+def test_session__in_a_cookie_that_stays_is_one_look_up(
+    user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        override_settings(SESSION_ENGINE=SIGNED, SESSION_SAVE_EVERY_REQUEST=False),
+        time_machine.travel(datetime.now(timezone.utc), tick=False),
+    ):
+        client = Client()
+        client.force_login(user)
+        client.get("/plain/")
+        assert seen() == ["ada"]
+        monkeypatch.setattr(sessions, "signed_in_by_cookie", lambda *args: pytest.fail("read it"))
+        client.get("/plain/")
 
 
 # What it costs

@@ -99,7 +99,7 @@ def _session_task(request: HttpRequest) -> RecordTask | None:
     digest, now = sessions.digest_of(cookie), time.time()
     if memory.recent_sessions.is_handled(digest, now):
         return None
-    if issubclass(type(session), SignedCookieStore):
+    if isinstance(session, SignedCookieStore):
         # The cookie is the session: a new one at each save is not a new session
         signed_in = sessions.signed_in_by_cookie(type(session), cookie)
         if signed_in is None:
@@ -146,7 +146,9 @@ def record_session(store: type[SessionBase], cookie: str, digest: bytes) -> str 
     result = record_user(key)
     entry = memory.recent_users.get(key)
     if entry is not None:
-        memory.recent_sessions[digest] = entry
+        # By the cookie too, where that is another digest: one that does not change is one look-up
+        for known in {digest, sessions.digest_of(cookie)}:
+            memory.recent_sessions[known] = entry
     elif result is None:
         sessions.remember_fruitless(digest)
     return result
