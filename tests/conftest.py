@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from souvenirs import testing
 from souvenirs.recording.throttle import throttle
+from souvenirs.signals import souvenir_recorded
 from souvenirs_metrics import exposition
 from tests import flushing
 
@@ -75,6 +76,19 @@ def forget() -> None:
     exposition.collector.reset()
     for cache in caches.all():
         cache.clear()
+
+
+@pytest.fixture
+def results() -> Iterator[list[str]]:
+    """What souvenir_recorded says of visits, in order."""
+    received: list[str] = []
+
+    def receive(result: str, count: int, **kwargs: Any) -> None:
+        received.extend([result] * count)
+
+    souvenir_recorded.connect(receive)
+    yield received
+    souvenir_recorded.disconnect(receive)
 
 
 @pytest.fixture
@@ -142,6 +156,35 @@ INSTALLED_APPS = [
     "souvenirs",
     "souvenirs_metrics",
 ]
+"""
+# What a site has besides for people to sign in, and for the admin
+SIGN_IN = """
+INSTALLED_APPS += ["django.contrib.sessions"]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "souvenirs.middleware.SouvenirsMiddleware",
+]
+ROOT_URLCONF = "site_urls"
+"""
+ADMIN = """
+INSTALLED_APPS += [
+    "django.contrib.admin", "django.contrib.messages", "django.contrib.sessions",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [{
+    "BACKEND": "django.template.backends.django.DjangoTemplates",
+    "APP_DIRS": True,
+    "OPTIONS": {"context_processors": [
+        "django.template.context_processors.request",
+        "django.contrib.auth.context_processors.auth",
+        "django.contrib.messages.context_processors.messages",
+    ]},
+}]
 """
 START = """
 import django

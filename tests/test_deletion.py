@@ -21,6 +21,7 @@ from souvenirs.models import DeletedMember, LastSeen, Rollup, Souvenir
 from souvenirs.periods import BUCKET, Interval
 from souvenirs_metrics.collector import SouvenirsCollector
 from tests import settings as site_settings
+from tests.conftest import ADMIN
 from tests.history import (
     DAY,
     HOUR,
@@ -336,25 +337,9 @@ CERTIFICATE = """
 class Certificate(models.Model):
     souvenir = models.ForeignKey("souvenirs.Souvenir", models.PROTECT)
 """
-ADMIN = """
+CRM_SETTINGS = """
 AUTH_USER_MODEL = "crm.Person"
-INSTALLED_APPS += [
-    "crm", "django.contrib.admin", "django.contrib.messages", "django.contrib.sessions",
-]
-MIDDLEWARE = [
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "django.contrib.messages.middleware.MessageMiddleware",
-]
-TEMPLATES = [{
-    "BACKEND": "django.template.backends.django.DjangoTemplates",
-    "APP_DIRS": True,
-    "OPTIONS": {"context_processors": [
-        "django.template.context_processors.request",
-        "django.contrib.auth.context_processors.auth",
-        "django.contrib.messages.context_processors.messages",
-    ]},
-}]
+INSTALLED_APPS += ["crm"]
 ROOT_URLCONF = "crm.urls"
 """
 URLS = """
@@ -438,7 +423,7 @@ def run_admin(run_site: Callable[..., str], tmp_path: Path) -> Callable[[str, st
         (tmp_path / "crm" / "__init__.py").touch()
         (tmp_path / "crm" / "models.py").write_text(CRM + more_models)
         (tmp_path / "crm" / "urls.py").write_text(URLS)
-        return run_site(PAGES + code, ADMIN)
+        return run_site(PAGES + code, ADMIN + CRM_SETTINGS)
 
     return run
 

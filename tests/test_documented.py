@@ -16,7 +16,7 @@ import requests
 import yaml
 
 from tests import servers
-from tests.conftest import site_environ
+from tests.conftest import ADMIN, site_environ
 
 ROOT = Path(__file__).parent.parent
 
@@ -143,27 +143,7 @@ def test_recording__the_admin_shows_and_sorts_by_last_seen(
         "from django.contrib import admin\nfrom django.urls import path\n"
         'urlpatterns = [path("admin/", admin.site.urls)]\n'
     )
-    settings = """
-INSTALLED_APPS = [
-    "django.contrib.admin", "django.contrib.sessions", "django.contrib.messages",
-    *INSTALLED_APPS, "people",
-]
-ROOT_URLCONF = "people.urls"
-MIDDLEWARE = [
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "django.contrib.messages.middleware.MessageMiddleware",
-]
-TEMPLATES = [{
-    "BACKEND": "django.template.backends.django.DjangoTemplates",
-    "APP_DIRS": True,
-    "OPTIONS": {"context_processors": [
-        "django.template.context_processors.request",
-        "django.contrib.auth.context_processors.auth",
-        "django.contrib.messages.context_processors.messages",
-    ]},
-}]
-"""
+    settings = 'INSTALLED_APPS += ["people"]\nROOT_URLCONF = "people.urls"\n'
     code = """
 import re
 from datetime import datetime, timezone
@@ -187,7 +167,7 @@ print(len(set(count)), "Jan. 9, 2024" in page)
 print(len(queries) < 9)  # users: none for each
 """
     rising = [f"user{n}" for n in sorted(range(9), key=lambda n: n * 7 % 9)]
-    shown = run_site(code, settings).splitlines()
+    shown = run_site(code, ADMIN + settings).splitlines()
     assert shown[0].split() == [f"user{n}" for n in range(9)]
     assert shown[1].split() == rising
     assert shown[2].split() == rising[::-1]

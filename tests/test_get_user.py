@@ -15,6 +15,7 @@ from django.test import AsyncClient, Client
 from django.urls import path
 
 from souvenirs.models import Souvenir
+from tests.conftest import SIGN_IN
 from tests.people import User, run, with_databases
 
 DOCS = Path(__file__).parent.parent / "docs" / "recording.md"
@@ -40,7 +41,7 @@ urlpatterns = [path("", page)]
 
 def recipe(library: str) -> str:
     """The hook of the docs for a library."""
-    (block,) = re.findall(rf"(?ms)^\*\*{library}\*\*.+?(?=^\*\*|^## |^A log-in)", DOCS.read_text())
+    (block,) = re.findall(rf"(?ms)^\*\*{library}\*\*.+?(?=^\*\*|^## |^A login)", DOCS.read_text())
     return textwrap.dedent("\n".join(re.findall(r"(?m)^    (?!SOUV|#).*$", block)))
 
 
@@ -101,13 +102,6 @@ SITE = """
 import warnings
 warnings.simplefilter("ignore")  # theirs
 SOUVENIRS_GET_USER = "site_hook.get_user"
-INSTALLED_APPS += ["django.contrib.sessions"]
-MIDDLEWARE = [
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "souvenirs.middleware.SouvenirsMiddleware",
-]
-ROOT_URLCONF = "site_urls"
 """
 START = """
 import json, sys, types
@@ -209,4 +203,4 @@ def test_library__is_recorded_by_its_recipe(
     run_site: Callable[..., str], tmp_path: Path, library: str, code: str, settings: str
 ) -> None:
     (tmp_path / "site_hook.py").write_text(recipe(library) if library else "")
-    assert run_site(START + code, settings=SITE + settings) == "\nada\n"
+    assert run_site(START + code, settings=SIGN_IN + SITE + settings) == "\nada\n"

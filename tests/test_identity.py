@@ -31,7 +31,6 @@ from souvenirs.models import LastSeen, Souvenir
 from souvenirs.recording import failures, memory, sessions, turnover
 from souvenirs.recording.results import flush_hits
 from souvenirs.recording.throttle import throttle
-from souvenirs.signals import souvenir_recorded
 from tests import test_throttle
 from tests.people import NOBODY, User, ours, run, with_databases
 
@@ -117,18 +116,6 @@ def user() -> Any:
 def traveller() -> Iterator[time_machine.Traveller]:
     with time_machine.travel(NOON, tick=False) as traveller:
         yield traveller
-
-
-@pytest.fixture
-def results() -> Iterator[list[str]]:
-    received: list[str] = []
-
-    def receive(result: str, count: int, **kwargs: Any) -> None:
-        received.extend([result] * count)
-
-    souvenir_recorded.connect(receive)
-    yield received
-    souvenir_recorded.disconnect(receive)
 
 
 def errors(caplog: Any) -> list[str]:

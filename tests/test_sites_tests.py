@@ -9,19 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SETTINGS, site_environ
+from tests.conftest import SETTINGS, SIGN_IN, site_environ
 
 pytestmark = pytest.mark.own_site
 
-SITE = """
-INSTALLED_APPS += ["django.contrib.sessions"]
-MIDDLEWARE = [
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "souvenirs.middleware.SouvenirsMiddleware",
-]
-ROOT_URLCONF = "site_urls"
-"""
 URLS = """
 from django.http import HttpResponse
 from django.urls import path
@@ -71,7 +62,7 @@ def test_with_a_record_in_pytest(number, fresh_souvenirs, client):
 @pytest.fixture
 def run_tests(tmp_path: Path) -> Callable[..., str]:
     def run(*command: str, settings: str = "", tests: str = TESTS) -> str:
-        (tmp_path / "site_settings.py").write_text(SETTINGS + SITE + settings)
+        (tmp_path / "site_settings.py").write_text(SETTINGS + SIGN_IN + settings)
         (tmp_path / "site_urls.py").write_text(URLS)
         (tmp_path / "test_site.py").write_text(tests)
         (tmp_path / "pytest.ini").write_text("[pytest]\n")
