@@ -41,7 +41,8 @@ LAYERS = {
         "backfill.candidates", "backfill.loading", "backfill",
     ],
     "what sites use": [
-        "control", "reports", "middleware", "testing", "pytest_plugin", "checks", "apps",
+        "control", "spans", "reports", "middleware", "testing", "pytest_plugin",
+        "checks", "apps",
         "management", "management.base", "management.options", "management.progress",
         "management.commands",
         "management.commands.show_usage", "management.commands.backfill_souvenirs",
