@@ -34,6 +34,7 @@ from datetime import date, datetime, timezone
 from typing import Any
 
 from souvenirs import periods, spans
+from souvenirs.cohort_reports import active_days, growth, retention
 from souvenirs.conf import conf
 from souvenirs.history import accounts, counting
 from souvenirs.periods import Interval
@@ -41,6 +42,7 @@ from souvenirs.spans import Labels, ReportError, Span
 
 __all__ = [
     "ReportError",
+    "active_days",
     "calendar_daily_usage",
     "calendar_monthly_usage",
     "calendar_quarterly_usage",
@@ -50,7 +52,9 @@ __all__ = [
     "customer_quarterly_usage",
     "customer_yearly_usage",
     "daily_usage",
+    "growth",
     "registered_users_as_of",
+    "retention",
     "usage_for_periods",
 ]
 
