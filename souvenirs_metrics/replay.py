@@ -128,7 +128,7 @@ def cut(start: float, end: float, size: float, zone: ZoneInfo) -> list[float]:
 
 
 def count_since(blocks: Iterable[Block], wanted: Sequence[Sequence[int]]) -> Iterator[Counts]:
-    """Before the first block, and after each, the counts since the blocks that are `wanted` then."""
+    """The counts since the blocks that are `wanted`: before the first block, and after each."""
     latest: dict[Any, int] = {}  # block that a user was last active in
     active: list[int] = []  # users who were last active in a block, by its number
     newest = None

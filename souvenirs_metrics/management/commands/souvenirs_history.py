@@ -52,8 +52,8 @@ class Command(SouvenirsCommand):
     help = (
         "Writes what gauges were at past instants, from the history, as OpenMetrics with"
         " timestamps: for promtool tsdb create-blocks-from openmetrics. Windows and periods that"
-        " begin before the first record are left out. Dates such as 2010-01-24 or 2010-01-24T22:00+01:00, by"
-        " default in the site's time zone."
+        " begin before the first record are left out. Dates such as 2010-01-24 or"
+        " 2010-01-24T22:00+01:00, by default in the site's time zone."
     )
     requires_system_checks = (checks.TAG,)
 
