@@ -248,7 +248,7 @@ def test_souvenirs_history__is_what_prometheus_answers(
         capture_output=True,
         timeout=60,
     )
-    assert len(os.listdir(tmp_path / "data")) == (1 if flags else 36)
+    assert len(os.listdir(tmp_path / "data")) == (1 if flags else 37)
     query = {"query": "souvenirs_active_users[10d]", "time": str(NOW)}
     with servers.prometheus(data=tmp_path / "data") as url:
         answer = requests.get(f"{url}/api/v1/query", params=query, timeout=30).json()
@@ -294,9 +294,7 @@ def test_souvenirs_history__of_a_year_leaves_no_panel_empty(tmp_path: Path) -> N
         capture_output=True,
         timeout=120,
     )
-    with servers.prometheus(
-        data=tmp_path / "data", flags=["--storage.tsdb.retention.time=5y"]
-    ) as url:
+    with servers.prometheus(data=tmp_path / "data") as url:
         asker = Asker(url, now)
         empty = [
             f"{panel['title']}: {target['expr']}"
