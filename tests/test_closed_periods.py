@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import pytest
 from django.conf import settings as django_settings
-from django.test import override_settings
+from django.db import router
+from django.test import TestCase, override_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from souvenirs.conf import conf
 from souvenirs.control import souvenez
 from souvenirs.history import pruning
 from souvenirs.history.accounts import has_date_joined
+from souvenirs.models import Souvenir
 from souvenirs.periods import NAMES, Interval, bucket_containing, previous_calendar_period
 from souvenirs_metrics.readers.base import Reader
 from souvenirs_metrics.readers.closed_periods import AGES, make_readers
@@ -147,7 +149,12 @@ def test_read__is_brute_force_at_each_instant_of_a_replay(
                 with at(now):
                     pruning.prune(older_than=10 * DAY)
             elif happening == "delete":
-                with at(now):
+                # Where users are in another database, ours waits for their commit
+                aliases = {router.db_for_write(model) for model in (User, Souvenir)}
+                with at(now), ExitStack() as stack:
+                    for alias in aliases:
+                        commit = TestCase.captureOnCommitCallbacks(using=alias, execute=True)
+                        stack.enter_context(commit)
                     users[5 - len(deleted)].delete()
                 deleted.add(5 - len(deleted))
                 founders = founders - deleted
@@ -190,5 +197,6 @@ def test_read__has_nothing_where_the_history_is_not_rolled_up() -> None:
     assert read(make_readers(), T + 90 * DAY) == {}
 
 
-def test_read__has_nothing_without_souvenirs(db: None) -> None:
+@in_transaction
+def test_read__has_nothing_without_souvenirs() -> None:
     assert read(make_readers(), T) == {}
