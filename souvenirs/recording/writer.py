@@ -17,7 +17,7 @@ from typing import Any
 
 from django.db import connections, router
 
-from souvenirs import scopes
+from souvenirs import scopes, timestamps
 from souvenirs.conf import conf
 from souvenirs.connections import dropping_dead_connections
 from souvenirs.databases import in_transaction, takes_writers
@@ -38,6 +38,7 @@ from souvenirs.recording.results import (
     send_recorded,
 )
 from souvenirs.signals import write_failed
+from souvenirs.users import has_constraint
 
 logger = logging.getLogger("souvenirs")
 
@@ -322,6 +323,21 @@ class Writer:
                 logger.debug("A connection of the parent is left open: %r", error)
         os.close(null)
         self._reset()
+
+
+def write_before_deletion(user_pks: Sequence[Any], using: str, **kwargs: Any) -> None:
+    """Write the visits that wait, of users who are about to be deleted, so that the history keeps
+    them. It receives the signal deleting_users."""
+    waiting = writer.queue.of_users(set(user_pks))
+    if not waiting:
+        return
+    if has_constraint():  # in the deletion's transaction; the entries stay, in case that fails
+        Souvenir.objects.using(using).bulk_create(
+            Souvenir(user_id=entry.user_pk, when=timestamps.to_datetime(entry.first))
+            for entry in waiting
+        )
+    else:
+        writer.flush()
 
 
 writer = Writer()
