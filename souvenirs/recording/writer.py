@@ -13,8 +13,10 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+from django.core.signals import setting_changed
 from django.db import connections, router
 
 from souvenirs import scopes, timestamps
@@ -50,6 +52,21 @@ RETRY_SECONDS = 0.05  # at that end, for rows that somebody holds
 _log_limit = LogLimit()
 
 
+@cache
+def has_writer(using: str) -> bool:
+    """Whether the settings let a thread write to this database."""
+    scopes.note_database(using)
+    is_wanted = bool(conf.flush_seconds and conf.ratelimit_seconds) and not scopes.is_scoped()
+    return is_wanted and takes_writers(using)
+
+
+def _on_setting_changed(**kwargs: Any) -> None:
+    has_writer.cache_clear()
+
+
+setting_changed.connect(_on_setting_changed)
+
+
 class Writer:
     """Any thread may use it."""
 
@@ -70,11 +87,8 @@ class Writer:
 
     def is_used(self) -> bool:
         """Whether visits of this thread wait for the writer, rather than being written at once."""
-        if not conf.flush_seconds or not conf.ratelimit_seconds or scopes.is_scoped():
-            return False
         using = router.db_for_write(Souvenir)
-        scopes.note_database(using)
-        return takes_writers(using) and not in_transaction(using)
+        return has_writer(using) and not in_transaction(using)
 
     def add(self, user_pk: Any, slot: Interval, t: float, has_row: bool) -> None:
         """Leave a visit to the writer. It raises nothing, and asks no server."""
