@@ -31,8 +31,10 @@ LAYERS = {
         "history.plans", "history.counting", "history.pruning", "history.repair",
     ],
     "recording": [
-        "recording", "recording.memory", "recording.throttle", "recording.results",
-        "recording.turnover", "recording.recorder", "recording.failures", "recording.requests",
+        "recording", "recording.memory", "recording.windows", "recording.throttle",
+        "recording.results", "recording.queue", "recording.batch",
+        "recording.turnover", "recording.recorder", "recording.failures", "recording.writer",
+        "recording.requests",
         "recording.sessions", "recording.hook", "recording.tasks",
     ],
     "backfill": [
@@ -41,7 +43,7 @@ LAYERS = {
         "backfill.candidates", "backfill.loading", "backfill",
     ],
     "what sites use": [
-        "control", "reports", "middleware", "testing", "pytest_plugin", "checks", "apps",
+        "control", "reports", "middleware", "asgi", "testing", "pytest_plugin", "checks", "apps",
         "management", "management.base", "management.options", "management.progress",
         "management.commands",
         "management.commands.show_usage", "management.commands.backfill_souvenirs",
@@ -59,8 +61,8 @@ METRICS = [
 FLOW = [f"souvenirs.{name}" for layer in LAYERS.values() for name in layer]
 FLOW += [f"souvenirs_metrics.{name}" for name in METRICS]
 
-# What Django, or pytest, imports before the models can be
-EARLY = {"souvenirs.apps", "souvenirs.pytest_plugin", "souvenirs_metrics.apps"}
+# What Django, pytest or asgi.py imports before the models can be
+EARLY = {"souvenirs.apps", "souvenirs.asgi", "souvenirs.pytest_plugin", "souvenirs_metrics.apps"}
 
 
 def module_name(path: Path) -> str:
