@@ -31,8 +31,10 @@ LAYERS = {
         "history.plans", "history.counting", "history.pruning", "history.repair",
     ],
     "recording": [
-        "recording", "recording.memory", "recording.throttle", "recording.results",
-        "recording.turnover", "recording.recorder", "recording.failures", "recording.requests",
+        "recording", "recording.memory", "recording.windows", "recording.throttle",
+        "recording.results", "recording.queue", "recording.batch",
+        "recording.turnover", "recording.recorder", "recording.failures", "recording.writer",
+        "recording.requests",
         "recording.sessions", "recording.hook", "recording.tasks",
     ],
     "backfill": [

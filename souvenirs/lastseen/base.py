@@ -62,10 +62,12 @@ class LastSeenStore(ABC):
 
     keeps_scopes_apart: whether users with the same key in two scopes (see scopes) are two users. If
         not, scoped sites cannot use the store.
+    in_table: whether the table has all of the store's times, those between souvenirs too.
     """
 
     name: str
     keeps_scopes_apart = False
+    in_table = False
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         if params:
@@ -74,6 +76,12 @@ class LastSeenStore(ABC):
     @abstractmethod
     def touch(self, update: LastSeenUpdate) -> None:
         """Move the last-seen time of a user forward. They have a souvenir, or are about to."""
+
+    def touch_all(self, updates: Sequence[LastSeenUpdate]) -> None:
+        """`touch` for visits that were queued, in the writer's thread, which may wait. The table is
+        written already. `has_row` is True if it had a row of the user just now."""
+        for update in updates:
+            self.touch(update)
 
     def on_table_updated(self, newest: Mapping[Any, int], latest: int | None = None) -> None:  # noqa: B027
         """The table's times of these users have moved forward to `newest`, and are committed.

@@ -27,9 +27,13 @@ class DatabaseStore(LastSeenStore):
 
     name = "database"
     keeps_scopes_apart = True
+    in_table = True
 
     def touch(self, update: LastSeenUpdate) -> None:
         table.touch(update)
+
+    def touch_all(self, updates: Sequence[LastSeenUpdate]) -> None:
+        """There is nothing left to do."""
 
     def get(self, user_pk: Any) -> int | None:
         row = LastSeen.objects.filter(user_id=user_pk).first()

@@ -48,6 +48,7 @@ class RedisStore(LastSeenStore):
     def __init__(self, params: Mapping[str, Any]) -> None:
         """Raises ValueError for options that do not go together, TypeError for unknown ones."""
         make_client, prefix, self.with_table = parse_params(**params)
+        self.in_table = self.with_table
         self.shards = Shards(make_client, prefix)
         self.table = DatabaseStore({})
         self.breaker = Breaker("The Redis of last-seen times")
@@ -66,6 +67,15 @@ class RedisStore(LastSeenStore):
         if update.seen is not None:
             move = Move(update.seen, confirmed=False, latest=update.latest)
             self.writer.put({update.user_pk: move})
+
+    def touch_all(self, updates: Sequence[LastSeenUpdate]) -> None:
+        moves: dict[Any, Move] = {}
+        for update in updates:
+            if update.seen is not None:
+                move = Move(update.seen, confirmed=update.has_row, latest=update.latest)
+                known = moves.get(update.user_pk)
+                moves[update.user_pk] = move if known is None else known.then(move)
+        self.writer.put_and_flush(moves)
 
     def on_table_updated(self, newest: Mapping[Any, int], latest: int | None = None) -> None:
         self.writer.put({user_pk: Move(seen, latest=latest) for user_pk, seen in newest.items()})

@@ -17,7 +17,7 @@ from django.db import connections, router, transaction
 
 from souvenirs import timestamps
 from souvenirs.conf import conf
-from souvenirs.databases import to_column, to_parameter, typed_datetime
+from souvenirs.databases import to_column, to_parameter, typed_datetime, update_datetimes
 from souvenirs.lastseen import get_store, ordinals
 from souvenirs.lastseen.base import LastSeenUpdate
 from souvenirs.models import LastSeen, Souvenir
@@ -99,6 +99,23 @@ def insert_all(user_pks: Sequence[Any], using: str) -> None:
     with ordinals.secured(user_pks, using):
         rows = (LastSeen(user_id=user_pk) for user_pk in user_pks)
         LastSeen.objects.using(using).bulk_create(rows, ignore_conflicts=True)
+
+
+def lock_rows(
+    user_pks: Sequence[Any], using: str, *, skip_locked: bool
+) -> dict[Any, tuple[int, int | None]]:
+    """Lock the rows of these users until the transaction ends. Return, by user, the row's id and
+    its time in unix seconds (None for none). skip_locked: leave out rows that somebody holds."""
+    rows = LastSeen.objects.using(using).select_for_update(skip_locked=skip_locked)
+    found = rows.filter(user_id__in=user_pks).values_list("user_id", "pk", "seen")
+    return {user: (pk, None if seen is None else seconds(seen)) for user, pk, seen in found}
+
+
+def move_rows(times: Mapping[int, int], using: str) -> None:
+    """Set the times of these rows, which are locked: unix seconds, by the rows' ids."""
+    if times:
+        values = {pk: to_parameter(seen, using) for pk, seen in times.items()}
+        update_datetimes(LastSeen, "seen", values, using)
 
 
 def catch_up(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
