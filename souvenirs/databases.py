@@ -183,12 +183,13 @@ def update_datetimes(
             " FROM unnest(CAST(%s AS bigint[]), CAST(%s AS timestamptz[])) AS v (id, value)"
             " WHERE t.id = v.id"
         )
-        params = [list(values), list(values.values())]
+        params: list[Any] = [list(values), list(values.values())]
     elif connection.vendor == "mysql" and can_skip_locked(using):
         # Driven from the values, or it may read, and lock, the whole table
         statement = (
             "UPDATE JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$[0]', value DATETIME(6)"  # noqa: S608
-            f" PATH '$[1]')) v STRAIGHT_JOIN {table} t ON t.id = v.id SET t.{name} = v.value"
+            f" PATH '$[1]')) v STRAIGHT_JOIN {table} t FORCE INDEX (PRIMARY) ON t.id = v.id"
+            f" SET t.{name} = v.value"
         )
         params = [json.dumps(list(values.items()))]
     else:

@@ -1,4 +1,4 @@
-"""Visits that the middleware leaves to the writer: what is written, whoever holds rows meanwhile."""
+"""Visits that the middleware leaves to the writer: what is written, whoever holds rows."""
 
 from __future__ import annotations
 
