@@ -50,7 +50,7 @@ CLIENTS = 6
 PAUSE = 0.06  # the longest one of a client between two requests
 # By how much the slowest request may be slower than that of the site without the middleware:
 # to wait for a connection, a lock or an answer would take longer
-LATE = 0.4
+LATE = 1.0
 # For how long a process that is killed has lost visits: what waits, and a batch that is under way
 LOST_SECONDS = FLUSH_SECONDS + 0.3
 SETTLE_SECONDS = 20  # until all has to be written at the end
@@ -162,7 +162,8 @@ class Clients:
         try:
             process = ask(self.ports[number], user)
         except (OSError, RuntimeError) as error:
-            phase.failures[number].append(f"user {user}: {error!r}")
+            # Of a request that was under way when a process was killed
+            self.phases[-1].failures[number].append(f"user {user}: {error!r}")
         else:
             self.processes[number].add(process)
             if number == 0:
