@@ -60,12 +60,11 @@ def must_write_first(using: str) -> bool:
 
 def in_transaction(using: str) -> bool:
     """Whether this thread is in a transaction, or commits by itself. It makes no connection."""
-    return any(
-        connection.in_atomic_block
-        or (connection.connection is not None and not connection.autocommit)
-        for connection in connections.all(initialized_only=True)
-        if connection.alias == using
-    )
+    for connection in connections.all(initialized_only=True):
+        if connection.alias == using:
+            is_connected = connection.connection is not None
+            return connection.in_atomic_block or (is_connected and not connection.autocommit)
+    return False
 
 
 def takes_writers(using: str) -> bool:

@@ -87,7 +87,11 @@ COLLECTION_TIMESTAMP = Gauge(
 )
 BUILD = Info(name="souvenirs_build", documentation="Versions, and where the numbers are kept.")
 
-# The counter of instruments.py, which is not collected but counts in each process
+# The counters of instruments.py, which are not collected but count in each process
 RECORDS_NAME = "souvenirs_records"
 RECORDS_DOCUMENTATION = "Visits of signed-in users, by what became of them."
+QUEUED_NAME = "souvenirs_queued_visits"
+QUEUED_DOCUMENTATION = "Visits left to the writer, which counts what became of each later."
+WRITE_ERRORS_NAME = "souvenirs_write_errors"
+WRITE_ERRORS_DOCUMENTATION = "Times that the writer could not write visits."
 RECORDS_RESULTS = ("added", "rate_limited", "duplicated", "skipped", "failed")

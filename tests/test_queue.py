@@ -39,7 +39,7 @@ T = unix(2024, 5, 14, 10)
 @pytest.fixture(autouse=True)
 def queued(transactional_db: None) -> Iterator[None]:
     """Visits wait for the writer, whose thread writes when the test says so."""
-    with override_settings(SOUVENIRS_FLUSH_SECONDS=3600):
+    with override_settings(SOUVENIRS_FLUSH_SECONDS=60):
         yield
         testing.forget()
 

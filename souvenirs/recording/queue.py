@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -82,6 +82,13 @@ class VisitQueue:
         with self.lock:
             keys = [key for key, entry in self._entries.items() if not entry.in_store]
             return [self._entries.pop(key) for key in keys]
+
+    def of_users(self, user_pks: Container[Any]) -> list[Entry]:
+        """The entries of these users, which stay."""
+        if not self._entries:
+            return []
+        with self.lock:
+            return [entry for entry in self._entries.values() if entry.user_pk in user_pks]
 
     def restore(self, entries: Iterable[Entry]) -> int:
         """Put entries back, before those that came meanwhile. Return how many visits were dropped

@@ -13,11 +13,13 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+from django.core.signals import setting_changed
 from django.db import connections, router
 
-from souvenirs import scopes
+from souvenirs import scopes, timestamps
 from souvenirs.conf import conf
 from souvenirs.connections import dropping_dead_connections
 from souvenirs.databases import in_transaction, takes_writers
@@ -38,6 +40,7 @@ from souvenirs.recording.results import (
     send_recorded,
 )
 from souvenirs.signals import write_failed
+from souvenirs.users import has_constraint
 
 logger = logging.getLogger("souvenirs")
 
@@ -47,6 +50,21 @@ EXIT_SECONDS = 3  # how long the end of a process may wait for its last visits
 RETRY_SECONDS = 0.05  # at that end, for rows that somebody holds
 
 _log_limit = LogLimit()
+
+
+@cache
+def has_writer(using: str) -> bool:
+    """Whether the settings let a thread write to this database."""
+    scopes.note_database(using)
+    is_wanted = bool(conf.flush_seconds and conf.ratelimit_seconds) and not scopes.is_scoped()
+    return is_wanted and takes_writers(using)
+
+
+def _on_setting_changed(**kwargs: Any) -> None:
+    has_writer.cache_clear()
+
+
+setting_changed.connect(_on_setting_changed)
 
 
 class Writer:
@@ -69,11 +87,8 @@ class Writer:
 
     def is_used(self) -> bool:
         """Whether visits of this thread wait for the writer, rather than being written at once."""
-        if not conf.flush_seconds or not conf.ratelimit_seconds or scopes.is_scoped():
-            return False
         using = router.db_for_write(Souvenir)
-        scopes.note_database(using)
-        return takes_writers(using) and not in_transaction(using)
+        return has_writer(using) and not in_transaction(using)
 
     def add(self, user_pk: Any, slot: Interval, t: float, has_row: bool) -> None:
         """Leave a visit to the writer. It raises nothing, and asks no server."""
@@ -322,6 +337,21 @@ class Writer:
                 logger.debug("A connection of the parent is left open: %r", error)
         os.close(null)
         self._reset()
+
+
+def write_before_deletion(user_pks: Sequence[Any], using: str, **kwargs: Any) -> None:
+    """Write the visits that wait, of users who are about to be deleted, so that the history keeps
+    them. It receives the signal deleting_users."""
+    waiting = writer.queue.of_users(set(user_pks))
+    if not waiting:
+        return
+    if has_constraint():  # in the deletion's transaction; the entries stay, in case that fails
+        Souvenir.objects.using(using).bulk_create(
+            Souvenir(user_id=entry.user_pk, when=timestamps.to_datetime(entry.first))
+            for entry in waiting
+        )
+    else:
+        writer.flush()
 
 
 writer = Writer()
