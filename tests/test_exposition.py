@@ -218,6 +218,10 @@ def test_render__our_families_once_and_all_of_the_default_registry() -> None:
         *GAUGES,
         "souvenirs_records_total",
         "souvenirs_records_created",
+        "souvenirs_queued_visits_total",
+        "souvenirs_queued_visits_created",
+        "souvenirs_write_errors_total",
+        "souvenirs_write_errors_created",
     }
     assert counts["of_the_site"] == counts["python_info"] == counts["souvenirs_records_total"] == 1
 
