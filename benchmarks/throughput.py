@@ -111,8 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         without = stack.enter_context(serve(directory / "without.log", **site, MIDDLEWARE=plain))
 
         # A trial, as if there were no other users
-        trial = Load(without, pages(website.make_users(1000)), pool)
-        rate = trial.run(TRIAL_SECONDS, lead_in=1)
+        few = pages(website.make_users(1000))
+        Load(ours, few, pool).run(TRIAL_SECONDS)  # by then all workers have started
+        rate = Load(without, few, pool).run(TRIAL_SECONDS, lead_in=LEAD_IN_SECONDS)
         users = round(rate * SHARE * 60 / options.visits)
         requests = pages(website.make_users(users, first=1001))
         with connection.cursor() as cursor:
