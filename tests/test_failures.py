@@ -304,7 +304,7 @@ def test_site__whose_database_is_away_serves_pages_that_need_none(
     postgresql: Entry, tmp_path: Path
 ) -> None:
     entry = new_database(postgresql, connect_timeout=CONNECT_SECONDS)
-    environment = serving.environ(entry)
+    environment = serving.environ(entry, SOUVENIRS_FLUSH_SECONDS=0)
     serving.populate(environment, 1)
     with serving.serve(environment, tmp_path) as site:
         cookie = site.sign_in(1)
