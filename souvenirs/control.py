@@ -44,7 +44,7 @@ def souvenez(
     SOUVENIRS_ENABLED is False, as in the tests of a site.
 
     Inside a transaction the row is part of it, and last-seen follows when it commits; after a
-    rollback the user is recorded again within a minute.
+    rollback the user is recorded again by a visit outside of transactions, or within a minute.
 
     Raises TypeError for an instance of another model, a key that is a float, a Decimal, a bool or
     bytes, and a `when` that is not a datetime; ValueError for a user who is not saved, a limit

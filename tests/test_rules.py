@@ -46,6 +46,7 @@ NAMES = {
     "SouvenirsSeriesDisappeared",
     "SouvenirsStickinessFalling",
     "SouvenirsTargetDown",
+    "SouvenirsWritesFailing",
 }
 
 pytestmark = pytest.mark.own_site
@@ -109,7 +110,8 @@ def test_rule__uses_metrics_that_exist(rule: dict[str, Any]) -> None:
         for family in SouvenirsCollector().families
         if isinstance(family, families.Gauge)
     }
-    assert metrics_of(rule["expr"]) <= {"up", *ours, *RECORDS}
+    counters = {f"{families.RECORDS_NAME}_total", f"{families.WRITE_ERRORS_NAME}_total"}
+    assert metrics_of(rule["expr"]) <= {"up", *ours, *counters, *RECORDS}
 
 
 def metrics_of(promql: str) -> set[str]:
