@@ -52,12 +52,6 @@ def locks_on_read(using: str) -> bool:
     return getattr(connections[using], "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE")
 
 
-def must_write_first(using: str) -> bool:
-    """Whether a transaction that reads before it writes fails, without waiting, if another process
-    has written in between: SQLite."""
-    return connections[using].vendor == "sqlite"
-
-
 def in_transaction(using: str) -> bool:
     """Whether this thread is in a transaction, or commits by itself. It makes no connection."""
     for connection in connections.all(initialized_only=True):

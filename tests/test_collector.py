@@ -29,6 +29,7 @@ import souvenirs
 from souvenirs import timestamps
 from souvenirs.control import souvenez
 from souvenirs.history import maintenance
+from souvenirs.history.accounts import has_date_joined
 from souvenirs.models import (
     AccountTotals,
     DeletedMember,
@@ -159,9 +160,13 @@ def test_collect__takes_a_fixed_number_of_queries(users: int, windows: list[str]
     assert samples["souvenirs_up", ""] == 1
     assert len(of(samples, "souvenirs_previous_calendar_active_users")) == 5
     # last-seen; the lag (2); the first record (2); the state (2, and 1 in a transaction); which
-    # Rollups of months and of days (2), their bitmaps; accounts
-    assert len(queries()) == 13
-    assert sum("souvenirs_lastseen" in sql for sql in queries()) == 1
+    # Rollups of months and of days (2), their bitmaps; accounts. Growth, retention and active days:
+    # the revision (3); and for all three the state (3), which Rollups (2), their bitmaps, the first
+    # record (2), who joined before it
+    of_joined = [sql for sql in queries() if "date_joined" in sql]
+    assert len(queries()) == 23 + len(of_joined)
+    assert len(of_joined) < 3
+    assert sum("souvenirs_lastseen" in sql for sql in queries() if sql not in of_joined) == 1
 
 
 @with_databases
@@ -455,8 +460,17 @@ ACTIVITY = {
 LAG = {"souvenirs_rollup_lag_seconds"}
 PREVIOUS = {"souvenirs_previous_calendar_active_users"}
 ACCOUNTS = {"souvenirs_registered_users", "souvenirs_activated_users"}
+GROWTH = {
+    "souvenirs_previous_calendar_growth_users",
+    "souvenirs_retention_cohort_users",
+    "souvenirs_retention_retained_users",
+    "souvenirs_active_days",
+}
+GROWTH_PARTS = ("growth", "retention", "active_days")
 ALWAYS = {
     "souvenirs_build_info",
+    "souvenirs_collection_part_success",
+    "souvenirs_collection_part_duration_seconds",
     "souvenirs_collection_duration_seconds",
     "souvenirs_collection_timestamp_seconds",
     "souvenirs_up",
@@ -464,7 +478,7 @@ ALWAYS = {
 
 
 def names(samples: Iterable[tuple[str, str]]) -> set[str]:
-    return {name for name, _ in samples}
+    return {re.sub("_(bucket|gcount|gsum)$", "", name) for name, _ in samples}
 
 
 @with_databases
@@ -489,11 +503,17 @@ def test_collect__leaves_out_a_part_that_fails(
         maintenance.roll_up()
         with missing_table(model):
             samples = collect()
-    assert names(samples) == (ACTIVITY | LAG | PREVIOUS | ACCOUNTS | ALWAYS) - lost
+    parts = [part]
+    if model is Souvenir or has_date_joined():  # growth asks when users joined
+        parts, lost = [part, *GROWTH_PARTS], lost | GROWTH
+    everything = ACTIVITY | LAG | PREVIOUS | ACCOUNTS | GROWTH | ALWAYS
+    assert names(samples) == everything - lost
     assert samples["souvenirs_up", ""] == 0
+    success = of(samples, "souvenirs_collection_part_success")
+    assert [name for name, value in success.items() if not value] == parts
     [line] = caplog.records
     assert (line.name, line.levelno) == ("souvenirs_metrics", logging.ERROR)
-    assert line.getMessage().startswith(f"Left {part} out of the metrics: ")
+    assert line.getMessage().startswith(f"Left {', '.join(parts)} out of the metrics: ")
     assert model._meta.db_table in line.getMessage()
 
 
@@ -533,7 +553,9 @@ def test_collect__without_a_connection(
     assert samples["souvenirs_up", ""] == 0
     [line] = [line for line in caplog.records if line.getMessage().startswith("Left")]
     left, _, cause = line.getMessage().partition(" out of the metrics: ")
-    assert left == "Left active_users, rollup_lag, previous_periods, accounts"
+    assert left == "Left active_users, rollup_lag, previous_periods, accounts, " + ", ".join(
+        GROWTH_PARTS
+    )
     assert cause.startswith("OperationalError")
 
 
@@ -545,6 +567,70 @@ def test_collect__with_a_window_that_is_none(caplog: pytest.LogCaptureFixture) -
     assert samples["souvenirs_up", ""] == 0
     [line] = caplog.records
     assert "'soon' is no duration" in line.getMessage()
+
+
+class Waiting(Reader):
+    """Takes all the time that there is, if it `is_slow`."""
+
+    def __init__(self, name: str, is_slow: bool = False) -> None:
+        self.name, self.is_slow = name, is_slow  # type: ignore[misc]
+
+    def read(self, now: float, context: ReadContext) -> Families:
+        with context(ours().alias):
+            while self.is_slow:
+                with ours().cursor() as cursor:
+                    cursor.execute("SELECT 1")
+                time.sleep(0.01)
+        return [Metric(self.name, "Of the test.", "gauge")]
+
+
+def parts_of(families: dict[str, Metric], name: str) -> dict[str, float]:
+    samples = families[f"souvenirs_collection_part_{name}"].samples
+    return {sample.labels["part"]: sample.value for sample in samples}
+
+
+@with_databases
+def test_collect__a_slow_part_costs_the_others_one_collection_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("souvenirs_metrics.collector.MIN_COLLECTION_SECONDS", 0.1)
+    parts = [Waiting("first"), Waiting("slow", is_slow=True), Waiting("last")]
+    collector = SouvenirsCollector(lambda: parts)
+
+    def success() -> tuple[dict[str, float], dict[str, Metric]]:
+        families = families_within(collector, 0.5)
+        assert set(families) >= {n for n, s in parts_of(families, "success").items() if s}
+        assert not is_complete(families)
+        return parts_of(families, "success"), families
+
+    found, families = success()
+    assert found == {"first": 1, "slow": 0, "last": 0}
+    seconds = parts_of(families, "duration_seconds")
+    assert (
+        seconds["last"]
+        < 0.1
+        < seconds["slow"]
+        < families["souvenirs_collection_duration_seconds"].samples[0].value
+    )
+    for _ in range(2):
+        assert success()[0] == {"first": 1, "slow": 0, "last": 1}
+    parts[1].is_slow = False
+    families = families_within(collector, 30)
+    assert is_complete(families)
+    assert [name for name in families if name in {"first", "slow", "last"}] == [
+        "first", "slow", "last",
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_upkeep")
+def test_collect__tells_how_long_a_part_has_taken_that_still_runs() -> None:
+    slow, last = Slow(), Waiting("last")
+    collector = SouvenirsCollector(lambda: [slow, last])
+    families = families_within(collector, 0.2)
+    seconds = parts_of(families, "duration_seconds")
+    assert seconds["last"] == 0 < 0.1 < seconds["slow"]
+    assert parts_of(families, "success") == {"slow": 0, "last": 0}
+    slow.may_end.set()
 
 
 # Where it reads

@@ -8,12 +8,12 @@ from itertools import islice
 from typing import Any
 
 from django.db import router, transaction
-from django.db.models import F, QuerySet
+from django.db.models import QuerySet
 
 from souvenirs import databases, scopes, timestamps
 from souvenirs.history import marks
 from souvenirs.lastseen import get_store, table
-from souvenirs.models import LastSeen, Souvenir, Watermark
+from souvenirs.models import LastSeen, Souvenir, UserDeletion, Watermark
 from souvenirs.periods import bucket_containing
 
 BATCH_SIZE = 500  # users
@@ -27,8 +27,8 @@ def keep_history(user_pks: Sequence[Any], using: str) -> None:
     Last-seen rows come first, as where visits are written: no more souvenirs come meanwhile, which
     nobody would delete. Marks may say again what a Rollup already knows.
     """
-    if databases.must_write_first(using):
-        Watermark.objects.using(using).update(rolled_up=F("rolled_up"))
+    # First, so that SQLite waits for its turn before it reads anything
+    UserDeletion.objects.using(using).create()
     for batch in _batches(user_pks):
         table.lock_rows(batch, using, skip_locked=False)
     if databases.locks_beyond_keys(using):
