@@ -30,13 +30,14 @@ from zoneinfo import ZoneInfo
 import pytest
 import requests
 
-from demo.population import PASSWORD, people
+from demo.population import PASSWORD, Crowd
 from demo.serving import populate, serve
 from demo.traffic import Traffic
 from tests import servers, test_dashboards
 
-USERS = 60
+USERS = 150
 WEEKS = 10  # the previous month is in it at any date, the previous quarter never
+PEOPLE = Crowd(opened=0, accounts=USERS, weeks=WEEKS).people()
 SIGNED_IN = 5  # each takes a third of a second to check a password
 STEPS = 60
 
@@ -179,7 +180,7 @@ def wait_until(is_so: Callable[[], bool], seconds: float) -> bool:
 def scene() -> Iterator[Scene]:
     with ExitStack() as stack:
         directory = stack.enter_context(servers.directory("demo"))
-        populate(directory, users=USERS, weeks=WEEKS)
+        populate(directory, users=USERS, weeks=WEEKS, idle_hours=2.5)
         past = souvenirs(directory)
         site = stack.enter_context(serve(directory))
         forwarders = {
@@ -187,7 +188,7 @@ def scene() -> Iterator[Scene]:
         }
         ports = {job: forwarder.server_port for job, forwarder in forwarders.items()}
         prometheus = stack.enter_context(servers.prometheus(CONFIG.format(**ports)))
-        names = [person.username for person in people(USERS) if person.is_active][:SIGNED_IN]
+        names = [person.username for person in PEOPLE if person.is_active][:SIGNED_IN]
         traffic = stack.enter_context(Traffic(site, names, PASSWORD, seed=1))
         scene = Scene(
             directory=directory,
@@ -289,7 +290,7 @@ def test_accounts(scene: Scene, job: str) -> None:
     samples = scene.samples(job)
     admin = 1
     assert samples["souvenirs_registered_users", ""] == USERS + admin
-    activated = sum(person.is_active for person in people(USERS)) + admin
+    activated = sum(person.is_active for person in PEOPLE) + admin
     assert samples["souvenirs_activated_users", ""] == activated < USERS + admin
 
 
