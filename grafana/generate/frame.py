@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from grafana.generate.panels import stat, steps
 from grafana.generate.queries import ALERTS, ALERTS_OVER_TIME, DATASOURCE, Json, age, now
 
 COLUMNS = 24
 
 
-def row(title: str) -> Json:
+def row(title: str, **more: Any) -> Json:
     return {
         "type": "row",
         "title": title,
         "collapsed": False,
         "gridPos": {"w": COLUMNS, "h": 1},
         "panels": [],
+        **more,
     }
+
+
+def row_of_each_job(title: str) -> Json:
+    """A row that Grafana shows once for each of the chosen jobs, with the panels that follow."""
+    return row(f"{title}: $job", repeat="job")
 
 
 def layout(panels: list[Json]) -> list[Json]:
@@ -31,7 +39,9 @@ def layout(panels: list[Json]) -> list[Json]:
     return placed
 
 
-def dashboard(uid: str, title: str, description: str, panels: list[Json]) -> Json:
+def dashboard(
+    uid: str, title: str, description: str, panels: list[Json], since: str = "now-30d"
+) -> Json:
     """Classic JSON, which Grafana migrates to what its version keeps."""
     alerts = {
         "name": "Firing alerts",
@@ -102,7 +112,7 @@ def dashboard(uid: str, title: str, description: str, panels: list[Json]) -> Jso
         "timezone": "browser",
         "weekStart": "",
         "fiscalYearStartMonth": 0,
-        "time": {"from": "now-30d", "to": "now"},
+        "time": {"from": since, "to": "now"},
         "timepicker": {},
         "refresh": "1m",
         "annotations": {"list": [alerts]},

@@ -23,9 +23,15 @@ def select(name: str, *matchers: str, suffix: str = "") -> str:
     return f"{name}{{{labels}}}{suffix}"
 
 
-def figure(name: str, *matchers: str, by: str = "job", suffix: str = "") -> str:
-    """A gauge of the chosen jobs, once for all replicas."""
-    return f"max by ({by}) ({select(name, *matchers, suffix=suffix)})"
+def figure(
+    name: str, *matchers: str, by: str = "job", suffix: str = "", over_time: str = ""
+) -> str:
+    """A gauge of the chosen jobs, once for all replicas; with a range as `suffix`, its aggregation
+    `over_time`."""
+    selected = select(name, *matchers, suffix=suffix)
+    return (
+        f"max by ({by}) ({over_time}({selected}))" if over_time else f"max by ({by}) ({selected})"
+    )
 
 
 def age(name: str, by: str = "job") -> str:
@@ -35,6 +41,28 @@ def age(name: str, by: str = "job") -> str:
 
 def active(window: str, suffix: str = "") -> str:
     return figure("souvenirs_active_users", f'window="{window}"', suffix=suffix)
+
+
+def of_weeks(name: str, *matchers: str, by: str = "job", offset: str = "-5d6h") -> str:
+    """A gauge about the last complete week, once for each week: ask with a step of one week.
+
+    Such steps are on Thursdays, as the epoch was, so each week has one, in its middle. What the
+    gauge says about that week is read on the next Tuesday: wherever the browser is, the week is
+    over then at the site too. Other offsets are of other times of that week.
+    """
+    return figure(
+        name, *matchers, by=by, suffix=f"[6h] offset {offset}", over_time="last_over_time"
+    )
+
+
+def of_months(name: str, *matchers: str, by: str = "job") -> str:
+    """A gauge about the last complete month, once for each month: ask with a step of one day.
+
+    It is on the fifteenth last day of each month, which is about its middle, and read on the second
+    day of the next one.
+    """
+    read = figure(name, *matchers, by=by, suffix="[6h] offset -16d6h", over_time="last_over_time")
+    return f"{read} and on () (day_of_month() == days_in_month() - 14)"
 
 
 def visits(*matchers: str, by: str = "job") -> str:
@@ -61,7 +89,7 @@ def targets(*queries: tuple[str, str], **options: Any) -> list[Json]:
             "instant": False,
             **options,
         }
-        for ref, (expr, legend) in zip("ABCDEFG", queries)
+        for ref, (expr, legend) in zip("ABCDEFGHI", queries)
     ]
 
 
