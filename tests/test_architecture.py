@@ -29,6 +29,7 @@ LAYERS = {
         "history", "history.marks", "history.deletion", "history.accounts", "history.rows",
         "history.progress", "history.rollups", "history.roller", "history.maintenance",
         "history.plans", "history.counting", "history.pruning", "history.repair",
+        "history.cohorts", "history.joined", "history.figures",
     ],
     "recording": [
         "recording", "recording.memory", "recording.throttle", "recording.results",
@@ -41,7 +42,8 @@ LAYERS = {
         "backfill.candidates", "backfill.loading", "backfill",
     ],
     "what sites use": [
-        "control", "reports", "middleware", "testing", "pytest_plugin", "checks", "apps",
+        "control", "spans", "cohort_reports", "reports", "middleware", "testing", "pytest_plugin",
+        "checks", "apps",
         "management", "management.base", "management.options", "management.progress",
         "management.commands",
         "management.commands.show_usage", "management.commands.backfill_souvenirs",
@@ -50,10 +52,11 @@ LAYERS = {
 }  # fmt: skip
 METRICS = [
     "__init__", "conf", "families", "deadline", "readers.base", "readers.recording",
-    "readers.build", "readers.active_users", "readers.rollup_lag", "readers.previous_periods",
-    "readers.accounts", "readers", "run", "upkeep", "collector", "prometheus_history",
-    "allocation", "instruments", "formats", "exposition", "access", "views", "urls", "server",
-    "checks", "apps", "management", "management.commands", "management.commands.souvenirs_exporter",
+    "readers.build", "readers.active_users", "readers.rollup_lag", "readers.closed_periods",
+    "readers.previous_periods", "readers.accounts", "readers", "run", "upkeep", "collector",
+    "replay", "prometheus_history", "allocation", "instruments", "formats", "exposition", "access",
+    "views", "urls", "server", "checks", "apps", "management", "management.commands",
+    "management.commands.souvenirs_exporter",
     "management.commands.souvenirs_history", "management.commands.souvenirs_dashboards",
 ]  # fmt: skip
 FLOW = [f"souvenirs.{name}" for layer in LAYERS.values() for name in layer]

@@ -6,6 +6,7 @@ job of Prometheus. Panels need none of our recording rules.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 Json = dict[str, Any]
@@ -17,21 +18,28 @@ ALERTS = 'ALERTS{alertname=~"Souvenirs.+", alertstate="firing", job=~"$job|"}'
 ALERTS_OVER_TIME = f"max by (alertname, job) (max_over_time({ALERTS}[$__rate_interval]))"
 
 
+# They change once a day at most, and souvenirs_history writes them once an hour
+SELDOM = re.compile(
+    "souvenirs_(previous_calendar|retention|active_days)_.+|souvenirs_(registered|activated)_users"
+    "|souvenirs_calendar_period_start_timestamp_seconds"
+)
+
+
 def select(name: str, *matchers: str, suffix: str = "") -> str:
     """A metric of the chosen jobs; `suffix` is a range or an offset."""
     labels = ", ".join(['job=~"$job"', *matchers])
     return f"{name}{{{labels}}}{suffix}"
 
 
-def figure(
-    name: str, *matchers: str, by: str = "job", suffix: str = "", over_time: str = ""
-) -> str:
-    """A gauge of the chosen jobs, once for all replicas; with a range as `suffix`, its aggregation
-    `over_time`."""
-    selected = select(name, *matchers, suffix=suffix)
-    return (
-        f"max by ({by}) ({over_time}({selected}))" if over_time else f"max by ({by}) ({selected})"
-    )
+def figure(name: str, *matchers: str, by: str = "job", suffix: str = "", within: str = "") -> str:
+    """A gauge of the chosen jobs, once for all replicas: its last value `within` a time, which by
+    default is long enough for what is in Prometheus."""
+    if not within and SELDOM.fullmatch(name):
+        within = "1h"
+    if within:
+        selected = select(name, *matchers, suffix=f"[{within}]{suffix}")
+        return f"max by ({by}) (last_over_time({selected}))"
+    return f"max by ({by}) ({select(name, *matchers, suffix=suffix)})"
 
 
 def age(name: str, by: str = "job") -> str:
@@ -43,25 +51,23 @@ def active(window: str, suffix: str = "") -> str:
     return figure("souvenirs_active_users", f'window="{window}"', suffix=suffix)
 
 
-def of_weeks(name: str, *matchers: str, by: str = "job", offset: str = "-5d6h") -> str:
+def of_weeks(name: str, *matchers: str, offset: str = "-5d6h") -> str:
     """A gauge about the last complete week, once for each week: ask with a step of one week.
 
     Such steps are on Thursdays, as the epoch was, so each week has one, in its middle. What the
     gauge says about that week is read on the next Tuesday: wherever the browser is, the week is
     over then at the site too. Other offsets are of other times of that week.
     """
-    return figure(
-        name, *matchers, by=by, suffix=f"[6h] offset {offset}", over_time="last_over_time"
-    )
+    return figure(name, *matchers, suffix=f" offset {offset}", within="6h")
 
 
-def of_months(name: str, *matchers: str, by: str = "job") -> str:
+def of_months(name: str, *matchers: str) -> str:
     """A gauge about the last complete month, once for each month: ask with a step of one day.
 
     It is on the fifteenth last day of each month, which is about its middle, and read on the second
     day of the next one.
     """
-    read = figure(name, *matchers, by=by, suffix="[6h] offset -16d6h", over_time="last_over_time")
+    read = figure(name, *matchers, suffix=" offset -16d6h", within="6h")
     return f"{read} and on () (day_of_month() == days_in_month() - 14)"
 
 
