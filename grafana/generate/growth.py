@@ -49,23 +49,13 @@ def quick_ratio(period: str = "week", of: Of = figure) -> str:
     return share(f"({new} + {resurrected})", churned)
 
 
-def retention(period: str, ages: str, suffix: str = "") -> str:
-    """Of the newest cohorts of these ages, the shares that were active in the last period."""
+def retention(period: str, ages: str, cohorts: str = "") -> str:
+    """Of the newest cohorts of these ages, the shares that were active in the last period; or with
+    a subquery's range, of several `cohorts` together, which are less at the mercy of chance."""
     matchers = f'period="{period}"', f'age=~"{ages}"'
-    by = "job, age"
-    retained, cohort = (
-        figure(name, *matchers, by=by, suffix=suffix) for name in (RETAINED, COHORT)
-    )
-    return share(retained, cohort)
-
-
-def retention_of_days(ages: str) -> str:
-    """Of the cohorts of seven days, since each weekday differs."""
-    matchers = 'period="day"', f'age=~"{ages}"'
-    retained, cohort = (
-        f"sum_over_time({figure(name, *matchers, by='job, age')}[7d:1d])"
-        for name in (RETAINED, COHORT)
-    )
+    retained, cohort = (figure(name, *matchers, by="job, age") for name in (RETAINED, COHORT))
+    if cohorts:
+        retained, cohort = (f"sum_over_time({each}{cohorts})" for each in (retained, cohort))
     return share(retained, cohort)
 
 
@@ -78,7 +68,7 @@ def days_active() -> list[tuple[str, str]]:
     queries = [(up_to(DAYS[0]), "1 day")]
     for before, last in pairwise(DAYS):
         first, end = int(float(before)) + 1, int(float(last))
-        name = f"{end} days" if first == end else f"{first} to {end} days"
+        name = f"{end} days" if first == end else f"{first}-{end} days"
         queries.append((f"{up_to(last)} - {up_to(before)}", name))
     return queries
 
@@ -239,13 +229,14 @@ def growth() -> Json:
             row_of_each_job("Retention"),
             curve(
                 "Retention by weeks since the first",
-                "Of the users who were new so many weeks before the last complete one, the share"
-                " that was active in it; and what this was 4 and 12 weeks ago. Each point is"
-                " another cohort. A curve that becomes flat has users who stay.",
+                "Of the users who were new so many weeks before a complete one, the share that was"
+                " active in it; of the last four weeks together, and of the four weeks that ended 4"
+                " and 12 weeks ago. Each point is of other users. A curve that becomes flat has"
+                " users who stay.",
                 now(
                     *(
-                        (retention("week", ".+", suffix), "")
-                        for suffix in ("", " offset 4w", " offset 12w")
+                        (retention("week", ".+", f"[4w:1w]{offset}"), "")
+                        for offset in ("", " offset 4w", " offset 12w")
                     ),
                     format="table",
                 ),
@@ -280,19 +271,28 @@ def growth() -> Json:
             ),
             timeseries(
                 "Weekly retention over time",
-                "Of the users who were new 1, 2, 4, 8 and 12 weeks before, the shares that were"
-                " active in the last complete week of each time.",
-                targets((retention("week", "1|2|4|8|12"), "{{age}} weeks")),
+                "Of the users who were new 1, 2, 4, 8 and 12 weeks before a complete one, the shares"
+                " that were active in it; of the four weeks before each time together.",
+                targets(
+                    *(
+                        (retention("week", age, "[4w:1w]"), f"week {age}")
+                        for age in ("1", "2", "4", "8", "12")
+                    ),
+                    interval=WEEKS["interval"],
+                ),
                 size=(12, 9),
                 unit="percentunit",
-                custom={"lineInterpolation": "stepAfter", "fillOpacity": 0},
+                custom={"fillOpacity": 0},
                 timeFrom=WEEKS["timeFrom"],
             ),
             timeseries(
                 "Daily retention over time",
-                "Of the users who were new 1, 7 and 28 days before, the shares that were active on"
-                " the day itself; over the seven days before each time.",
-                targets((retention_of_days("1|7|28"), "{{age}} days"), interval="1d"),
+                "Of the users who were new 1, 7 and 28 days before a complete one, the shares that"
+                " were active on it; of the seven days before each time together.",
+                targets(
+                    *((retention("day", age, "[7d:1d]"), f"day {age}") for age in ("1", "7", "28")),
+                    interval="1d",
+                ),
                 size=(12, 8),
                 unit="percentunit",
                 custom={"fillOpacity": 0},
@@ -302,7 +302,7 @@ def growth() -> Json:
                 "Monthly retention over time",
                 "Of the users who were new 1, 2, 3, 6 and 12 months before, the shares that were"
                 " active in the last complete month of each time.",
-                targets((retention("month", "1|2|3|6|12"), "{{age}} months")),
+                targets((retention("month", "1|2|3|6|12"), "month {{age}}")),
                 size=(12, 8),
                 unit="percentunit",
                 custom={"lineInterpolation": "stepAfter", "fillOpacity": 0},

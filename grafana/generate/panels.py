@@ -159,6 +159,7 @@ def bars(title: str, description: str, queries: list[Json], **more: Any) -> Json
         "barWidthFactor": 0.8,
         "fillOpacity": 75,
         "lineWidth": 0,
+        "axisSoftMin": 0,
         # Days between the bars of months are no gaps, in which bars would be as narrow as a day
         "insertNulls": 32 * 86_400_000,
         **more.pop("custom", {}),
