@@ -59,7 +59,7 @@ class Visitor:
         return response
 
     def join(self) -> None:
-        """Makes an account, and reads the page that this leads to. Raises RuntimeError if refused."""
+        """Makes an account, and reads the page that follows. Raises RuntimeError if refused."""
         self.get("/join/")
         names = {"username": self.username, "password1": self.password, "password2": self.password}
         response = self.post("/join/", **names)

@@ -38,6 +38,7 @@ from tests import servers, test_dashboards
 USERS = 150
 WEEKS = 10  # the previous month is in it at any date, the previous quarter never
 PEOPLE = Crowd(opened=0, accounts=USERS, weeks=WEEKS).people()
+NEWCOMER = "newcomer"
 SIGNED_IN = 5  # each takes a third of a second to check a password
 STEPS = 60
 
@@ -188,7 +189,7 @@ def scene() -> Iterator[Scene]:
         }
         ports = {job: forwarder.server_port for job, forwarder in forwarders.items()}
         prometheus = stack.enter_context(servers.prometheus(CONFIG.format(**ports)))
-        names = [person.username for person in PEOPLE if person.is_active][:SIGNED_IN]
+        names = [person.username for person in PEOPLE if person.is_active][: SIGNED_IN - 1]
         traffic = stack.enter_context(Traffic(site, names, PASSWORD, seed=1))
         scene = Scene(
             directory=directory,
@@ -200,6 +201,8 @@ def scene() -> Iterator[Scene]:
             traffic=traffic,
         )
         traffic.sign_in(names)
+        traffic.step([NEWCOMER])  # who has no account, and so joins
+        names.append(NEWCOMER)
         for _ in range(STEPS):
             traffic.step(names)
         # A worker tells what its memory answered when a scrape comes to it, and Prometheus knows
@@ -288,10 +291,10 @@ def test_active_users_of_previous_periods(scene: Scene, job: str) -> None:
 @each_format
 def test_accounts(scene: Scene, job: str) -> None:
     samples = scene.samples(job)
-    admin = 1
-    assert samples["souvenirs_registered_users", ""] == USERS + admin
-    activated = sum(person.is_active for person in PEOPLE) + admin
-    assert samples["souvenirs_activated_users", ""] == activated < USERS + admin
+    others = 2  # the admin and the newcomer
+    assert samples["souvenirs_registered_users", ""] == USERS + others
+    activated = sum(person.is_active for person in PEOPLE) + others
+    assert samples["souvenirs_activated_users", ""] == activated < USERS + others
 
 
 @each_format

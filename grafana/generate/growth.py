@@ -271,8 +271,8 @@ def growth() -> Json:
             ),
             timeseries(
                 "Weekly retention over time",
-                "Of the users who were new 1, 2, 4, 8 and 12 weeks before a complete one, the shares"
-                " that were active in it; of the four weeks before each time together.",
+                "Of the users who were new 1, 2, 4, 8 and 12 weeks before a complete one, the"
+                " shares that were active in it; of the four weeks before each time together.",
                 targets(
                     *(
                         (retention("week", age, "[4w:1w]"), f"week {age}")
