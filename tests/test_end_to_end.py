@@ -405,7 +405,7 @@ def test_demo_prometheus_has_data_for_every_panel() -> None:
     with servers.directory("demo") as directory:
         log = directory / "log"
         with servers.running(
-            [sys.executable, "-m", "demo", "--port=0", "--users=60", "--rate=600"],
+            [sys.executable, "-m", "demo", "--port=0", "--users=300", "--rate=600"],
             lambda: "souvenirs_up" in log.read_text(),
             log,
             cwd=ROOT,
@@ -422,7 +422,8 @@ def test_demo_prometheus_has_data_for_every_panel() -> None:
                     f"{panel['title']}: {target['expr']}"
                     for panel in test_dashboards.PANELS
                     for target in panel["targets"]
-                    if "ALERTS" not in target["expr"] and not asker.ask(target)
+                    if "ALERTS" not in target["expr"]
+                    and not asker.ask(target, days=test_dashboards.days_shown(panel))
                 ]
 
             assert wait_until(lambda: not silent(), 60), silent()
