@@ -170,7 +170,7 @@ def accounts_at_midnight(instants: range) -> Iterator[tuple[float, Families]]:
     """The totals at the beginning of each day. Nothing where nobody knows when users joined."""
     first = periods.calendar_period("day", instants[0], souvenirs_conf.zone).start
     midnights = [first, *(day.end for day in periods_between("day", first, instants[-1]))]
-    totals: Sequence[tuple[int | None, int | None]] = accounts.as_of_all(midnights)
+    totals: Sequence[tuple[int | None, int | None]] = accounts.as_of_all(midnights, conf.database)
     for midnight, (registered, activated) in zip(midnights, totals):
         yield midnight, [REGISTERED_USERS.family(registered), ACTIVATED_USERS.family(activated)]
 

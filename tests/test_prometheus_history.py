@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -50,9 +51,11 @@ FAMILIES = [
 def written(instants: range, **labels: str) -> dict[int, Samples]:
     """What is written, by instant, as the reference implementation reads it."""
     text = "".join(prometheus_history.openmetrics(instants, labels))
-    families = list(text_string_to_metric_families(text))
-    assert [(family.name, family.type) for family in families] == FAMILIES
-    found: dict[int, Samples] = defaultdict(dict)
+    gauges, *histogram = re.split("(?=# HELP souvenirs_active_days)", text)
+    families = list(text_string_to_metric_families(f"{gauges}# EOF\n" if histogram else gauges))
+    for lines in by_instant("".join(histogram)):
+        families += text_string_to_metric_families(lines)
+    assert [(f.name, f.type) for f in families][: len(FAMILIES)] == FAMILIES
     for sample in (sample for family in families for sample in family.samples):
         own = {name: value for name, value in sample.labels.items() if name not in labels}
         assert sample.labels == {**own, **labels}
@@ -63,6 +66,17 @@ def written(instants: range, **labels: str) -> dict[int, Samples]:
         )
         found[int(float(sample.timestamp))][key] = sample.value
     return found
+
+
+def by_instant(text: str) -> Iterator[str]:
+    """A family's text, one for each instant: of a histogram with several, the reference
+    implementation takes the samples after the first for duplicates."""
+    header = "".join(re.findall("(?m)^# [HT].*\n", text))
+    lines: dict[str, str] = defaultdict(str)
+    for line in re.findall("(?m)^[^#].*\n", text):
+        lines[line.split()[-1]] += line
+    for of_instant in lines.values() or [""]:
+        yield f"{header}{of_instant}# EOF\n"
 
 
 def values(instants: range, **labels: str) -> dict[tuple[str, int], float]:
