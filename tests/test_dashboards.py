@@ -592,7 +592,7 @@ def test_growth__queries_of_its_docs_have_data(asker: Asker) -> None:
     for query in queries:
         assert asker.get("query", query=query, time=asker.now)["result"], query
     for query, step in ((by_week, "1w"), (by_month, "1d")):  # as the dashboard asks
-        assert asker.ask({"expr": query, "interval": step}, days=WEEKS * 7), query
+        assert asker.ask({"expr": query, "interval": step}, days=60), query
 
 
 def test_week_over_week__is_moved_by_whole_weeks(asker: Asker) -> None:
