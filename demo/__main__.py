@@ -8,11 +8,12 @@ import os
 import secrets
 import shutil
 import signal
+import sqlite3
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import requests
@@ -20,7 +21,7 @@ import requests
 from demo import page
 from demo.monitoring import alerts_page, prometheus, write_dashboards
 from demo.options import may_sign_in, parse
-from demo.population import ADMIN, PASSWORD
+from demo.population import ADMIN, PASSWORD, Crowd, Schedule
 from demo.serving import Failure, Stopped, pause, populate, serve
 from demo.traffic import Traffic
 
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace, stop: threading.Event) -> int:
         with (
             serve(directory, args.port, stop) as url,
             prometheus(directory, url, args.prometheus_port, stop) as server,
-            live(args, url, stop),
+            live(directory, url, args.rate, stop),
         ):
             name = may_sign_in(args.users)[0]
             say(f"The site      {url}/          {name} and others, password {PASSWORD}")
@@ -87,11 +88,18 @@ def show(url: str, stop: threading.Event) -> None:
         pause(stop, REFRESH_SECONDS)
 
 
+def usernames(directory: Path) -> list[str]:
+    """Of all accounts of the site."""
+    with closing(sqlite3.connect(directory / "db.sqlite3", timeout=20)) as database:
+        return [name for (name,) in database.execute("SELECT username FROM auth_user")]
+
+
 @contextmanager
-def live(args: argparse.Namespace, url: str, stop: threading.Event) -> Iterator[None]:
+def live(directory: Path, url: str, rate: float, stop: threading.Event) -> Iterator[None]:
     """Visitors, while the block runs."""
-    with Traffic(url, may_sign_in(args.users), PASSWORD) as traffic:
-        thread = threading.Thread(target=traffic.run, args=(stop, args.rate))
+    about = Schedule(Crowd.load(directory / "crowd.json")).about
+    with Traffic(url, usernames(directory), PASSWORD) as traffic:
+        thread = threading.Thread(target=traffic.run, args=(stop, rate, about))
         thread.start()
         try:
             yield
@@ -105,7 +113,8 @@ def once(args: argparse.Namespace, stop: threading.Event) -> int:
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="souvenirs-demo-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        populate(directory, users=args.users, weeks=args.weeks, stop=stop)
+        # What is in the window of one hour is what we do
+        populate(directory, users=args.users, weeks=args.weeks, idle_hours=2.5, stop=stop)
         url = stack.enter_context(serve(directory, args.port, stop))
         names = may_sign_in(args.users)[: args.sign_in]
         traffic = stack.enter_context(Traffic(url, names, PASSWORD, seed=1))

@@ -1,6 +1,8 @@
+from django.contrib.auth import login
 from django.contrib.auth.decorators import login_required
+from django.contrib.auth.forms import UserCreationForm
 from django.http import Http404, HttpRequest, HttpResponse
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 
 import souvenirs.control
 
@@ -27,6 +29,14 @@ def article(request: HttpRequest, slug: str) -> HttpResponse:
         raise Http404(f"There is no article {slug!r}")
     title, text = ARTICLES[slug]
     return render(request, "article.html", {"title": title, "text": text})
+
+
+def join(request: HttpRequest) -> HttpResponse:
+    form = UserCreationForm(request.POST or None)
+    if form.is_valid():
+        login(request, form.save())
+        return redirect("articles")
+    return render(request, "registration/join.html", {"form": form})
 
 
 @login_required
