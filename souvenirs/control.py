@@ -15,7 +15,7 @@ from souvenirs import scopes, timestamps
 from souvenirs.conf import conf
 from souvenirs.connections import dropping_dead_connections
 from souvenirs.history import counting
-from souvenirs.lastseen import get_store
+from souvenirs.lastseen import get_store, inactive
 from souvenirs.models import LastSeen, SouvenirQuerySet
 from souvenirs.recording import memory
 from souvenirs.recording.recorder import record
@@ -132,6 +132,25 @@ def with_last_seen(users: QuerySet[Any], name: str = "last_seen") -> QuerySet[An
         )
     annotated: QuerySet[Any] = users.annotate(**{name: F("souvenirs_last_seen__seen")})
     return annotated
+
+
+@dropping_dead_connections()
+def inactive_users(since: datetime, joined_before: datetime | None = None) -> QuerySet[Any]:
+    """The users who were last seen before `since`, as a queryset of the user model.
+
+    Users who were never seen count only if they joined (`date_joined`) before `joined_before`,
+    which is `since` by default; where the user model has no such column, they do not count. Nobody
+    was seen before you began to record: see docs/inactive.md before you act on the list.
+
+    Naive datetimes are in the site's time zone. Nobody who was seen since is among the users; with
+    last-seen times in Redis, somebody last seen up to a rate limit's slot earlier may be missing.
+    Where a router keeps users in another database than souvenirs, who they are is decided when
+    this is called. Raises TypeError for a bound that is not a datetime.
+    """
+    start = timestamps.to_seconds(since)
+    joined = start if joined_before is None else timestamps.to_seconds(joined_before)
+    users: QuerySet[Any] = inactive.inactive_users(start, joined)
+    return users
 
 
 def is_handled(

@@ -24,6 +24,7 @@ LAYERS = {
         "lastseen.base", "lastseen", "lastseen.ordinals", "lastseen.future", "lastseen.table",
         "lastseen.database", "lastseen.clients", "lastseen.pending", "lastseen.shards",
         "lastseen.members", "lastseen.writer", "lastseen.resync", "lastseen.redis",
+        "lastseen.inactive",
     ],
     "between?": [
         "history", "history.marks", "history.deletion", "history.accounts", "history.rows",
@@ -42,10 +43,12 @@ LAYERS = {
     ],
     "what sites use": [
         "control", "reports", "middleware", "testing", "pytest_plugin", "checks", "apps",
+        "spreadsheets", "admin.lastseen", "admin",
         "management", "management.base", "management.options", "management.progress",
         "management.commands",
         "management.commands.show_usage", "management.commands.backfill_souvenirs",
         "management.commands.prune_souvenirs", "management.commands.rollup_souvenirs",
+        "management.commands.list_inactive_users",
     ],
 }  # fmt: skip
 METRICS = [
