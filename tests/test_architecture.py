@@ -30,6 +30,7 @@ LAYERS = {
         "history", "history.marks", "history.deletion", "history.accounts", "history.rows",
         "history.progress", "history.rollups", "history.roller", "history.maintenance",
         "history.plans", "history.counting", "history.pruning", "history.repair",
+        "history.cohorts", "history.joined", "history.figures",
     ],
     "recording": [
         "recording", "recording.memory", "recording.throttle", "recording.results",
@@ -42,13 +43,18 @@ LAYERS = {
         "backfill.candidates", "backfill.loading", "backfill",
     ],
     "what sites use": [
-        "control", "reports", "middleware", "testing", "pytest_plugin", "checks", "apps",
-        "spreadsheets", "admin.lastseen", "admin",
+        "control", "spans", "cohort_reports", "reports", "middleware", "testing", "pytest_plugin",
+        "checks", "apps",
+        "spreadsheets",
         "management", "management.base", "management.options", "management.progress",
         "management.commands",
         "management.commands.show_usage", "management.commands.backfill_souvenirs",
         "management.commands.prune_souvenirs", "management.commands.rollup_souvenirs",
         "management.commands.list_inactive_users",
+    ],
+    "what people look at": [
+        "selection", "moment", "charts", "admin.lastseen", "admin.tables",
+        "admin.usage", "admin",
     ],
 }  # fmt: skip
 METRICS = [
