@@ -63,7 +63,7 @@ setup(
     ],
     package_dir=OPERATORS,
     package_data={
-        "souvenirs": ["py.typed"],
+        "souvenirs": ["py.typed", "templates/**/*.html", "static/**/*.css"],
         "souvenirs_metrics": ["py.typed"],
         **{package: ["**/*.yml", "**/*.json"] for package in OPERATORS},
     },

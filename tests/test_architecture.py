@@ -53,8 +53,8 @@ LAYERS = {
         "management.commands.list_inactive_users",
     ],
     "what people look at": [
-        "selection", "moment", "charts", "admin.lastseen", "admin.tables",
-        "admin.usage", "admin",
+        "selection", "moment", "charts", "templatetags", "templatetags.souvenirs_usage",
+        "admin.lastseen", "admin.tables", "admin.usage", "admin",
     ],
 }  # fmt: skip
 METRICS = [

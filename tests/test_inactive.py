@@ -170,7 +170,6 @@ def test_list_inactive_users__exit_code_says_whether_anybody_is_listed() -> None
     with pytest.raises(SystemExit) as error:
         run("--older-than", "90d", "--exit-code")
     assert error.value.code == 3
-    assert run("--older-than", "119d", "--exit-code", "--format", "json") != "[]\n" or True
     souvenez(User.objects.get(username="gone"))
     assert run("--older-than", "90d", "--exit-code") == "Nobody.\n"
 

@@ -20,7 +20,9 @@ def test_safe_cell__leaves_everything_else(value: object) -> None:
     assert safe_cell(value) is value
 
 
-@given(st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=2), min_size=1))
+@given(
+    st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=2), min_size=1)
+)
 def test_csv_lines__come_back_from_a_reader(rows: list[list[str]]) -> None:
     text = "".join(csv_lines(["a", "b"], rows))
     read = list(csv.reader(io.StringIO(text, newline="")))

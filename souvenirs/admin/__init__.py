@@ -7,9 +7,11 @@ from django.apps import apps
 from django.contrib import admin
 
 from souvenirs.admin.lastseen import LastSeenAdmin, LastSeenFilter, LastSeenMixin
-from souvenirs.models import LastSeen
+from souvenirs.admin.usage import UsageAdmin
+from souvenirs.models import LastSeen, Usage
 
-__all__ = ["LastSeenAdmin", "LastSeenFilter", "LastSeenMixin"]
+__all__ = ["LastSeenAdmin", "LastSeenFilter", "LastSeenMixin", "UsageAdmin"]
 
 if apps.is_installed("django.contrib.admin"):
     admin.site.register(LastSeen, LastSeenAdmin)
+    admin.site.register(Usage, UsageAdmin)
