@@ -54,6 +54,7 @@ def healthy(request: HttpRequest) -> HttpResponse:
 PAGES: dict[str, Callable[[HttpRequest], HttpResponse]] = {
     "/": landing,
     "/metrics": views.metrics,
+    "/souvenirs/usage.json": views.usage_json,
     "/-/healthy": healthy,
 }
 

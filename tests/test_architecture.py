@@ -61,7 +61,8 @@ METRICS = [
     "__init__", "conf", "families", "deadline", "readers.base", "readers.recording",
     "readers.build", "readers.active_users", "readers.rollup_lag", "readers.previous_periods",
     "readers.accounts", "readers", "run", "upkeep", "collector", "prometheus_history",
-    "allocation", "instruments", "formats", "exposition", "access", "views", "urls", "server",
+    "allocation", "instruments", "formats", "exposition", "access", "usage", "views", "urls",
+    "server",
     "checks", "apps", "management", "management.commands", "management.commands.souvenirs_exporter",
     "management.commands.souvenirs_history", "management.commands.souvenirs_dashboards",
 ]  # fmt: skip

@@ -9,13 +9,12 @@ from typing import Any
 
 from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
 
 from souvenirs import timestamps
 from souvenirs.charts import Bar, Chart, Column, draw
 from souvenirs.conf import conf
 
-NEW, RETAINED, RESURRECTED, CHURNED = "new", "retained", "resurrected", "churned"
+NEW, RESURRECTED, CHURNED = "new", "resurrected", "churned"
 ACTIVE = "active"
 HEATS = 9  # classes of the style sheet for shares in the retention triangle, beside 0
 
@@ -138,11 +137,6 @@ def cohorts_of(period: str, reports: Iterable[Report]) -> list[Cohort]:
 # Charts
 
 
-def users(number: int) -> str:
-    words = ngettext("%(number)s user", "%(number)s users", number)
-    return words % {"number": grouped(number)}
-
-
 def grouped(number: int) -> str:
     return number_format(number, force_grouping=True)
 
@@ -158,7 +152,6 @@ def label_of(name: str) -> str:
     return {
         ACTIVE: _("Active"),
         NEW: _("New"),
-        RETAINED: _("Retained"),
         RESURRECTED: _("Returned"),
         CHURNED: _("Lost"),
     }[name]
@@ -183,7 +176,7 @@ def growth_chart(rows: Sequence[Row]) -> Chart | None:
     if not any(row.knows_growth for row in rows):
         return None
     columns = [growth_column(row) for row in rows]
-    title = _("New, returned, retained and lost users")
+    title = _("New, returned and lost users")
     return draw(columns, name="growth", title=title, description=described(rows), number=grouped)
 
 
@@ -191,15 +184,12 @@ def growth_column(row: Row) -> Column:
     if not row.knows_growth:
         hint = _("%(period)s: not known") % {"period": row.name}
         return Column(name=row.short, hint=hint)
-    above = (
-        Bar(RETAINED, row.retained or 0),
-        Bar(RESURRECTED, row.resurrected or 0),
-        Bar(NEW, row.new or 0),
-    )
+    # Not those retained, beside whom the others could not be seen
+    above = Bar(NEW, row.new or 0), Bar(RESURRECTED, row.resurrected or 0)
     below = (Bar(CHURNED, row.churned or 0),)
     return Column(
         name=row.short,
-        hint=hint_of(row, *reversed(above), *below),
+        hint=hint_of(row, *above, *below),
         above=above,
         below=below,
         partial=not row.complete,

@@ -143,7 +143,7 @@ def page_context(selection: Selection) -> dict[str, Any]:
         "growth_chart": tables.growth_chart(rows),
         "legend": [
             (name, tables.label_of(name))
-            for name in (tables.NEW, tables.RESURRECTED, tables.RETAINED, tables.CHURNED)
+            for name in (tables.NEW, tables.RESURRECTED, tables.CHURNED)
         ],
         "has_partial": not all(row.complete for row in rows),
         "cohorts": cohorts[::-1],
