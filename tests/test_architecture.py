@@ -19,16 +19,18 @@ LAYERS = {
         "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods", "bitmaps",
         "databases", "scopes", "isolation", "connections",
     ],
-    "schema": ["fields", "models", "users"],
+    "schema": ["fields", "models", "users", "paths"],
     "since when?": [
         "lastseen.base", "lastseen", "lastseen.ordinals", "lastseen.future", "lastseen.table",
-        "lastseen.database", "lastseen.clients", "lastseen.pending", "lastseen.shards",
-        "lastseen.members", "lastseen.writer", "lastseen.resync", "lastseen.redis",
+        "lastseen.database", "lastseen.segments", "lastseen.clients", "lastseen.pending",
+        "lastseen.shards", "lastseen.members", "lastseen.writer", "lastseen.resync",
+        "lastseen.redis",
     ],
     "between?": [
         "history", "history.marks", "history.deletion", "history.accounts", "history.rows",
         "history.progress", "history.rollups", "history.roller", "history.maintenance",
-        "history.plans", "history.counting", "history.pruning", "history.repair",
+        "history.plans", "history.segments", "history.counting", "history.pruning",
+        "history.repair",
     ],
     "recording": [
         "recording", "recording.memory", "recording.throttle", "recording.results",
