@@ -88,15 +88,17 @@ class SouvenirsCollector(Collector):
                 if latest is not None:
                     latest.abort()
                 deadline = Deadline(max(seconds, MIN_COLLECTION_SECONDS))
-                self._latest = latest = self._new_run(self._readers, deadline)
+                self._latest = latest = self._new_run(self._readers, deadline, latest)
                 latest.start()
             elif latest.deadline:
                 latest.deadline.extend(seconds)
             return latest
 
-    def _new_run(self, readers: list[Reader], deadline: Deadline) -> CollectionRun:
+    def _new_run(
+        self, readers: list[Reader], deadline: Deadline, previous: CollectionRun | None = None
+    ) -> CollectionRun:
         upkeep = partial(self._upkeeps[scopes.current()].run, deadline)
-        return CollectionRun(readers, self._log_limit, deadline, upkeep)
+        return CollectionRun(readers, self._log_limit, deadline, upkeep, previous)
 
 
 def give_back_connections() -> None:

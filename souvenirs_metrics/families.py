@@ -77,6 +77,17 @@ ROLLUP_LAG = Gauge(
     documentation="How long ago the oldest quarter of an hour ended that is due to be rolled up.",
 )
 UP = Gauge(name="souvenirs_up", documentation="1 if the last collection read everything, else 0.")
+PART_SUCCESS = Gauge(
+    name="souvenirs_collection_part_success",
+    documentation="1 if the last collection read all of this part, else 0.",
+    label="part",
+)
+PART_DURATION = Gauge(
+    name="souvenirs_collection_part_duration_seconds",
+    documentation="How long the collection shown took to read this part, or tried to."
+    " 0 for a part whose turn did not come.",
+    label="part",
+)
 COLLECTION_DURATION = Gauge(
     name="souvenirs_collection_duration_seconds",
     documentation="How long the collection shown took.",

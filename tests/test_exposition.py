@@ -41,6 +41,8 @@ GAUGES = [
     "souvenirs_last_seen_timestamp_seconds",
     "souvenirs_rollup_lag_seconds",
     "souvenirs_up",
+    "souvenirs_collection_part_success",
+    "souvenirs_collection_part_duration_seconds",
     "souvenirs_collection_duration_seconds",
     "souvenirs_collection_timestamp_seconds",
     "souvenirs_build_info",

@@ -15,6 +15,8 @@ CONTRACT = [
     ("souvenirs_registered_users", "gauge", ""),
     ("souvenirs_activated_users", "gauge", ""),
     ("souvenirs_up", "gauge", ""),
+    ("souvenirs_collection_part_success", "gauge", "part"),
+    ("souvenirs_collection_part_duration_seconds", "gauge", "part"),
     ("souvenirs_collection_duration_seconds", "gauge", ""),
     ("souvenirs_collection_timestamp_seconds", "gauge", ""),
 ]
