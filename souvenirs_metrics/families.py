@@ -11,19 +11,21 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 
 @dataclass(frozen=True, kw_only=True)
 class Gauge:
-    """A gauge with at most one label."""
+    """A gauge. `labels` are the names of its labels."""
 
     name: str
     documentation: str
-    label: str = ""
+    labels: tuple[str, ...] = ()
 
-    def family(self, values: float | Mapping[str, float] | None = None) -> Metric:
-        """The gauge's metric family: with one value, one per label value, or (None) no samples."""
-        labels = [self.label] if self.label else []
-        family = GaugeMetricFamily(self.name, self.documentation, labels=labels)
+    def family(
+        self, values: float | Mapping[str, float] | Mapping[tuple[str, ...], float] | None = None
+    ) -> Metric:
+        """The gauge's metric family: with one value, one per label value (or tuple of them, where
+        there are several labels), or (None) no samples."""
+        family = GaugeMetricFamily(self.name, self.documentation, labels=self.labels)
         if isinstance(values, Mapping):
-            for label, value in values.items():
-                family.add_metric([label], value)
+            for key, value in values.items():
+                family.add_metric([key] if isinstance(key, str) else list(key), value)
         elif values is not None:
             family.add_metric([], values)
         return family
@@ -46,23 +48,23 @@ class Info:
 ACTIVE_USERS = Gauge(
     name="souvenirs_active_users",
     documentation="Users seen in the rolling window that ends now.",
-    label="window",
+    labels=("window",),
 )
 CALENDAR_ACTIVE_USERS = Gauge(
     name="souvenirs_calendar_active_users",
     documentation="Users seen since the current calendar period began (site time zone, ISO weeks).",
-    label="period",
+    labels=("period",),
 )
 PREVIOUS_CALENDAR_ACTIVE_USERS = Gauge(
     name="souvenirs_previous_calendar_active_users",
     documentation="Users seen in the last complete calendar period. Absent for a period that began"
     " before the first record, or whose history is not rolled up yet.",
-    label="period",
+    labels=("period",),
 )
 CALENDAR_PERIOD_START = Gauge(
     name="souvenirs_calendar_period_start_timestamp_seconds",
     documentation="When the current calendar period began.",
-    label="period",
+    labels=("period",),
 )
 REGISTERED_USERS = Gauge(name="souvenirs_registered_users", documentation="Accounts that exist.")
 ACTIVATED_USERS = Gauge(
@@ -76,17 +78,39 @@ ROLLUP_LAG = Gauge(
     name="souvenirs_rollup_lag_seconds",
     documentation="How long ago the oldest quarter of an hour ended that is due to be rolled up.",
 )
+SEGMENT_ACTIVE_USERS = Gauge(
+    name="souvenirs_segment_active_users",
+    documentation="Users seen in the rolling window, by a segment of SOUVENIRS_METRICS_SEGMENTS.",
+    labels=("segment", "value", "window"),
+)
+CALENDAR_SEGMENT_ACTIVE_USERS = Gauge(
+    name="souvenirs_calendar_segment_active_users",
+    documentation="Users seen since the current calendar period began, by a segment of"
+    " SOUVENIRS_METRICS_SEGMENTS.",
+    labels=("segment", "value", "period"),
+)
+ACTIVE_ACCOUNTS = Gauge(
+    name="souvenirs_active_accounts",
+    documentation="Accounts (SOUVENIRS_METRICS_ACCOUNTS) with a user seen in the rolling window.",
+    labels=("window",),
+)
+CALENDAR_ACTIVE_ACCOUNTS = Gauge(
+    name="souvenirs_calendar_active_accounts",
+    documentation="Accounts (SOUVENIRS_METRICS_ACCOUNTS) with a user seen since the current"
+    " calendar period began.",
+    labels=("period",),
+)
 UP = Gauge(name="souvenirs_up", documentation="1 if the last collection read everything, else 0.")
 PART_SUCCESS = Gauge(
     name="souvenirs_collection_part_success",
     documentation="1 if the last collection read all of this part, else 0.",
-    label="part",
+    labels=("part",),
 )
 PART_DURATION = Gauge(
     name="souvenirs_collection_part_duration_seconds",
     documentation="How long the collection shown took to read this part, or tried to."
     " 0 for a part whose turn did not come.",
-    label="part",
+    labels=("part",),
 )
 COLLECTION_DURATION = Gauge(
     name="souvenirs_collection_duration_seconds",

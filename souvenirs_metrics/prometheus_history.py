@@ -70,7 +70,7 @@ def openmetrics(instants: range, labels: Mapping[str, str], track: Track = iter)
     yield f"# HELP {ACTIVE_USERS.name} {ACTIVE_USERS.documentation}\n"
     yield f"# TYPE {ACTIVE_USERS.name} gauge\n"
     for (name, length), series in zip(lengths.items(), counts):
-        pairs = {**labels, ACTIVE_USERS.label: name}.items()
+        pairs = {**labels, ACTIVE_USERS.labels[0]: name}.items()
         metric = f"{ACTIVE_USERS.name}{{{','.join(f'{k}={quote(v)}' for k, v in pairs)}}}"
         for instant in instants:
             end = int(instant // size)

@@ -589,9 +589,12 @@ def test_collect__a_slow_part_costs_the_others_one_collection_at_most(
     found, families = success()
     assert found == {"first": 1, "slow": 0, "last": 0}
     seconds = parts_of(families, "duration_seconds")
-    assert seconds["last"] < 0.1 < seconds["slow"] < families[
-        "souvenirs_collection_duration_seconds"
-    ].samples[0].value
+    assert (
+        seconds["last"]
+        < 0.1
+        < seconds["slow"]
+        < families["souvenirs_collection_duration_seconds"].samples[0].value
+    )
     for _ in range(2):
         assert success()[0] == {"first": 1, "slow": 0, "last": 1}
     parts[1].is_slow = False

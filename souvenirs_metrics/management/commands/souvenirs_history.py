@@ -40,7 +40,7 @@ def label(text: str | tuple[str, str]) -> tuple[str, str]:
     if match is None:
         raise ArgumentTypeError(f"{text!r} is no name=value; write it like job=souvenirs")
     name, value = match.groups()
-    if name.startswith("__") or name == ACTIVE_USERS.label:
+    if name.startswith("__") or name == ACTIVE_USERS.labels[0]:
         raise ArgumentTypeError(
             f"{text!r}: {name} is not to be set; choose another name, such as job or instance"
         )
