@@ -21,9 +21,12 @@ Parameters of all reports:
 start: leave out the periods that end at or before it.
 end: where the report ends.
 recent: only so many periods, the last ones.
+
+Those of usage also take:
+
 by: a path from the user model, such as "subscription__plan", by which active users are counted too:
-    see `control.count_active_users`. "usage" then has a Counter, "active_users_by", for which
-    there is one more query.
+    see `control.count_active_users`. "usage" then has a Counter, "active_users_by", for which there
+    is one more query.
 
 Reports raise ReportError, a ValueError, if they have more than MAX_PERIODS periods, `recent` or
 not, or one beyond the years 1 to 9999.
@@ -32,35 +35,37 @@ not, or one beyond the years 1 to 9999.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime, timezone
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any
 
-from django.conf import settings
-
-from souvenirs import periods, timestamps
+from souvenirs import periods, spans
+from souvenirs.cohort_reports import active_days, growth, retention
 from souvenirs.conf import conf
 from souvenirs.history import accounts, counting
 from souvenirs.periods import Interval
+from souvenirs.spans import Labels, ReportError, Span
 
-Labels = dict[str, Any]
+__all__ = [
+    "ReportError",
+    "active_days",
+    "calendar_daily_usage",
+    "calendar_monthly_usage",
+    "calendar_quarterly_usage",
+    "calendar_weekly_usage",
+    "calendar_yearly_usage",
+    "customer_monthly_usage",
+    "customer_quarterly_usage",
+    "customer_yearly_usage",
+    "daily_usage",
+    "growth",
+    "registered_users_as_of",
+    "retention",
+    "usage_for_periods",
+]
+
 Usage = dict[str, Any]
-
-MAX_PERIODS = 100_000
-
-
-class ReportError(ValueError):
-    """Why there is no such report."""
-
-
-class Span(NamedTuple):
-    """A period, not cut, with its labels."""
-
-    start: datetime
-    end: datetime
-    labels: Labels
 
 
 def daily_usage(
@@ -87,8 +92,7 @@ def customer_monthly_usage(
     """Months from the subscription start. Labels: year_month "Y01 M01", year_quarter "Y01 Q1",
     year "Y01"."""
     months = enumerate(periods.iter_months(_anchor(subscription_start)))
-    spans = (Span(*month, _month_labels(n)) for n, month in months)
-    return _report(spans, start, end, recent, by)
+    return _report((Span(*month, _month_labels(n)) for n, month in months), start, end, recent, by)
 
 
 def customer_quarterly_usage(
@@ -101,8 +105,8 @@ def customer_quarterly_usage(
 ) -> Iterator[Usage]:
     """Three months each from the subscription start. Labels: year_quarter "Y01 Q1", year "Y01"."""
     quarters = enumerate(periods.iter_quarters(_anchor(subscription_start)))
-    spans = (Span(*quarter, _quarter_labels(n)) for n, quarter in quarters)
-    return _report(spans, start, end, recent, by)
+    of_quarters = (Span(*quarter, _quarter_labels(n)) for n, quarter in quarters)
+    return _report(of_quarters, start, end, recent, by)
 
 
 def customer_yearly_usage(
@@ -115,8 +119,7 @@ def customer_yearly_usage(
 ) -> Iterator[Usage]:
     """Years from the subscription start. Label: year "Y01"."""
     years = enumerate(periods.iter_years(_anchor(subscription_start)))
-    spans = (Span(*year, _year_labels(n)) for n, year in years)
-    return _report(spans, start, end, recent, by)
+    return _report((Span(*year, _year_labels(n)) for n, year in years), start, end, recent, by)
 
 
 def calendar_daily_usage(
@@ -128,14 +131,7 @@ def calendar_daily_usage(
 ) -> Iterator[Usage]:
     """Calendar days from that of `start` on; without, from that of the first souvenir on. Labels:
     calendar_date "2016-01-31", calendar_year_month "2016-01", calendar_year 2016."""
-    return _calendar_report(
-        "day",
-        lambda day: {"calendar_date": day.isoformat(), **_calendar_month_labels(day)},
-        start,
-        end,
-        recent,
-        by,
-    )
+    return _calendar_report("day", start, end, recent, by)
 
 
 def calendar_weekly_usage(
@@ -147,9 +143,7 @@ def calendar_weekly_usage(
 ) -> Iterator[Usage]:
     """ISO weeks, from Monday to Sunday, from that of `start` on; without, from that of the first
     souvenir on. Label: calendar_week "2016-W05", of the ISO year."""
-    return _calendar_report(
-        "week", lambda day: {"calendar_week": f"{day:%G-W%V}"}, start, end, recent, by
-    )
+    return _calendar_report("week", start, end, recent, by)
 
 
 def calendar_monthly_usage(
@@ -161,7 +155,7 @@ def calendar_monthly_usage(
 ) -> Iterator[Usage]:
     """Calendar months from that of `start` on; without, from that of the first souvenir on. Labels:
     calendar_year_month "2016-01", calendar_year 2016."""
-    return _calendar_report("month", _calendar_month_labels, start, end, recent, by)
+    return _calendar_report("month", start, end, recent, by)
 
 
 def calendar_quarterly_usage(
@@ -173,7 +167,7 @@ def calendar_quarterly_usage(
 ) -> Iterator[Usage]:
     """Calendar quarters from that of `start` on; without, from that of the first souvenir on.
     Labels: calendar_year_quarter "2016-Q1", calendar_year 2016."""
-    return _calendar_report("quarter", _calendar_quarter_labels, start, end, recent, by)
+    return _calendar_report("quarter", start, end, recent, by)
 
 
 def calendar_yearly_usage(
@@ -185,7 +179,7 @@ def calendar_yearly_usage(
 ) -> Iterator[Usage]:
     """Calendar years from that of `start` on; without, from that of the first souvenir on. Label:
     calendar_year 2016."""
-    return _calendar_report("year", lambda day: {"calendar_year": day.year}, start, end, recent, by)
+    return _calendar_report("year", start, end, recent, by)
 
 
 def usage_for_periods(
@@ -195,11 +189,10 @@ def usage_for_periods(
 
     They may overlap. Two queries however many there are, and one more with `by`. A period is
     complete if its end has passed. SOUVENIRS_USAGE_REPORTS_FUNCTION names a function that the
-    reports call in place of
-    this one; it may call this one, and add to the dictionaries.
+    reports call in place of this one; it may call this one, and add to the dictionaries.
     """
     pairs = list(periods)
-    ranges = [Interval(_seconds(start), _seconds(end)) for start, end in pairs]
+    ranges = [Interval(spans.seconds(start), spans.seconds(end)) for start, end in pairs]
     active, active_by = _count(ranges, by)
     totals = accounts.as_of_all([interval.end for interval in ranges]) or [(None, None)] * len(
         ranges
@@ -234,27 +227,27 @@ def registered_users_as_of(date: date) -> tuple[int | None, int | None]:
     """How many users had joined before `date` (a datetime; a date is the site's midnight), and how
     many of those are active now, by `is_active` (all, where the user model has no such column).
     (None, None) where it has no datetime column `date_joined`."""
-    return accounts.as_of(_moment(date)) or (None, None)
+    return accounts.as_of(spans.moment(date)) or (None, None)
+
+
+def _calendar_report(
+    name: str, start: date | None, end: date | None, recent: int | None, by: str | None
+) -> Iterator[Usage]:
+    yield from _usage(spans.choose_calendar(name, start, end, recent), by)
 
 
 def _report(
-    spans: Iterable[Span],
+    of_subscription: Iterable[Span],
     start: date | None,
     end: date | None,
     recent: int | None,
     by: str | None,
 ) -> Iterator[Usage]:
-    now = time.time()
-    limit = MAX_PERIODS if recent is None else min(recent, MAX_PERIODS)
-    if limit < 0:
-        raise ValueError(f"recent is {recent}: give a number of periods")
-    try:
-        chosen = _choose(spans, start, end, now, limit)
-    except (OverflowError, ValueError):
-        raise ReportError("periods must lie within the years 1 to 9999 in every zone") from None
-    if chosen is None:
-        raise ReportError(f"a report has at most {MAX_PERIODS:,} periods, and this one has more")
-    pairs = [(_shown(span.start), _shown(span.end)) for span, _ in chosen]
+    yield from _usage(spans.choose(of_subscription, start, end, recent), by)
+
+
+def _usage(chosen: Sequence[Span], by: str | None) -> Iterator[Usage]:
+    pairs = [(spans.shown(span.start), spans.shown(span.end)) for span in chosen]
     function = conf.usage_reports_function
     usages = list(usage_for_periods(pairs, by=by) if function is None else function(pairs))
     if len(usages) != len(chosen):
@@ -264,69 +257,21 @@ def _report(
         )
     added: Iterable[Usage] = repeat({})
     if function is not None and by is not None:
-        _, added = _count([Interval(*map(_seconds, pair)) for pair in pairs], by)
-    for usage, users_by, (span, is_complete) in zip(usages, added, chosen):
+        _, added = _count([span.interval for span in chosen], by)
+    for usage, users_by, span in zip(usages, added, chosen):
         yield {
             **usage,
             "usage": {**usage["usage"], **users_by},
-            "period": {**usage["period"], "complete": is_complete},
+            "period": {**usage["period"], "complete": span.complete},
             "labels": span.labels,
         }
-
-
-def _choose(
-    spans: Iterable[Span], start: date | None, end: date | None, now: float, limit: int
-) -> deque[tuple[Span, bool]] | None:
-    """The last `limit` periods, and whether each is complete. None if there are too many to look
-    at."""
-    first = None if start is None else _seconds(start)
-    last = now if end is None else _seconds(end)
-    chosen: deque[tuple[Span, bool]] = deque(maxlen=limit)
-    for number, span in enumerate(spans):
-        if _seconds(span.start) >= last:
-            break
-        if number == MAX_PERIODS:
-            return None
-        full_end = _seconds(span.end)
-        if full_end > last:
-            zone = span.start.tzinfo
-            cut = datetime.fromtimestamp(now, zone) if end is None else _moment(end)
-            span = span._replace(end=cut)
-        if first is None or first < min(full_end, last):
-            chosen.append((span, full_end <= min(last, now)))
-    return chosen
-
-
-def _calendar_report(
-    name: str,
-    labels: Callable[[date], Labels],
-    start: date | None,
-    end: date | None,
-    recent: int | None,
-    by: str | None,
-) -> Iterator[Usage]:
-    t = counting.first_recorded() if start is None else _seconds(start)
-    yield from _report(
-        _calendar_spans(name, labels, time.time() if t is None else t), None, end, recent, by
-    )
-
-
-def _calendar_spans(name: str, labels: Callable[[date], Labels], t: float) -> Iterator[Span]:
-    while True:
-        start, end = periods.calendar_period(name, t, conf.zone)
-        yield Span(
-            datetime.fromtimestamp(start, conf.zone),
-            datetime.fromtimestamp(end, conf.zone),
-            labels(periods.day_containing(start, conf.zone)),
-        )
-        t = end
 
 
 def _subscription_days(anchor: datetime) -> Iterator[Span]:
     months = enumerate(periods.iter_months(anchor))
     n, month = next(months)
     for day in periods.iter_days(anchor):
-        if _seconds(day[0]) >= _seconds(month[1]):
+        if spans.seconds(day[0]) >= spans.seconds(month[1]):
             n, month = next(months)
         yield Span(*day, _month_labels(n))
 
@@ -344,30 +289,6 @@ def _year_labels(n: int) -> Labels:
     return {"year": f"Y{n + 1:02}"}
 
 
-def _calendar_month_labels(day: date) -> Labels:
-    return {"calendar_year_month": f"{day:%Y-%m}", "calendar_year": day.year}
-
-
-def _calendar_quarter_labels(day: date) -> Labels:
-    quarter = f"{day:%Y}-Q{(day.month + 2) // 3}"
-    return {"calendar_year_quarter": quarter, "calendar_year": day.year}
-
-
-def _moment(when: date) -> datetime:
-    """A bound as an aware datetime: see the module's docstring."""
-    if isinstance(when, datetime):
-        return timestamps.aware(when)
-    return datetime.fromtimestamp(periods.midnight(when, conf.zone), conf.zone)
-
-
-def _seconds(when: date) -> float:
-    return timestamps.to_seconds(_moment(when))
-
-
 def _anchor(subscription_start: date) -> datetime:
-    when = _moment(subscription_start)
+    when = spans.moment(subscription_start)
     return when.astimezone(conf.zone) if when.tzinfo == timezone.utc else when
-
-
-def _shown(when: datetime) -> datetime:
-    return when if settings.USE_TZ else timestamps.to_site(when)

@@ -30,7 +30,7 @@ LAYERS = {
         "history", "history.marks", "history.deletion", "history.accounts", "history.rows",
         "history.progress", "history.rollups", "history.roller", "history.maintenance",
         "history.plans", "history.segments", "history.counting", "history.pruning",
-        "history.repair",
+        "history.repair", "history.cohorts", "history.joined", "history.figures",
     ],
     "recording": [
         "recording", "recording.memory", "recording.throttle", "recording.results",
@@ -43,7 +43,8 @@ LAYERS = {
         "backfill.candidates", "backfill.loading", "backfill",
     ],
     "what sites use": [
-        "control", "reports", "middleware", "testing", "pytest_plugin", "checks", "apps",
+        "control", "spans", "cohort_reports", "reports", "middleware", "testing", "pytest_plugin",
+        "checks", "apps",
         "management", "management.base", "management.options", "management.progress",
         "management.commands",
         "management.commands.show_usage", "management.commands.backfill_souvenirs",

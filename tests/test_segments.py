@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.conf import settings
 from django.core.exceptions import FieldError
-from django.db import connections, router
 from django.test import override_settings
-from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs import reports, timestamps
-from souvenirs.control import active_users_between, count_active_users, souvenez
-from souvenirs.history import counting, maintenance, pruning
-from souvenirs.lastseen import get_store
-from souvenirs.models import LastSeen, Souvenir
+from souvenirs.control import count_active_users, souvenez
+from souvenirs.history import pruning
+from souvenirs.models import Souvenir
 from souvenirs.periods import calendar_period
-from souvenirs.recording import memory
-from souvenirs_metrics import kept
 from souvenirs_metrics.collector import SouvenirsCollector
 from tests import settings as site_settings
 from tests import stores
@@ -217,7 +210,7 @@ def test_metrics__are_what_brute_force_counts(store: Any, ops: list[Any]) -> Non
         for segment, declared in DECLARED.items():
             entry: Any = SEGMENTS[segment]
             path = entry if isinstance(entry, str) else entry["FIELD"]
-            for each in [*map(lambda v: label(v, declared), declared), "none", "other"]:
+            for each in [*(label(v, declared) for v in declared), "none", "other"]:
                 expected[kind][segment, each, name] += 0
             for number in seen:
                 for each in {label(value, declared) for value in values_of(have[number])[path]}:

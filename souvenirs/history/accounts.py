@@ -32,7 +32,7 @@ def as_of(when: datetime) -> Totals | None:
 
     None, with nothing queried, where the user model has no datetime column `date_joined`.
     """
-    if not _has_date_joined():
+    if not has_date_joined():
         return None
     counts = (
         get_user_model()
@@ -73,7 +73,7 @@ def as_of_all(ends: Sequence[float]) -> list[Totals] | list[tuple[None, None]]:
     those of the existing accounts that joined since. At other times they are as in `as_of`; pairs
     of None where that returns None.
     """
-    if not _has_date_joined():
+    if not has_date_joined():
         return [(None, None)] * len(ends)
     if not ends:
         return []
@@ -143,7 +143,8 @@ def is_activated() -> Q:
     return Q(is_active=True) if _column("is_active") else Q()
 
 
-def _has_date_joined() -> bool:
+def has_date_joined() -> bool:
+    """Whether the user model has a datetime column `date_joined`."""
     return isinstance(_column("date_joined"), DateTimeField)
 
 

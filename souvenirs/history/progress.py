@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from django.db import connections, transaction
 from django.db.models import F
@@ -22,6 +23,28 @@ class LockNotAcquired(Exception):
 def watermark(using: str) -> Watermark:
     """The Watermark, or one from before anything was rolled up."""
     return Watermark.objects.using(using).first() or _initial()
+
+
+class Revision(NamedTuple):
+    """What was known of closed history. It differs after each transaction that changed that.
+
+    changed: how many transactions that hold the lock changed it.
+    dirty, newest_dirty: how many buckets of it are marked as dirty, and the newest mark's key.
+    deletions: how many transactions deleted users.
+    """
+
+    changed: int
+    dirty: int
+    newest_dirty: int
+    deletions: int
+
+
+def revision(until: float, using: str) -> Revision:
+    """The revision of the history before `until` (unix seconds), a time that is over and at which
+    a day of the site's time zone begins. One query."""
+    # So that whoever builds on it can begin; see the branch's next commits
+    mark = watermark(using)
+    return Revision(mark.rolled_up, 0, 0, 0)
 
 
 def due_until(now: float) -> int:
