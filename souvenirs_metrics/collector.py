@@ -17,7 +17,7 @@ from souvenirs.logs import LogLimit
 from souvenirs_metrics import run
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.deadline import MIN_COLLECTION_SECONDS, Deadline, scrape_timeout
-from souvenirs_metrics.families import Gauge, Info
+from souvenirs_metrics.families import Family
 from souvenirs_metrics.readers import load_readers
 from souvenirs_metrics.readers.base import Reader
 from souvenirs_metrics.run import CollectionRun
@@ -55,7 +55,7 @@ class SouvenirsCollector(Collector):
         self._log_limit = LogLimit()
 
     @property
-    def families(self) -> list[Gauge | Info]:
+    def families(self) -> list[Family]:
         """Everything that may be collected."""
         read = [family for reader in self._make_readers() for family in reader.families]
         return [*read, *run.FAMILIES]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client import Metric
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import (
+    GaugeHistogramMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.utils import floatToGoString
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +38,30 @@ class Gauge:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GaugeHistogram:
+    """A distribution as it is now: how many values are at most each of `bounds`.
+
+    Its buckets' label le is a float's ("1.0", "+Inf") in both formats of the page, so series are
+    the same whichever is scraped.
+    """
+
+    name: str
+    documentation: str
+    bounds: tuple[int, ...]
+
+    def family(self, counts: Mapping[int, int] | None = None) -> Metric:
+        """`counts` has how many there are of each value; None: no samples."""
+        family = GaugeHistogramMetricFamily(self.name, self.documentation)
+        if counts is not None:
+            buckets = [
+                (floatToGoString(bound), sum(n for value, n in counts.items() if value <= bound))
+                for bound in (*self.bounds, math.inf)
+            ]
+            family.add_metric([], buckets, sum(value * n for value, n in counts.items()))
+        return family
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info:
     """A metric that is always 1 and tells by its labels. Its samples' name ends in _info."""
 
@@ -44,6 +74,8 @@ class Info:
             family.add_metric([], dict(values))
         return family
 
+
+Family = Gauge | GaugeHistogram | Info
 
 ACTIVE_USERS = Gauge(
     name="souvenirs_active_users",
@@ -60,6 +92,29 @@ PREVIOUS_CALENDAR_ACTIVE_USERS = Gauge(
     documentation="Users seen in the last complete calendar period. Absent for a period that began"
     " before the first record, or whose history is not rolled up yet.",
     labels=("period",),
+)
+GROWTH = Gauge(
+    name="souvenirs_previous_calendar_growth_users",
+    documentation="Users of the last complete calendar period by how they came to be active in it"
+    " (new, retained, resurrected), and those of the period before who were not (churned).",
+    labels=("period", "change"),
+)
+RETENTION_COHORT = Gauge(
+    name="souvenirs_retention_cohort_users",
+    documentation="Users whose first calendar period is so many periods (age) before the last"
+    " complete one.",
+    labels=("period", "age"),
+)
+RETENTION_RETAINED = Gauge(
+    name="souvenirs_retention_retained_users",
+    documentation="Those of souvenirs_retention_cohort_users who were active in the last complete"
+    " calendar period.",
+    labels=("period", "age"),
+)
+ACTIVE_DAYS = GaugeHistogram(
+    name="souvenirs_active_days",
+    documentation="Users of the last 28 complete days, by on how many of them they were active.",
+    bounds=(1, 2, 3, 5, 7, 10, 14, 21, 28),
 )
 CALENDAR_PERIOD_START = Gauge(
     name="souvenirs_calendar_period_start_timestamp_seconds",

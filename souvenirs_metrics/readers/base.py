@@ -8,7 +8,7 @@ from typing import ClassVar
 from prometheus_client import Metric
 
 from souvenirs.lastseen.base import ReadContext
-from souvenirs_metrics.families import Gauge, Info
+from souvenirs_metrics.families import Family
 
 __all__ = ["Families", "PartialRead", "ReadContext", "Reader"]
 
@@ -30,7 +30,7 @@ class Reader(ABC):
 
     name: ClassVar[str]
     order: ClassVar[int]
-    families: ClassVar[tuple[Gauge | Info, ...]]
+    families: ClassVar[tuple[Family, ...]]
 
     @abstractmethod
     def read(self, now: float, context: ReadContext) -> Families:
