@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from datetime import datetime
-from typing import Any
+from typing import Any, overload
 
 from asgiref.sync import sync_to_async
 from django.db import router
@@ -76,18 +77,47 @@ async def asouvenez(
     return await sync_to_async(souvenez)(user, when, ratelimit, check_duplicate)
 
 
+@overload
+def count_active_users(
+    start: datetime | None = None,
+    end: datetime | None = None,
+    qs: SouvenirQuerySet | None = None,
+    *,
+    by: None = None,
+) -> int: ...
+
+
+@overload
+def count_active_users(
+    start: datetime | None = None,
+    end: datetime | None = None,
+    qs: SouvenirQuerySet | None = None,
+    *,
+    by: str,
+) -> Counter[Any]: ...
+
+
 @dropping_dead_connections()
 def count_active_users(
     start: datetime | None = None,
     end: datetime | None = None,
     qs: SouvenirQuerySet | None = None,
-) -> int:
+    *,
+    by: str | None = None,
+) -> int | Counter[Any]:
     """Count the distinct users who were active at start <= when < end.
 
     Either bound may be None; naive ones are in the site's time zone. Users who were deleted since
     count too, and so do souvenirs that are pruned. `qs` is a queryset of Souvenir to count
     instead of this history. Raises TypeError for a bound that is not a datetime.
+
+    by: a path from the user model, such as "is_staff" or "subscription__plan". Then the result is a
+        Counter: users by the value that they have now, None where there is none, and "deleted" for
+        those who do not exist any more. A user with several values, as of a many-to-many relation,
+        counts once in each. Raises django.core.exceptions.FieldError if there is no such path.
     """
+    if by is not None:
+        return counting.count_users_by(start, end, qs, by)
     return counting.count_users(start, end, qs)
 
 

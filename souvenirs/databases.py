@@ -50,12 +50,6 @@ def locks_on_read(using: str) -> bool:
     return getattr(connections[using], "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE")
 
 
-def must_write_first(using: str) -> bool:
-    """Whether a transaction that reads before it writes fails, without waiting, if another process
-    has written in between: SQLite."""
-    return connections[using].vendor == "sqlite"
-
-
 # Many values in one statement
 
 

@@ -150,9 +150,20 @@ class Watermark(models.Model):
 
     rolled_up = models.BigIntegerField()  # all buckets before are rolled up, except marked ones
     pruned = models.BigIntegerField()  # souvenirs before may be gone
+    # Raised by each transaction that holds the lock and changes what is known of days that are over
+    revision = models.BigIntegerField(default=0)
+    deletions = models.BigIntegerField(default=0)  # of users, so far; see UserDeletion
 
     def __str__(self) -> str:
         return f"rolled_up={self.rolled_up} pruned={self.pruned}"
+
+
+class UserDeletion(models.Model):
+    """Users were deleted in a transaction that Watermark.deletions does not count yet: that one row
+    would make people who delete users wait for each other."""
+
+    def __str__(self) -> str:
+        return f"deletion {self.pk}"
 
 
 class AccountTotals(models.Model):

@@ -1,136 +1,188 @@
-"""Active users at past instants -> OpenMetrics with timestamps.
+"""The gauges at past instants -> OpenMetrics with timestamps.
 
-This replays the last-seen times of the past: the users of a rolling window that ended at T are
-those whose latest activity before T lies in it. So one pass over the history, which keeps each
-user's latest activity, yields all windows of all instants.
-
-Time is cut into blocks that the rate limit's slots fill. A row says that its user was active in the
-slot, so windows are exact at the bounds of slots; until the next bound the value is held, and a
-window that begins between two bounds begins at the earlier one. Users who have been deleted since
-count, as in every closed period. They, and pruned souvenirs, are known to the quarter of an hour.
+Each source tells from when on the gauges had which values: `replay` of the users since when,
+`closed_periods` of the periods that were over, `accounts_at_midnight` of the accounts. The lines
+hold these values from one to the next.
 """
 
 from __future__ import annotations
 
-import math
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from prometheus_client import Metric
+
+from souvenirs import periods
 from souvenirs.conf import conf as souvenirs_conf
+from souvenirs.history import accounts
+from souvenirs.history.cohorts import Series
 from souvenirs.history.counting import first_recorded
-from souvenirs.history.plans import History, Users
-from souvenirs.isolation import repeatable_read
+from souvenirs.history.figures import read_figures
 from souvenirs.models import Souvenir
-from souvenirs.periods import BUCKET, Interval, bucket_containing
 from souvenirs_metrics.conf import conf
-from souvenirs_metrics.families import ACTIVE_USERS
+from souvenirs_metrics.families import (
+    ACTIVATED_USERS,
+    ACTIVE_DAYS,
+    ACTIVE_USERS,
+    CALENDAR_ACTIVE_USERS,
+    CALENDAR_PERIOD_START,
+    GROWTH,
+    LAST_SEEN,
+    PREVIOUS_CALENDAR_ACTIVE_USERS,
+    REGISTERED_USERS,
+    RETENTION_COHORT,
+    RETENTION_RETAINED,
+    Family,
+)
+from souvenirs_metrics.readers.active_days import DAYS, ActiveDays
+from souvenirs_metrics.readers.base import Families
+from souvenirs_metrics.readers.growth import GrowthAccounting
+from souvenirs_metrics.readers.retention import AGES, Retention
+from souvenirs_metrics.replay import Track, replay
 
-DAY = 86_400
+HOUR = 3_600
 
-Track = Callable[[Sequence[range]], Iterable[range]]
+# What changes during the day. The rest, which is most of the series, is written once an hour
+AT_EACH_INSTANT = (ACTIVE_USERS, CALENDAR_ACTIVE_USERS, LAST_SEEN)
+ONCE_AN_HOUR = (
+    CALENDAR_PERIOD_START,
+    PREVIOUS_CALENDAR_ACTIVE_USERS,
+    REGISTERED_USERS,
+    ACTIVATED_USERS,
+    GROWTH,
+    RETENTION_COHORT,
+    RETENTION_RETAINED,
+    ACTIVE_DAYS,
+)
+
+Pairs = tuple[tuple[str, str], ...]  # labels
 
 
-class Block(NamedTuple):
-    """The users active in a stretch of time.
+class Steps:
+    """A value that changes at some times (unix seconds) and is held in between."""
 
-    late: if blocks cut quarters of an hour, the users of each quarter that ends in this block, with
-        the number of the block that the quarter begins in. Users not seen since that block are
-        known to the quarter only.
-    """
+    def __init__(self) -> None:
+        self.times, self.values = array("d"), array("d")
 
-    users: list[Any]
-    late: list[tuple[int, list[Any]]]
+    def add(self, t: float, value: float) -> None:
+        self.times.append(t)
+        self.values.append(value)
+
+    def at(self, instants: Iterable[int]) -> Iterator[float | None]:
+        """The value at each of the instants, which ascend; None before the first change."""
+        number, last = -1, len(self.times) - 1
+        for instant in instants:
+            while number < last and self.times[number + 1] <= instant:
+                number += 1
+            yield None if number < 0 else self.values[number]
+
+
+class FamilyHistory:
+    """The series of a family: by their labels less le, in the order in which they were found."""
+
+    def __init__(self) -> None:
+        self.groups: dict[Pairs, dict[tuple[str, Pairs], Steps]] = defaultdict(dict)
+
+    def add(self, t: float, metric: Metric) -> None:
+        """From `t` on, its samples are these."""
+        for sample in metric.samples:
+            labels = tuple(sample.labels.items())
+            group = self.groups[tuple(pair for pair in labels if pair[0] != "le")]
+            group.setdefault((sample.name, labels), Steps()).add(t, sample.value)
+
+    def lines(self, instants: range, labels: Mapping[str, str]) -> Iterator[str]:
+        """Series by series, in the order of time; but those of a histogram instant by instant, as
+        OpenMetrics demands."""
+        for group in self.groups.values():
+            names = [
+                f"{name}{{{','.join(f'{k}={quote(v)}' for k, v in (*labels.items(), *own))}}}"
+                for name, own in group
+            ]
+            columns = zip(*(steps.at(instants) for steps in group.values()))
+            for instant, values in zip(instants, columns):
+                for name, value in zip(names, values):
+                    if value is not None:
+                        yield f"{name} {value:.15g} {instant}\n"
 
 
 def openmetrics(instants: range, labels: Mapping[str, str], track: Track = iter) -> Iterator[str]:
-    """The lines of souvenirs_active_users at these instants (unix seconds), series by series.
-
-    Windows that begin before the first record are left out, as their counts would be too low.
+    """The lines of all gauges that have a past, at these instants (unix seconds).
 
     labels: added to each series.
-    track: called with the days of the history. Each is read when the result is iterated over, and
-        all of them before the first line.
+    track: is called with the days of the history, and iterated over as they are read: before the
+        first line.
 
-    Memory is bounded by the souvenirs of a day, the number of users, and that of the blocks.
+    What changes during the day is written at each instant, other gauges once an hour (or at each
+    instant, if they are further apart).
     """
     using = conf.database(Souvenir)
-    size = block_size(instants.step, conf.windows.values(), souvenirs_conf.ratelimit_seconds)
-    lengths = {name: math.ceil(seconds / size) for name, seconds in conf.windows.items()}
     recorded = first_recorded(using)
-    last = int(instants[-1] // size)
-    first = last if recorded is None else math.ceil(recorded / size)
-    earliest = max(first, int(instants[0] // size) - max(lengths.values()))
-    blocks = range(earliest - math.ceil(BUCKET / size), last)  # with the whole quarter it begins in
-    counts = [array("Q") for _ in lengths]
-    for numbers in count_windows(read_blocks(blocks, size, using, track), list(lengths.values())):
-        for series, number in zip(counts, numbers):
-            series.append(number)
-    yield f"# HELP {ACTIVE_USERS.name} {ACTIVE_USERS.documentation}\n"
-    yield f"# TYPE {ACTIVE_USERS.name} gauge\n"
-    for (name, length), series in zip(lengths.items(), counts):
-        pairs = {**labels, ACTIVE_USERS.label: name}.items()
-        metric = f"{ACTIVE_USERS.name}{{{','.join(f'{k}={quote(v)}' for k, v in pairs)}}}"
-        for instant in instants:
-            end = int(instant // size)
-            if end - length >= first:
-                yield f"{metric} {series[end - blocks.start - 1]} {instant}\n"
+    found: dict[str, FamilyHistory] = defaultdict(FamilyHistory)
+    if recorded is not None:
+        for source in (
+            replay(instants, recorded, using, track),
+            closed_periods(recorded, instants[-1], using),
+            accounts_at_midnight(instants),
+        ):
+            for t, metrics in source:
+                for metric in metrics:
+                    found[metric.name].add(t, metric)
+    seldom = range(-(-instants.start // HOUR) * HOUR, instants.stop, HOUR)
+    if instants.step > HOUR:
+        seldom = instants
+    for families, written in ((AT_EACH_INSTANT, instants), (ONCE_AN_HOUR, seldom)):
+        for family in families:
+            yield from header(family)
+            yield from found[family.name].lines(written, labels)
     yield "# EOF\n"
 
 
-def block_size(step: int, windows: Iterable[int], limit: float) -> float:
-    """Seconds of a block: the rate limit, or a multiple of it that still ends at the bounds of each
-    step and window."""
-    common = math.gcd(step, *windows)
-    return limit * max(1, common // limit) if limit else common
+def header(family: Family) -> Iterator[str]:
+    metric = family.family()
+    yield f"# HELP {metric.name} {metric.documentation}\n"
+    yield f"# TYPE {metric.name} {metric.type}\n"
 
 
-def count_windows(blocks: Iterable[Block], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """After each block, the number of users of the last n blocks, for each n of `lengths`."""
-    latest: dict[Any, int] = {}  # block that a user was last active in
-    active: list[int] = []  # users who were last active in a block, by its number
-    for number, (users, late) in enumerate(blocks):
-        if late:
-            unplaced = (u for since, many in late for u in many if latest.get(u, -1) < since)
-            users = list({*users, *unplaced})
-        for block, moved in Counter(map(latest.get, users)).items():
-            if block is not None:
-                active[block] -= moved
-        active.append(len(users))
-        latest.update(dict.fromkeys(users, number))
-        yield [sum(active[-length:]) for length in lengths]
-
-
-def read_blocks(blocks: range, size: float, using: str, track: Track = iter) -> Iterator[Block]:
-    """The users of the blocks [n * size, (n + 1) * size) for these n, read by the day."""
-    length = max(1, int(DAY // size))
-    for day in track([blocks[at : at + length] for at in range(0, len(blocks), length)]):
-        spans = [Interval(n * size, (n + 1) * size) for n in day]
-        quarters: list[Interval] = []
-        if size % BUCKET:  # else no quarter is cut
-            starts = range(
-                bucket_containing(spans[0].start), bucket_containing(spans[-1].end), BUCKET
+def closed_periods(recorded: float, until: float, using: str) -> Iterator[tuple[float, Families]]:
+    """What gauges tell of each calendar period that had ended by `until`, from its end on."""
+    series = {
+        name: Series(
+            tuple(periods_between(name, recorded, until)),
+            ages=AGES.get(name, ()),
+            window=DAYS if name == "day" else 0,
+        )
+        for name in periods.NAMES
+    }
+    for name, figures in read_figures(series, using).items():
+        for each in figures:
+            known = {name: each.active} if recorded <= each.period.start else {}
+            yield (
+                each.period.end,
+                [
+                    PREVIOUS_CALENDAR_ACTIVE_USERS.family(known),
+                    *GrowthAccounting.families_of({name: each}),
+                    *Retention.families_of({name: each}),
+                    *ActiveDays.families_of({name: each}),
+                ],
             )
-            quarters = [Interval(q, q + BUCKET) for q in starts if q >= blocks.start * size]
-        with repeatable_read(using) as is_snapshot:
-            history = History([*spans, *quarters], using, is_snapshot)
-            numbers = range(len(history.ranges))
-            found = {
-                n: distinct_keys(users)
-                for n, users in history.iter_users(numbers, with_members=True)
-            }
-        late: dict[int, list[tuple[int, list[Any]]]] = defaultdict(list)
-        for number, (start, end) in enumerate(quarters, len(spans)):
-            since = int(start // size) - blocks.start
-            late[math.ceil(end / size) - 1].append((since, found[number]))
-        for number, n in enumerate(day):
-            yield Block(found[number], late[n])
 
 
-def distinct_keys(users: Users) -> list[Any]:
-    """A value for each user that no other user has."""
-    return [*users.members, *((key,) for key in users.without_ordinal)]
+def periods_between(name: str, start: float, end: float) -> Iterator[periods.Interval]:
+    """The calendar periods from the one that holds `start` to the last that had ended by `end`."""
+    period = periods.calendar_period(name, start, souvenirs_conf.zone)
+    while period.end <= end:
+        yield period
+        period = periods.calendar_period(name, period.end, souvenirs_conf.zone)
+
+
+def accounts_at_midnight(instants: range) -> Iterator[tuple[float, Families]]:
+    """The totals at the beginning of each day. Nothing where nobody knows when users joined."""
+    first = periods.calendar_period("day", instants[0], souvenirs_conf.zone).start
+    midnights = [first, *(day.end for day in periods_between("day", first, instants[-1]))]
+    totals: Sequence[tuple[int | None, int | None]] = accounts.as_of_all(midnights)
+    for midnight, (registered, activated) in zip(midnights, totals):
+        yield midnight, [REGISTERED_USERS.family(registered), ACTIVATED_USERS.family(activated)]
 
 
 def quote(value: str) -> str:

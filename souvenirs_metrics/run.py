@@ -5,17 +5,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 from souvenirs.logs import LogLimit, cause_of
 from souvenirs_metrics.deadline import Deadline
-from souvenirs_metrics.families import COLLECTION_DURATION, COLLECTION_TIMESTAMP, UP
+from souvenirs_metrics.families import (
+    COLLECTION_DURATION,
+    COLLECTION_TIMESTAMP,
+    PART_DURATION,
+    PART_SUCCESS,
+    UP,
+)
 from souvenirs_metrics.readers.base import Families, PartialRead, ReadContext, Reader
 
 logger = logging.getLogger("souvenirs_metrics")
 
-FAMILIES = (UP, COLLECTION_DURATION, COLLECTION_TIMESTAMP)  # of the run itself
+# Of the run itself
+FAMILIES = (UP, PART_SUCCESS, PART_DURATION, COLLECTION_DURATION, COLLECTION_TIMESTAMP)
 
 ABORT_SECONDS = 0.5  # that the thread has to end after an abort
 CANCEL_GRACE_SECONDS = 0.1  # that databases have to cancel statements by themselves
@@ -52,10 +59,39 @@ class Failures:
             logger.warning("Left %s", causes)
 
 
+class Part:
+    """What has become of a reader in a run."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.families: Families = []
+        self.is_complete = False
+        self.is_cut_off = False  # it had time when it began, and none when it failed
+        self._began = self._ended = 0.0
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        self._began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._ended = time.monotonic()
+
+    @property
+    def is_running(self) -> bool:
+        return self._ended < self._began
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, or has taken so far; 0 if its turn has not come."""
+        return (time.monotonic() if self.is_running else self._ended) - self._began
+
+
 class CollectionRun:
     """Reads with one reader after the other, as of one instant, then does the `upkeep`.
 
-    Whatever fails is left out and logged, in one line.
+    Whatever fails is left out and logged, in one line. A reader that the `previous` run had to cut
+    off is read last, so that it costs the other parts of the page one collection at most.
 
     deadline: None inside a transaction of the caller's, whose connections are not ours to limit.
     """
@@ -66,14 +102,14 @@ class CollectionRun:
         log_limit: LogLimit,
         deadline: Deadline | None = None,
         upkeep: Callable[[], None] = lambda: None,
+        previous: CollectionRun | None = None,
     ) -> None:
         self.started = time.monotonic()
         self.deadline = deadline
         self._now = time.time()
         self._log_limit = log_limit
-        self._readers = readers
-        self._missing = {reader.name: reader for reader in readers}
-        self._families: Families = []
+        self._parts = [Part(reader) for reader in readers]
+        self._read_last = previous.cut_off if previous else set()
         self._upkeep = upkeep
         self._ended = threading.Event()
         self._lock = threading.Lock()  # of what both a waiting scrape and the thread change
@@ -86,16 +122,29 @@ class CollectionRun:
             threading.Thread(target=self.run, name="souvenirs-collection", daemon=True).start()
         except RuntimeError as error:  # the system allows no more threads
             failures = Failures()
-            for name in self._missing:
+            for name in self.missing:
                 failures.add(name, error)
             self._end(failures)
+
+    @property
+    def missing(self) -> list[str]:
+        """The names of the parts that have not been read, or not wholly."""
+        return [part.reader.name for part in self._parts if not part.is_complete]
+
+    @property
+    def cut_off(self) -> set[str]:
+        """The names of the parts that took, or are taking, all the time that there was."""
+        return {part.reader.name for part in self._parts if part.is_cut_off or part.is_running}
 
     def can_answer(self, max_age: float) -> bool:
         """Whether a scrape may share it: it is running and has time left, or it read everything
         and began at most `max_age` seconds ago."""
         if not self._ended.is_set():
-            return self.deadline is None or self.deadline.remaining() > 0
-        return not self._missing and time.monotonic() - self.started < max_age
+            return self._has_time()
+        return not self.missing and time.monotonic() - self.started < max_age
+
+    def _has_time(self) -> bool:
+        return self.deadline is None or self.deadline.remaining() > 0
 
     def abort(self) -> None:
         """End it if it is still running, as its deadline has passed, and give it time to end."""
@@ -107,8 +156,8 @@ class CollectionRun:
         failures = Failures()
         context: ReadContext = self.deadline.read_context if self.deadline else nullcontext
         try:
-            for reader in self._readers:
-                self._read(reader, context, failures)
+            for part in sorted(self._parts, key=lambda part: part.reader.name in self._read_last):
+                self._read(part, context, failures)
             try:
                 self._upkeep()
             except Exception as error:  # such as a read-only database; the lag shows it
@@ -121,19 +170,21 @@ class CollectionRun:
             finally:
                 self._end(failures)
 
-    def _read(self, reader: Reader, context: ReadContext, failures: Failures) -> None:
+    def _read(self, part: Part, context: ReadContext, failures: Failures) -> None:
+        had_time = self._has_time()
         try:
-            read = reader.read(self._now, context)
+            with part.measured():
+                read = part.reader.read(self._now, context)
         except PartialRead as error:
             failures.add(error.missing, error)
             with self._lock:
-                self._families += error.families
+                part.families = error.families
         except Exception as error:
-            failures.add(reader.name, error)
+            failures.add(part.reader.name, error)
+            part.is_cut_off = had_time and not self._has_time()
         else:
             with self._lock:
-                self._families += read
-                del self._missing[reader.name]
+                part.families, part.is_complete = read, True
 
     def _end(self, failures: Failures) -> None:
         self._duration = time.monotonic() - self.started
@@ -157,14 +208,16 @@ class CollectionRun:
             is_ended = self._ended.is_set()
             duration = self._duration if is_ended else time.monotonic() - self.started
             return [
-                *self._families,
-                UP.family(not self._missing),
+                *(family for part in self._parts for family in part.families),
+                UP.family(not self.missing),
+                PART_SUCCESS.family({p.reader.name: p.is_complete for p in self._parts}),
+                PART_DURATION.family({p.reader.name: p.seconds for p in self._parts}),
                 COLLECTION_DURATION.family(duration),
                 COLLECTION_TIMESTAMP.family(self._now),
             ]
 
     def _give_up(self, deadline: Deadline, seconds: float) -> None:
-        names = ", ".join(self._missing)
+        names = ", ".join(self.missing)
         if deadline.remaining() > 0:  # another scrape has more time
             message = f"Left {names} out of a page that had to be there in {seconds:.1f} s"
             if names and self._log_limit.allows(message):

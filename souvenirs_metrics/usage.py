@@ -16,12 +16,15 @@ from django.db import DatabaseError, InterfaceError, connections, router
 from django.http import HttpRequest, JsonResponse
 
 from souvenirs import reports, timestamps
-from souvenirs.conf import conf
+from souvenirs.conf import conf as souvenirs_conf
+from souvenirs.history.segments import DELETED
 from souvenirs.logs import LogLimit, cause_of
 from souvenirs.models import Souvenir
-from souvenirs.selection import USAGE, SelectionError, select
+from souvenirs.selection import USAGE, Selection, SelectionError, select
 from souvenirs_metrics import deadline
+from souvenirs_metrics.conf import conf
 from souvenirs_metrics.deadline import Deadline
+from souvenirs_metrics.segments import NONE_LABEL, OTHER_LABEL, make_segment
 
 logger = logging.getLogger("souvenirs_metrics")
 log_limit = LogLimit()
@@ -36,7 +39,7 @@ class Encoder(DjangoJSONEncoder):
 
     def default(self, o: Any) -> Any:
         if isinstance(o, datetime):
-            return timestamps.aware(o).astimezone(conf.zone).isoformat()
+            return timestamps.aware(o).astimezone(souvenirs_conf.zone).isoformat()
         return super().default(o)
 
 
@@ -52,8 +55,30 @@ def read(params: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
             found[name] = selection.read(partial(report, selection.period))
     if params.get("period") or not found:
         selection = select(params)
-        found["usage"] = selection.read(USAGE[selection.period])
+        found["usage"] = read_usage(selection, params.get("by"))
     return found
+
+
+def read_usage(selection: Selection, by: str | None) -> list[dict[str, Any]]:
+    """The usage; with `by`, also by the values that a segment declares, "none" and "other", and
+    "deleted" for users who are."""
+    report = USAGE[selection.period]
+    if not by:
+        return selection.read(report)
+    if by not in conf.segments:
+        raise SelectionError(
+            f"by is {by!r}: it must be a segment that SOUVENIRS_METRICS_SEGMENTS declares, of which"
+            f" there are {', '.join(conf.segments) or 'none'}."
+        )
+    segment = make_segment(conf.segments[by])
+    labels = {DELETED: DELETED, None: NONE_LABEL, **dict(zip(segment.values, segment.labels))}
+    rows = selection.read(partial(report, by=segment.path.name))
+    for row in rows:
+        counts = dict.fromkeys([*segment.labels, NONE_LABEL, OTHER_LABEL, DELETED], 0)
+        for value, number in row["usage"]["active_users_by"].items():
+            counts[labels.get(value, OTHER_LABEL)] += number
+        row["usage"]["active_users_by"] = counts
+    return rows
 
 
 def respond(request: HttpRequest) -> JsonResponse:

@@ -26,6 +26,7 @@ from souvenirs.models import (
     LastSeen,
     Rollup,
     Souvenir,
+    UserDeletion,
     Watermark,
 )
 from souvenirs.periods import BUCKET, Interval, bucket_containing
@@ -65,7 +66,16 @@ def to_when(t: float) -> datetime:
 
 def clear() -> None:
     """No history."""
-    for model in (Souvenir, LastSeen, Rollup, DirtyBucket, DeletedMember, Watermark, AccountTotals):
+    for model in (
+        Souvenir,
+        LastSeen,
+        Rollup,
+        DirtyBucket,
+        DeletedMember,
+        UserDeletion,
+        Watermark,
+        AccountTotals,
+    ):
         model.objects.all().delete()
     throttle.clear()
 

@@ -41,6 +41,7 @@ from souvenirs.models import (
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.deadline import scrape_timeout
 from souvenirs_metrics.readers.base import Families, ReadContext, Reader
+from souvenirs_metrics.run import CollectionRun
 from souvenirs_metrics.upkeep import Upkeep
 from tests import servers
 from tests.people import User, ours, site, with_databases
@@ -456,6 +457,8 @@ PREVIOUS = {"souvenirs_previous_calendar_active_users"}
 ACCOUNTS = {"souvenirs_registered_users", "souvenirs_activated_users"}
 ALWAYS = {
     "souvenirs_build_info",
+    "souvenirs_collection_part_success",
+    "souvenirs_collection_part_duration_seconds",
     "souvenirs_collection_duration_seconds",
     "souvenirs_collection_timestamp_seconds",
     "souvenirs_up",
@@ -490,6 +493,9 @@ def test_collect__leaves_out_a_part_that_fails(
             samples = collect()
     assert names(samples) == (ACTIVITY | LAG | PREVIOUS | ACCOUNTS | ALWAYS) - lost
     assert samples["souvenirs_up", ""] == 0
+    success = of(samples, "souvenirs_collection_part_success")
+    assert success == {name: name != part for name in success}
+    assert part in success
     [line] = caplog.records
     assert (line.name, line.levelno) == ("souvenirs_metrics", logging.ERROR)
     assert line.getMessage().startswith(f"Left {part} out of the metrics: ")
@@ -544,6 +550,70 @@ def test_collect__with_a_window_that_is_none(caplog: pytest.LogCaptureFixture) -
     assert samples["souvenirs_up", ""] == 0
     [line] = caplog.records
     assert "'soon' is no duration" in line.getMessage()
+
+
+class Waiting(Reader):
+    """Takes all the time that there is, if it `is_slow`."""
+
+    def __init__(self, name: str, is_slow: bool = False) -> None:
+        self.name, self.is_slow = name, is_slow  # type: ignore[misc]
+
+    def read(self, now: float, context: ReadContext) -> Families:
+        with context(ours().alias):
+            while self.is_slow:
+                with ours().cursor() as cursor:
+                    cursor.execute("SELECT 1")
+                time.sleep(0.01)
+        return [Metric(self.name, "Of the test.", "gauge")]
+
+
+def parts_of(families: dict[str, Metric], name: str) -> dict[str, float]:
+    samples = families[f"souvenirs_collection_part_{name}"].samples
+    return {sample.labels["part"]: sample.value for sample in samples}
+
+
+@with_databases
+def test_collect__a_slow_part_costs_the_others_one_collection_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("souvenirs_metrics.collector.MIN_COLLECTION_SECONDS", 0.1)
+    parts = [Waiting("first"), Waiting("slow", is_slow=True), Waiting("last")]
+    collector = SouvenirsCollector(lambda: parts)
+
+    def success() -> tuple[dict[str, float], dict[str, Metric]]:
+        families = families_within(collector, 0.5)
+        assert set(families) >= {n for n, s in parts_of(families, "success").items() if s}
+        assert not is_complete(families)
+        return parts_of(families, "success"), families
+
+    found, families = success()
+    assert found == {"first": 1, "slow": 0, "last": 0}
+    seconds = parts_of(families, "duration_seconds")
+    assert (
+        seconds["last"]
+        < 0.1
+        < seconds["slow"]
+        < families["souvenirs_collection_duration_seconds"].samples[0].value
+    )
+    for _ in range(2):
+        assert success()[0] == {"first": 1, "slow": 0, "last": 1}
+    parts[1].is_slow = False
+    families = families_within(collector, 30)
+    assert is_complete(families)
+    assert [name for name in families if name in {"first", "slow", "last"}] == [
+        "first", "slow", "last",
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_upkeep")
+def test_collect__tells_how_long_a_part_has_taken_that_still_runs() -> None:
+    slow, last = Slow(), Waiting("last")
+    collector = SouvenirsCollector(lambda: [slow, last])
+    families = families_within(collector, 0.2)
+    seconds = parts_of(families, "duration_seconds")
+    assert seconds["last"] == 0 < 0.1 < seconds["slow"]
+    assert parts_of(families, "success") == {"slow": 0, "last": 0}
+    slow.may_end.set()
 
 
 # Where it reads
@@ -602,6 +672,22 @@ def no_upkeep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Upkeep, "run", lambda self, deadline: None)
 
 
+class Asked(SouvenirsCollector):
+    """Knows how many scrapes have got a collection to wait for."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.asked: list[CollectionRun] = []
+
+    def _current(self, seconds: float) -> CollectionRun:
+        current = super()._current(seconds)
+        self.asked.append(current)
+        return current
+
+    def wait_until_asked(self, times: int) -> None:
+        servers.wait_until(lambda: len(self.asked) == times)
+
+
 def families_of(collector: SouvenirsCollector) -> list[Metric]:
     return list(collector.collect())
 
@@ -609,12 +695,12 @@ def families_of(collector: SouvenirsCollector) -> list[Metric]:
 @pytest.mark.usefixtures("no_upkeep")
 def test_collect__who_asks_while_it_runs_gets_its_result() -> None:
     slow = Slow()
-    collector = SouvenirsCollector(lambda: [slow])
+    collector = Asked(lambda: [slow])
     with ThreadPoolExecutor(20) as pool:
         first = pool.submit(families_of, collector)
         assert slow.begun.wait(30)
         others = [pool.submit(families_of, collector) for _ in range(19)]
-        time.sleep(0.2)  # so that they have asked
+        collector.wait_until_asked(20)
         slow.may_end.set()
         assert all(other.result(30)[0] is first.result()[0] for other in others)
     assert slow.times == 1
@@ -651,11 +737,11 @@ def is_complete(families: dict[str, Metric]) -> bool:
 @pytest.mark.usefixtures("no_upkeep")
 def test_collect__a_scraper_with_no_time_cuts_nothing_that_others_share() -> None:
     slow = Slow()
-    collector = SouvenirsCollector(lambda: [slow])
+    collector = Asked(lambda: [slow])
     assert "times" not in families_within(collector, 0.000001)
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(families_within, collector, 30)
-        time.sleep(0.2)  # so that it has asked
+        collector.wait_until_asked(2)
         slow.may_end.set()
         assert is_complete(other.result(30))
 

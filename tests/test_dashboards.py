@@ -29,6 +29,7 @@ from souvenirs import periods
 from souvenirs_metrics import families
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.instruments import RECORDS
+from souvenirs_metrics.readers import load_readers
 from tests import servers
 
 pytestmark = pytest.mark.own_site
@@ -203,6 +204,7 @@ ALERTS = (
     ("SouvenirsAbsent", "", 20.1, 20.0),
     ("SouvenirsRollupLag", 'job="learn"', 0.1, 0.0),
 )
+PARTS = [reader.name for reader in load_readers()]
 Figures = Iterator[tuple[str, str, float]]
 
 
@@ -240,6 +242,10 @@ def site_figures(name: str, now: int) -> Iterator[tuple[int, Figures]]:
             ("souvenirs_collection_duration_seconds", "", chance.lognormvariate(-3, 0.4)),
             ("souvenirs_collection_timestamp_seconds", "", t - 1),
             ("souvenirs_up", "", float(not 12 < (now - t) / DAY < 12.2)),
+            *(("souvenirs_collection_part_success", f'part="{part}"',
+               float(part != "accounts" or not 12 < (now - t) / DAY < 12.2)) for part in PARTS),
+            *(("souvenirs_collection_part_duration_seconds", f'part="{part}"',
+               chance.lognormvariate(-5, 0.4)) for part in PARTS),
         ])  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -10,14 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from souvenirs.conf import conf as souvenirs_conf
 from souvenirs.control import souvenez
 from souvenirs.history import counting, progress, pruning
+from souvenirs.history.accounts import has_date_joined
 from souvenirs.models import LastSeen, Souvenir
-from souvenirs.periods import BUCKET, bucket_containing
-from souvenirs_metrics import prometheus_history
+from souvenirs.periods import BUCKET, NAMES, bucket_containing, calendar_period
+from souvenirs.timestamps import to_site
+from souvenirs_metrics import prometheus_history, replay
 from souvenirs_metrics.conf import conf
 from tests.history import DAY, HOUR, MINUTE, at, clear, people, record, roll_up, to_when, unix
-from tests.people import ours, with_databases
+from tests.people import User, ours, with_databases
+from tests.test_closed_periods import Samples
+from tests.test_closed_periods import brute as brute_closed
 
 pytestmark = with_databases
 
@@ -25,16 +32,47 @@ T = unix(2024, 5, 14)
 WINDOWS = {"1h": HOUR, "90m": 90 * MINUTE, "1d": DAY}
 
 
-def values(instants: range, **labels: str) -> dict[tuple[str, int], float]:
-    """What is written, by window and instant, as the reference implementation reads it."""
+FAMILIES = [
+    ("souvenirs_active_users", "gauge"),
+    ("souvenirs_calendar_active_users", "gauge"),
+    ("souvenirs_last_seen_timestamp_seconds", "gauge"),
+    ("souvenirs_calendar_period_start_timestamp_seconds", "gauge"),
+    ("souvenirs_previous_calendar_active_users", "gauge"),
+    ("souvenirs_registered_users", "gauge"),
+    ("souvenirs_activated_users", "gauge"),
+    ("souvenirs_previous_calendar_growth_users", "gauge"),
+    ("souvenirs_retention_cohort_users", "gauge"),
+    ("souvenirs_retention_retained_users", "gauge"),
+    ("souvenirs_active_days", "gaugehistogram"),
+]
+
+
+def written(instants: range, **labels: str) -> dict[int, Samples]:
+    """What is written, by instant, as the reference implementation reads it."""
     text = "".join(prometheus_history.openmetrics(instants, labels))
     families = list(text_string_to_metric_families(text))
-    assert [(family.name, family.type) for family in families] == [
-        ("souvenirs_active_users", "gauge")
-    ]
-    for sample in families[0].samples:
-        assert sample.labels == {**labels, "window": sample.labels["window"]}
-    return {(s.labels["window"], int(float(s.timestamp))): s.value for s in families[0].samples}
+    assert [(family.name, family.type) for family in families] == FAMILIES
+    found: dict[int, Samples] = defaultdict(dict)
+    for sample in (sample for family in families for sample in family.samples):
+        own = {name: value for name, value in sample.labels.items() if name not in labels}
+        assert sample.labels == {**own, **labels}
+        key = (
+            sample.name.removeprefix("souvenirs_"),
+            own.pop("period", ""),
+            "".join(own.values()),
+        )
+        found[int(float(sample.timestamp))][key] = sample.value
+    return found
+
+
+def values(instants: range, **labels: str) -> dict[tuple[str, int], float]:
+    """The windows."""
+    return {
+        (label, t): value
+        for t, samples in written(instants, **labels).items()
+        for (name, _, label), value in samples.items()
+        if name == "active_users"
+    }
 
 
 def brute(
@@ -51,6 +89,32 @@ def brute(
                 expected[name, instant] = len({who for who, t in facts if start <= t < end})
     return expected
 
+
+def brute_to_date(
+    facts: list[tuple[Any, float]], instant: int, limit: int, first: float
+) -> dict[str, int]:
+    """Likewise the users since each calendar period began. Midnights are bounds of slots too."""
+    starts = {name: calendar_period(name, instant, souvenirs_conf.zone).start for name in NAMES}
+    end = max(instant // limit * limit, starts["day"]) if limit else instant
+    return {
+        name: len({who for who, t in facts if start <= t < end})
+        for name, start in starts.items()
+        if first <= start
+    }
+
+
+def of(samples: Samples, name: str) -> dict[str, float]:
+    return {p or label: v for (metric, p, label), v in samples.items() if metric == name}
+
+
+CLOSED = {
+    "previous_calendar_growth_users",
+    "retention_cohort_users",
+    "retention_retained_users",
+    "active_days_bucket",
+    "active_days_gcount",
+    "active_days_gsum",
+}
 
 moments = st.integers(T, T + 2 * DAY) | st.integers(0, 2 * 24 * 4).map(lambda n: T + n * BUCKET)
 activity = st.lists(st.tuples(st.integers(0, 4), moments), max_size=20)
@@ -108,8 +172,18 @@ def test_openmetrics__is_who_was_active(
                 for who, t in before + after
             ]
             instants = range(-(-start // step) * step, T + 60 * HOUR, step)
-            expected = {} if first is None else brute(facts, instants, limit, first)
-            assert values(instants) == expected
+            found = written(instants)
+            windows = {} if first is None else brute(facts, instants, limit, first)
+            for instant in instants if first is not None else ():
+                samples = found[instant]
+                of_windows = {w: windows[w, instant] for w in WINDOWS if (w, instant) in windows}
+                assert of(samples, "active_users") == of_windows
+                assert first is not None
+                to_date = brute_to_date(facts, instant, limit, first)
+                assert of(samples, "calendar_active_users") == to_date
+                if instant % HOUR == 0:
+                    closed = brute_closed(facts, set(), instant)
+                    assert {k: v for k, v in samples.items() if k[0] in CLOSED} == closed
         finally:
             for user in users:
                 if user.pk is not None:
@@ -157,23 +231,64 @@ def test_openmetrics__escapes_labels() -> None:
     assert values(instants, job=awkward, instance="a:1") == {("1h", T + HOUR): 1}
 
 
+@override_settings(SOUVENIRS_METRICS_WINDOWS=["1h", "1d"])
 def test_openmetrics__writes_series_by_series_in_the_order_of_time() -> None:
     [user] = people(1)
     record(user, T)
-    lines = "".join(
-        prometheus_history.openmetrics(range(T + DAY, T + DAY + 900, 300), {"job": "a"})
-    )
-    assert lines == (
+    instants = range(T + DAY + 1500, T + DAY + 4500, 1500)
+    lines = "".join(prometheus_history.openmetrics(instants, {"job": "a"}))
+    begin = lines[: lines.index("# HELP souvenirs_calendar_active_users")]
+    assert begin == (
         "# HELP souvenirs_active_users Users seen in the rolling window that ends now.\n"
         "# TYPE souvenirs_active_users gauge\n"
-        f'souvenirs_active_users{{job="a",window="1h"}} 0 {T + DAY}\n'
-        f'souvenirs_active_users{{job="a",window="1h"}} 0 {T + DAY + 300}\n'
-        f'souvenirs_active_users{{job="a",window="1h"}} 0 {T + DAY + 600}\n'
-        f'souvenirs_active_users{{job="a",window="1d"}} 1 {T + DAY}\n'
-        f'souvenirs_active_users{{job="a",window="1d"}} 1 {T + DAY + 300}\n'
-        f'souvenirs_active_users{{job="a",window="1d"}} 1 {T + DAY + 600}\n'
-        "# EOF\n"
+        f'souvenirs_active_users{{job="a",window="1h"}} 0 {T + DAY + 1500}\n'
+        f'souvenirs_active_users{{job="a",window="1h"}} 0 {T + DAY + 3000}\n'
+        f'souvenirs_active_users{{job="a",window="1d"}} 1 {T + DAY + 1500}\n'
+        f'souvenirs_active_users{{job="a",window="1d"}} 1 {T + DAY + 3000}\n'
     )
+    assert lines.endswith("# EOF\n")
+
+
+def test_openmetrics__writes_closed_periods_once_an_hour_instant_by_instant() -> None:
+    [user] = people(1)
+    record(user, *range(T, T + 28 * DAY, 2 * DAY))
+    roll_up(T + 28 * DAY)
+    found = written(range(T + 28 * DAY - 300, T + 28 * DAY + 2 * HOUR, 300))
+    of_days = {t: of(samples, "active_days_bucket") for t, samples in found.items()}
+    full = {**dict.fromkeys(["1.0", "2.0", "3.0", "5.0", "7.0", "10.0"], 0)}
+    full |= dict.fromkeys(["14.0", "21.0", "28.0", "+Inf"], 1)
+    assert {t: counts for t, counts in of_days.items() if counts} == {
+        T + 28 * DAY: full,
+        T + 28 * DAY + HOUR: full,
+    }
+
+
+def test_openmetrics__writes_accounts_as_they_were_at_midnight() -> None:
+    ada, bob, eve = people(3)
+    record(ada, T)
+    if not has_date_joined():
+        assert all(not of(s, "registered_users") for s in written(range(T, T + DAY, HOUR)).values())
+        return
+    for user, joined in ((ada, T - DAY), (bob, T + HOUR), (eve, T + 26 * HOUR)):
+        User.objects.filter(pk=user.pk).update(date_joined=to_site(to_when(joined)))
+    found = written(range(T + DAY - HOUR, T + 2 * DAY + HOUR, HOUR))
+    with_zone = calendar_period("day", T, souvenirs_conf.zone).end
+    assert of(found[T + DAY - HOUR], "registered_users") == {"": 1 + (with_zone <= T + DAY - HOUR)}
+    assert of(found[T + DAY], "registered_users") == {"": 2}
+    assert of(found[T + 2 * DAY], "registered_users") == {"": 3}
+    assert of(found[T + 2 * DAY], "activated_users") == {"": 3}
+
+
+def test_openmetrics__last_seen_is_to_the_slot() -> None:
+    [user] = people(1)
+    record(user, T + HOUR + 70, T + 3 * HOUR)
+    found = written(range(T + HOUR, T + 5 * HOUR, 1800))
+    assert {t - T: of(s, "last_seen_timestamp_seconds").get("") for t, s in found.items()} == {
+        HOUR: None,
+        HOUR + 1800: None,
+        **dict.fromkeys(range(2 * HOUR, 4 * HOUR, 1800), T + 2 * HOUR),
+        **dict.fromkeys(range(4 * HOUR, 5 * HOUR, 1800), T + 4 * HOUR),
+    }
 
 
 def test_openmetrics__without_souvenirs_has_no_samples() -> None:
@@ -190,8 +305,9 @@ def test_openmetrics__reads_each_day_in_nine_queries_at_most() -> None:
     with CaptureQueriesContext(ours()) as captured:
         assert values(instants)["7d", T + 9 * DAY] == 3
     selects = [query["sql"] for query in captured if query["sql"].startswith("SELECT")]
-    assert len(selects) <= 9 * days
-    assert not any("souvenirs_lastseen" in sql for sql in selects)  # all of it is rolled up
+    assert len(selects) <= 9 * days + 20
+    rows = [sql for sql in selects if re.search('"?when"? >=', sql.replace("`", '"'))]
+    assert not any("souvenirs_lastseen" in sql for sql in rows)  # all of it is rolled up
 
 
 @pytest.mark.own_site
@@ -212,7 +328,7 @@ def test_openmetrics__reads_each_day_in_nine_queries_at_most() -> None:
     ],
 )
 def test_block_size__is_made_of_slots(step: int, limit: float, size: float) -> None:
-    assert prometheus_history.block_size(step, WINDOWS.values(), limit) == size
+    assert replay.block_size(step, WINDOWS.values(), limit) == size
 
 
 @pytest.mark.own_site
@@ -220,12 +336,18 @@ def test_block_size__is_made_of_slots(step: int, limit: float, size: float) -> N
     blocks=st.lists(st.sets(st.integers(0, 6)), max_size=40),
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=4),
 )
-def test_count_windows__counts_the_users_of_the_last_blocks(
+def test_count_since__counts_the_users_from_a_block_on(
     blocks: list[set[int]], lengths: list[int]
 ) -> None:
+    wanted = [[max(0, n - length) for length in lengths] for n in range(len(blocks) + 1)]
     expected = [
-        [len(set().union(*blocks[max(0, n - length) : n])) for length in lengths]
-        for n in range(1, len(blocks) + 1)
+        {first: len(set().union(*blocks[first:n])) for first in firsts}
+        for n, firsts in enumerate(wanted)
     ]
-    given = (prometheus_history.Block(list(users), []) for users in blocks)
-    assert list(prometheus_history.count_windows(given, lengths)) == expected
+    given = (replay.Block(list(users), []) for users in blocks)
+    found = list(replay.count_since(given, wanted))
+    assert [counts.since for counts in found] == expected
+    assert [counts.newest for counts in found] == [
+        max((n for n, users in enumerate(blocks[:end]) if users), default=None)
+        for end in range(len(blocks) + 1)
+    ]

@@ -15,7 +15,7 @@ from prometheus_client import Metric
 from souvenirs_metrics import families, readers
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.conf import conf
-from souvenirs_metrics.families import Gauge, Info
+from souvenirs_metrics.families import Gauge, GaugeHistogram, Info
 from souvenirs_metrics.readers import load_readers
 
 in_transaction = pytest.mark.django_db(databases=list(settings.DATABASES))
@@ -49,6 +49,7 @@ def test_a_module_in_the_package__is_a_subject_of_the_page(moon: None) -> None:
     collector = SouvenirsCollector()
     assert [reader.name for reader in load_readers()] == [
         "recording", "build", "active_users", "rollup_lag", "moon", "previous_periods", "accounts",
+        "growth", "retention", "active_days",
     ]  # fmt: skip
     collected: dict[str, Metric] = {family.name: family for family in collector.collect()}
     assert collected["souvenirs_moon"].samples[0].value == 7
@@ -83,6 +84,7 @@ def test_readers__have_names_and_places_of_their_own() -> None:
 
 
 def test_families__of_the_contract_are_read_once_each() -> None:
-    contract = [value for value in vars(families).values() if isinstance(value, (Gauge, Info))]
+    kinds = (Gauge, GaugeHistogram, Info)
+    contract = [value for value in vars(families).values() if isinstance(value, kinds)]
     read = SouvenirsCollector().families
     assert sorted(f.name for f in read) == sorted(f.name for f in contract)

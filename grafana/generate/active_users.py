@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana.generate.frame import alerts_firing, dashboard, figures_age, row
+from grafana.generate.frame import alerts_firing, dashboard, figures_age, parts_read, row
 from grafana.generate.panels import (
     LAST_MIN_MAX,
     WEEK,
@@ -173,7 +173,7 @@ def active_users() -> Json:
                 unit="short",
                 custom={"fillOpacity": 0},
             ),
-            row("Alerts"),
+            row("Alerts and gaps"),
             timeline(
                 "Alerts over time",
                 "When each of the Souvenirs alerts fired.",
@@ -190,5 +190,6 @@ def active_users() -> Json:
                     **mapping(_1=("Firing", "red")),
                 },
             ),
+            parts_read((24, 7), by="job, part"),
         ],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana.generate.frame import alerts_firing, dashboard, figures_age, row
+from grafana.generate.frame import alerts_firing, dashboard, figures_age, parts_read, row
 from grafana.generate.panels import (
     LAST_MEAN_MAX,
     fixed,
@@ -33,6 +33,7 @@ def exporter() -> Json:
     scraped = select("up", suffix="[$__rate_interval]")
     complete = select("souvenirs_up", suffix="[$__rate_interval]")
     slowest = select(duration, suffix="[$__rate_interval]")
+    part = select("souvenirs_collection_part_duration_seconds", suffix="[$__rate_interval]")
     return dashboard(
         "souvenirs-exporter",
         "Souvenirs exporter",
@@ -116,6 +117,17 @@ def exporter() -> Json:
                 targets(
                     (age("souvenirs_collection_timestamp_seconds", by=per_instance), instances)
                 ),
+                size=(12, 9),
+                unit="s",
+                custom={"lineWidth": 1},
+                calcs=LAST_MEAN_MAX,
+            ),
+            parts_read((12, 9), by="job, instance, part"),
+            timeseries(
+                "Collection time by part",
+                "How long the slowest reading of each part took in each step of the graph. A part"
+                " that is cut off took all the time that was left.",
+                targets((f"max by (job, part) (max_over_time({part}))", "{{job}} {{part}}")),
                 size=(12, 9),
                 unit="s",
                 custom={"lineWidth": 1},

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from grafana.generate.panels import stat, steps
-from grafana.generate.queries import ALERTS, ALERTS_OVER_TIME, DATASOURCE, Json, age, now
+from grafana.generate.panels import mapping, stat, steps, timeline
+from grafana.generate.queries import (
+    ALERTS,
+    ALERTS_OVER_TIME,
+    DATASOURCE,
+    Json,
+    age,
+    now,
+    select,
+    targets,
+)
 
 COLUMNS = 24
 
@@ -135,5 +144,21 @@ def figures_age(size: tuple[int, int]) -> Json:
             "noValue": "Not scraped",
             "decimals": 0,
             **steps((None, "green"), (300, "orange"), (900, "red")),
+        },
+    )
+
+
+def parts_read(size: tuple[int, int], by: str) -> Json:
+    success = select("souvenirs_collection_part_success", suffix="[$__rate_interval]")
+    legend = " ".join(f"{{{{{label}}}}}" for label in by.split(", "))
+    return timeline(
+        "Parts of the figures",
+        "Whether each part of the figures could be read. Graphs have a gap where their part could"
+        " not; the log of the site or of the exporter has the cause.",
+        targets((f"max by ({by}) (min_over_time({success}))", legend)),
+        size=size,
+        defaults={
+            **steps((None, "red"), (1, "green")),
+            **mapping(_0=("Not read", "red"), _1=("Read", "green")),
         },
     )

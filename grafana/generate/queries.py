@@ -6,6 +6,7 @@ job of Prometheus. Panels need none of our recording rules.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 Json = dict[str, Any]
@@ -17,6 +18,13 @@ ALERTS = 'ALERTS{alertname=~"Souvenirs.+", alertstate="firing", job=~"$job|"}'
 ALERTS_OVER_TIME = f"max by (alertname, job) (max_over_time({ALERTS}[$__rate_interval]))"
 
 
+# They change once a day at most, and souvenirs_history writes them once an hour
+SELDOM = re.compile(
+    "souvenirs_(previous_calendar|retention|active_days)_.+|souvenirs_(registered|activated)_users"
+    "|souvenirs_calendar_period_start_timestamp_seconds"
+)
+
+
 def select(name: str, *matchers: str, suffix: str = "") -> str:
     """A metric of the chosen jobs; `suffix` is a range or an offset."""
     labels = ", ".join(['job=~"$job"', *matchers])
@@ -25,6 +33,8 @@ def select(name: str, *matchers: str, suffix: str = "") -> str:
 
 def figure(name: str, *matchers: str, by: str = "job", suffix: str = "") -> str:
     """A gauge of the chosen jobs, once for all replicas."""
+    if SELDOM.fullmatch(name):
+        return f"max by ({by}) (last_over_time({select(name, *matchers, suffix=f'[1h]{suffix}')}))"
     return f"max by ({by}) ({select(name, *matchers, suffix=suffix)})"
 
 

@@ -16,8 +16,8 @@ from django.urls import URLPattern, path
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_safe
 
+import souvenirs.admin.tables as tables
 from souvenirs import moment, reports, scopes
-from souvenirs.admin import tables
 from souvenirs.history import counting
 from souvenirs.isolation import repeatable_read
 from souvenirs.models import Souvenir

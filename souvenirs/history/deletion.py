@@ -8,12 +8,12 @@ from itertools import islice
 from typing import Any
 
 from django.db import router, transaction
-from django.db.models import F, QuerySet
+from django.db.models import QuerySet
 
 from souvenirs import databases, scopes, timestamps
 from souvenirs.history import marks
 from souvenirs.lastseen import get_store, table
-from souvenirs.models import LastSeen, Souvenir, Watermark
+from souvenirs.models import LastSeen, Souvenir, UserDeletion, Watermark
 from souvenirs.periods import bucket_containing
 
 BATCH_SIZE = 500  # users
@@ -26,8 +26,8 @@ def keep_history(user_pks: Sequence[Any], using: str) -> None:
     Nothing is locked but their souvenirs, so people who delete users do not wait for each other.
     Marks may say again what a Rollup already knows.
     """
-    if databases.must_write_first(using):
-        Watermark.objects.using(using).update(rolled_up=F("rolled_up"))
+    # First, so that SQLite waits for its turn before it reads anything
+    UserDeletion.objects.using(using).create()
     if databases.locks_beyond_keys(using):
         for batch in _batches(user_pks):
             _lock(Souvenir.objects.using(using).filter(user_id__in=batch), using)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -9,10 +10,11 @@ from typing import NamedTuple
 from django.db import connections, transaction
 from django.db.models import F
 
-from souvenirs.databases import set_isolation_level
-from souvenirs.history.marks import GRACE_SECONDS, oldest_mark
+from souvenirs import timestamps
+from souvenirs.databases import delete_rows, set_isolation_level
+from souvenirs.history.marks import GRACE_SECONDS, MARKS_PER_TRANSACTION, oldest_mark
 from souvenirs.history.rows import first_day_with_rows
-from souvenirs.models import Watermark
+from souvenirs.models import Souvenir, UserDeletion, Watermark
 from souvenirs.periods import BUCKET, EARLIEST, bucket_containing
 
 
@@ -26,25 +28,42 @@ def watermark(using: str) -> Watermark:
 
 
 class Revision(NamedTuple):
-    """What was known of closed history. It differs after each transaction that changed that.
+    """It differs after each transaction that changed what is known of the history before a time.
 
-    changed: how many transactions that hold the lock changed it.
-    dirty, newest_dirty: how many buckets of it are marked as dirty, and the newest mark's key.
-    deletions: how many transactions deleted users.
+    raised: see Watermark.revision.
+    dirty, newest_dirty: how many marks of souvenirs that came late there are, and the newest's key.
+    deletions: how many transactions have deleted users.
+    last_rows: how many souvenirs the last bucket has, until it is rolled up: for a moment some
+        come without a mark.
     """
 
-    changed: int
+    raised: int
     dirty: int
     newest_dirty: int
     deletions: int
+    last_rows: int
 
 
 def revision(until: float, using: str) -> Revision:
-    """The revision of the history before `until` (unix seconds), a time that is over and at which
-    a day of the site's time zone begins. One query."""
-    # So that whoever builds on it can begin; see the branch's next commits
-    mark = watermark(using)
-    return Revision(mark.rolled_up, 0, 0, 0)
+    """The revision of the history before `until` (unix seconds), which is at most the beginning of
+    the current day. One query; two until the last bucket is rolled up."""
+    dirty = "FROM souvenirs_dirtybucket WHERE bucket < %s"
+    with connections[using].cursor() as cursor:
+        cursor.execute(
+            "SELECT (SELECT MAX(rolled_up) FROM souvenirs_watermark),"  # noqa: S608
+            " (SELECT MAX(revision) FROM souvenirs_watermark),"
+            f" (SELECT COUNT(*) {dirty}), (SELECT MAX(id) {dirty}),"
+            " (SELECT MAX(deletions) FROM souvenirs_watermark),"
+            " (SELECT COUNT(*) FROM souvenirs_userdeletion)",
+            [until, until],
+        )
+        numbers = [0 if number is None else number for number in cursor.fetchone() or ()]
+    rolled_up, raised, marks, newest, counted, uncounted = numbers
+    last_rows = 0
+    if rolled_up < until:
+        bounds = (timestamps.to_datetime(t) for t in (until - BUCKET, until))
+        last_rows = Souvenir.objects.using(using).between(*bounds).count()
+    return Revision(raised, marks, newest, counted + uncounted, last_rows)
 
 
 def due_until(now: float) -> int:
@@ -66,7 +85,7 @@ def lag(now: float, using: str) -> float:
 
 @contextmanager
 def rollup_lock(using: str, wait: bool = True) -> Iterator[Watermark]:
-    """Hold the lock on all Rollups for one transaction, and yield the Watermark.
+    """Hold the lock on all Rollups for one transaction. Raise the revision, and yield the Watermark.
 
     wait: if False, raise LockNotAcquired if another process holds it (on databases with SKIP
         LOCKED; the others wait).
@@ -82,10 +101,20 @@ def rollup_lock(using: str, wait: bool = True) -> Iterator[Watermark]:
         if not wait and can_skip and not rows.select_for_update(skip_locked=True):
             raise LockNotAcquired
         # A write comes first, so that SQLite waits for its turn before it reads anything
-        if not rows.update(rolled_up=F("rolled_up")):
+        if not rows.update(revision=F("revision") + 1):
             ensure_watermark(using)
-            rows.update(rolled_up=F("rolled_up"))
+            rows.update(revision=F("revision") + 1)
         yield rows.get()
+
+
+def count_deletions(mark: Watermark, using: str) -> None:
+    """Add the deletions of users that were not counted yet to the Watermark, which the caller has
+    locked, and saves."""
+    rows = UserDeletion.objects.using(using)
+    keys = list(rows.values_list("pk", flat=True)[:MARKS_PER_TRANSACTION])
+    if keys:
+        delete_rows(UserDeletion, keys, using)
+        mark.deletions += len(keys)
 
 
 def ensure_watermark(using: str) -> None:
@@ -94,4 +123,5 @@ def ensure_watermark(using: str) -> None:
 
 
 def _initial() -> Watermark:
-    return Watermark(pk=1, rolled_up=EARLIEST, pruned=EARLIEST)
+    # The revision is not one of before, if the table was emptied
+    return Watermark(pk=1, rolled_up=EARLIEST, pruned=EARLIEST, revision=int(time.time()))

@@ -7,7 +7,13 @@ from collections.abc import Callable
 
 from souvenirs.conf import conf
 from souvenirs.history.marks import oldest_mark, pop_marks
-from souvenirs.history.progress import due_until, ensure_watermark, rollup_lock, watermark
+from souvenirs.history.progress import (
+    count_deletions,
+    due_until,
+    ensure_watermark,
+    rollup_lock,
+    watermark,
+)
 from souvenirs.history.rollups import (
     PERIODS,
     build_period_rollup,
@@ -40,7 +46,8 @@ def roll_up_buckets(
 
 def _roll_up_new(limit: int | None, using: str) -> Interval | None:
     """Roll up the next buckets that are due, up to `limit` and a day's end. None: nothing is."""
-    due = due_until(time.time())
+    now = time.time()
+    due = due_until(now)
     rolled_up = watermark(using).rolled_up
     if rolled_up == due or (rolled_up == EARLIEST and first_day_with_rows(due, using) is None):
         return None
@@ -63,6 +70,9 @@ def _roll_up_new(limit: int | None, using: str) -> Interval | None:
                 end = min(end, start + limit * BUCKET)
             _, deleted = pop_marks(Interval(start, end), using)
             merge_into_rollups(read_members(range(start, end, BUCKET), deleted, using), using)
+        if start >= calendar_period("day", now, conf.zone).start:
+            mark.revision -= 1  # only of a day that is not over
+        count_deletions(mark, using)
         mark.rolled_up = end
         mark.save(using=using)
         _build_periods(end - 1, end, using)

@@ -62,10 +62,12 @@ class LastSeenStore(ABC):
 
     keeps_scopes_apart: whether users with the same key in two scopes (see scopes) are two users. If
         not, scoped sites cannot use the store.
+    updates_table: whether the table has the updates in between as well.
     """
 
     name: str
     keeps_scopes_apart = False
+    updates_table = False
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         if params:

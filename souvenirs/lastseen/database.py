@@ -29,6 +29,7 @@ class DatabaseStore(LastSeenStore):
 
     name = "database"
     keeps_scopes_apart = True
+    updates_table = True
 
     def touch(self, update: LastSeenUpdate) -> None:
         table.touch(update)

@@ -48,6 +48,7 @@ class RedisStore(LastSeenStore):
     def __init__(self, params: Mapping[str, Any]) -> None:
         """Raises ValueError for options that do not go together, TypeError for unknown ones."""
         make_client, prefix, self.with_table = parse_params(**params)
+        self.updates_table = self.with_table
         self.shards = Shards(make_client, prefix)
         self.table = DatabaseStore({})
         self.breaker = Breaker("The Redis of last-seen times")

@@ -72,6 +72,19 @@ class Migration(migrations.Migration):
                 ),
                 ("rolled_up", models.BigIntegerField()),
                 ("pruned", models.BigIntegerField()),
+                ("revision", models.BigIntegerField(default=0)),
+                ("deletions", models.BigIntegerField(default=0)),
+            ],
+        ),
+        migrations.CreateModel(
+            name="UserDeletion",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(

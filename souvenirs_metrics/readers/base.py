@@ -8,7 +8,7 @@ from typing import ClassVar
 from prometheus_client import Metric
 
 from souvenirs.lastseen.base import ReadContext
-from souvenirs_metrics.families import Gauge, Info
+from souvenirs_metrics.families import Family
 
 __all__ = ["Families", "PartialRead", "ReadContext", "Reader"]
 
@@ -21,15 +21,16 @@ class Reader(ABC):
     The collector handles its deadline, its failures and the log; so `read` raises whatever goes
     wrong. What an instance keeps, it keeps between the collections of one process.
 
-    name: what the log calls it.
+    name: what the log calls it, and the label of its part of the collection in metrics.
     order: readers are read, and shown on the page, from the lowest to the highest. It should rise
-        with the cost: what comes after a reader that takes too long is left out.
+        with the cost: what comes after a reader that takes too long is left out, until that one is
+        read last (see run.CollectionRun).
     families: everything that `read` may return.
     """
 
     name: ClassVar[str]
     order: ClassVar[int]
-    families: ClassVar[tuple[Gauge | Info, ...]]
+    families: ClassVar[tuple[Family, ...]]
 
     @abstractmethod
     def read(self, now: float, context: ReadContext) -> Families:

@@ -7,10 +7,7 @@ from souvenirs.models import Souvenir
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import PREVIOUS_CALENDAR_ACTIVE_USERS
 from souvenirs_metrics.readers.base import Families, ReadContext, Reader
-
-# Quarters of an hour whose rows may be read for one period: yesterday's figure must be there at
-# midnight, before its last quarters are rolled up
-BUCKETS_OF_ROWS = 8
+from souvenirs_metrics.readers.closed_periods import BUCKETS_OF_ROWS
 
 
 class PreviousPeriods(Reader):

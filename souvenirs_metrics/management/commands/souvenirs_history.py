@@ -1,4 +1,4 @@
-"""Writes the active users of the past for Prometheus."""
+"""Writes the gauges of the past for Prometheus."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from souvenirs.management.options import duration, show, to_moment
 from souvenirs.management.progress import Progress
 from souvenirs.models import Souvenir
 from souvenirs_metrics.conf import conf
-from souvenirs_metrics.families import ACTIVE_USERS
+from souvenirs_metrics.families import ACTIVE_USERS, GROWTH, RETENTION_COHORT
 from souvenirs_metrics.prometheus_history import openmetrics
 
 STEP = "5m"
@@ -29,6 +29,7 @@ LOOKBACK = 300  # seconds: Prometheus shows a sample for so long
 # Prometheus has the last two to three hours in no block yet. When it starts it drops of these what
 # is older than the end of the newest block
 UNSAVED = 4 * 3600
+OURS = {*ACTIVE_USERS.labels, *GROWTH.labels, *RETENTION_COHORT.labels, "le"}
 
 
 def label(text: str | tuple[str, str]) -> tuple[str, str]:
@@ -40,7 +41,7 @@ def label(text: str | tuple[str, str]) -> tuple[str, str]:
     if match is None:
         raise ArgumentTypeError(f"{text!r} is no name=value; write it like job=souvenirs")
     name, value = match.groups()
-    if name.startswith("__") or name == ACTIVE_USERS.label:
+    if name.startswith("__") or name in OURS:
         raise ArgumentTypeError(
             f"{text!r}: {name} is not to be set; choose another name, such as job or instance"
         )
@@ -49,10 +50,10 @@ def label(text: str | tuple[str, str]) -> tuple[str, str]:
 
 class Command(SouvenirsCommand):
     help = (
-        f"Writes {ACTIVE_USERS.name} at past instants, from the history, as OpenMetrics with"
-        " timestamps: for promtool tsdb create-blocks-from openmetrics. Windows that begin before"
-        " the first record are left out. Dates such as 2010-01-24 or 2010-01-24T22:00+01:00, by"
-        " default in the site's time zone."
+        "Writes what gauges were at past instants, from the history, as OpenMetrics with"
+        " timestamps: for promtool tsdb create-blocks-from openmetrics. Windows and periods that"
+        " begin before the first record are left out. Dates such as 2010-01-24 or"
+        " 2010-01-24T22:00+01:00, by default in the site's time zone."
     )
     requires_system_checks = (checks.TAG,)
 
@@ -109,11 +110,6 @@ class Command(SouvenirsCommand):
         except OSError as error:
             name = options["output"] or "The output"
             raise CommandError(f"{name} cannot be written: {error.strerror}") from None
-        if not samples:
-            raise CommandError(
-                f"There are no values: all windows of these instants begin before {show(first)},"
-                " the first record."
-            )
         if options["output"] and options["verbosity"]:
             self.stdout.write(f"{options['output']} has {samples} samples.")
 

@@ -1,0 +1,190 @@
+"""The last-seen times of the past -> active users since when, at each instant of the past.
+
+The users of a rolling window, or of a period to date, that ended at T are those whose latest
+activity before T lies in it. So one pass over the history, which keeps each user's latest activity,
+yields all windows and periods of all instants.
+
+Time is cut into blocks that the rate limit's slots fill: at multiples of the limit, and at the
+site's midnights. A row says that its user was active in the slot, so counts are exact at the bounds
+of blocks, and are held until the next one; a window that begins inside of a block begins with it.
+Users who have been deleted since count, as in every closed period. They, and pruned souvenirs, are
+known to the quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+from souvenirs import periods
+from souvenirs.conf import conf as souvenirs_conf
+from souvenirs.history.plans import History, Users
+from souvenirs.isolation import repeatable_read
+from souvenirs.periods import BUCKET, Interval, bucket_containing
+from souvenirs_metrics.conf import conf
+from souvenirs_metrics.families import (
+    ACTIVE_USERS,
+    CALENDAR_ACTIVE_USERS,
+    CALENDAR_PERIOD_START,
+    LAST_SEEN,
+)
+from souvenirs_metrics.readers.base import Families
+
+DAY = 86_400
+
+Track = Callable[[Sequence[range]], Iterable[range]]
+
+
+class Block(NamedTuple):
+    """The users active in a stretch of time.
+
+    late: if blocks cut quarters of an hour, the users of each quarter that ends in this block, with
+        the number of the block that the quarter begins in. Users not seen since that block are
+        known to the quarter only.
+    """
+
+    users: list[Any]
+    late: list[tuple[int, list[Any]]]
+
+
+class Counts(NamedTuple):
+    """since: how many users were last active in a block of this number, or a later one.
+    newest: the last block in which anybody was active; None if nobody ever was."""
+
+    since: dict[int, int]
+    newest: int | None
+
+
+def replay(
+    instants: range, recorded: float, using: str, track: Track = iter
+) -> Iterator[tuple[float, Families]]:
+    """What the reader of active users would have found, as of each bound of blocks up to the last
+    instant: pairs of unix seconds and families, in order.
+
+    Windows and periods that begin before `recorded`, when the record begins, are left out: their
+    counts would be too low.
+
+    track: is called with the blocks of each day, and iterated over.
+
+    Memory is bounded by the souvenirs of a day, the number of users, and that of the blocks.
+    """
+    zone = souvenirs_conf.zone
+    windows = conf.windows
+    size = block_size(instants.step, windows.values(), souvenirs_conf.ratelimit_seconds)
+    lengths = {name: math.ceil(seconds / size) for name, seconds in windows.items()}
+    first = instants[0] - (max(lengths.values(), default=0) + 1) * size
+    first = min(first, periods.calendar_period("year", instants[0], zone).start)
+    bounds = cut(bucket_containing(max(first, recorded)), instants[-1], size, zone)
+    numbers = {bound: number for number, bound in enumerate(bounds)}
+    starts: list[dict[str, float]] = []  # at each bound, of the periods
+    wanted: list[dict[tuple[str, str], int]] = []  # at each bound, (label, its value): block
+    for bound in bounds:
+        if not starts or bound == periods.calendar_period("day", bound, zone).start:
+            of_day = {n: periods.calendar_period(n, bound, zone).start for n in periods.NAMES}
+        starts.append(of_day)
+        begins = {("period", name): start for name, start in of_day.items()}
+        number = int(bound // size)
+        if number * size == bound:
+            begins |= {("window", n): (number - length) * size for n, length in lengths.items()}
+        wanted.append({key: numbers[t] for key, t in begins.items() if t >= recorded})
+    blocks = read_blocks(bounds, size, using, track)
+    counted = count_since(blocks, [list(each.values()) for each in wanted])
+    for bound, of_bound, blocks_of, counts in zip(bounds, starts, wanted, counted):
+        values: dict[str, dict[str, int]] = {"window": {}, "period": {}}
+        for (label, value), number in blocks_of.items():
+            values[label][value] = counts.since[number]
+        yield (
+            bound,
+            [
+                ACTIVE_USERS.family(values["window"]),
+                CALENDAR_ACTIVE_USERS.family(values["period"]),
+                CALENDAR_PERIOD_START.family(of_bound),
+                LAST_SEEN.family(None if counts.newest is None else bounds[counts.newest + 1]),
+            ],
+        )
+
+
+def block_size(step: int, windows: Iterable[int], limit: float) -> float:
+    """Seconds of a block: the rate limit, or a multiple of it that still ends at the bounds of each
+    step and window."""
+    common = math.gcd(step, *windows)
+    return limit * max(1, common // limit) if limit else common
+
+
+def cut(start: float, end: float, size: float, zone: ZoneInfo) -> list[float]:
+    """The multiples of `size` and the zone's midnights, from the multiple at or before `start` to
+    `end`, in order."""
+    multiples = [number * size for number in range(int(start // size), int(end // size) + 1)]
+    bounds = set(multiples)
+    midnight = periods.calendar_period("day", multiples[0], zone).end
+    while midnight <= end:
+        bounds.add(midnight)
+        midnight = periods.calendar_period("day", midnight, zone).end
+    return sorted(bounds)
+
+
+def count_since(blocks: Iterable[Block], wanted: Sequence[Sequence[int]]) -> Iterator[Counts]:
+    """The counts since the blocks that are `wanted`: before the first block, and after each."""
+    latest: dict[Any, int] = {}  # block that a user was last active in
+    active: list[int] = []  # users who were last active in a block, by its number
+    newest = None
+    yield Counts(_add_up(active, wanted[0]), newest)
+    for number, (users, late) in enumerate(blocks):
+        if late:
+            unplaced = (u for since, many in late for u in many if latest.get(u, -1) < since)
+            users = list({*users, *unplaced})
+        for block, moved in Counter(map(latest.get, users)).items():
+            if block is not None:
+                active[block] -= moved
+        active.append(len(users))
+        latest.update(dict.fromkeys(users, number))
+        newest = number if users else newest
+        yield Counts(_add_up(active, wanted[number + 1]), newest)
+
+
+def _add_up(active: Sequence[int], numbers: Iterable[int]) -> dict[int, int]:
+    found, total, end = {}, 0, len(active)
+    for number in sorted(set(numbers), reverse=True):
+        total += sum(active[number:end])
+        found[number] = total
+        end = number
+    return found
+
+
+def read_blocks(
+    bounds: Sequence[float], size: float, using: str, track: Track = iter
+) -> Iterator[Block]:
+    """The users of the blocks between these bounds, read by about a day of blocks of `size`."""
+    length = max(1, int(DAY // size))
+    numbers = range(len(bounds) - 1)
+    for day in track([numbers[at : at + length] for at in range(0, len(numbers), length)]):
+        spans = [Interval(bounds[number], bounds[number + 1]) for number in day]
+        quarters: list[Interval] = []
+        if any(end % BUCKET for _, end in spans):  # else no quarter is cut
+            starts = range(
+                bucket_containing(spans[0].start), bucket_containing(spans[-1].end), BUCKET
+            )
+            quarters = [Interval(q, q + BUCKET) for q in starts if q >= bounds[0]]
+        with repeatable_read(using) as is_snapshot:
+            history = History([*spans, *quarters], using, is_snapshot)
+            found = {
+                number: distinct_keys(users)
+                for number, users in history.iter_users(
+                    range(len(history.ranges)), with_members=True
+                )
+            }
+        late: dict[int, list[tuple[int, list[Any]]]] = defaultdict(list)
+        for at, (start, end) in enumerate(quarters, len(spans)):
+            since = bisect_right(bounds, start) - 1
+            late[bisect_left(bounds, end) - 1].append((since, found[at]))
+        for at, number in enumerate(day):
+            yield Block(found[at], late[number])
+
+
+def distinct_keys(users: Users) -> list[Any]:
+    """A value for each user that no other user has."""
+    return [*users.members, *((key,) for key in users.without_ordinal)]
