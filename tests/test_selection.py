@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from souvenirs.periods import NAMES
+from souvenirs.selection import DEFAULT_RECENT, MOST_PERIODS, Selection, SelectionError, select
+
+
+def test_select__without_parameters_is_the_last_year_by_month() -> None:
+    assert select({}) == Selection(period="month", recent=12)
+    assert select({"period": "", "start": "", "end": "", "recent": ""}) == select({})
+
+
+@pytest.mark.parametrize("period", NAMES)
+def test_select__has_a_number_of_periods_for_each_length(period: str) -> None:
+    assert select({"period": period}) == Selection(period=period, recent=DEFAULT_RECENT[period])
+
+
+def test_select__takes_all_periods_from_a_start_on() -> None:
+    given_start = {"start": "2024-01-31", "end": "2024-03-01"}
+    assert select(given_start) == Selection(start=date(2024, 1, 31), end=date(2024, 3, 1))
+    assert select({**given_start, "recent": "2"}).recent == 2
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"period": "decade"}, "The period is 'decade'"),
+        ({"start": "yesterday"}, "start is 'yesterday': write a date"),
+        ({"start": "2024-02-30"}, "start is '2024-02-30'"),
+        ({"end": "0001-01-01"}, "end is '0001-01-01'"),
+        ({"end": "9999-12-31"}, "end is '9999-12-31'"),
+        ({"start": "2024-01-02", "end": "2024-01-02"}, "must be earlier than the end"),
+        ({"recent": "0"}, "recent is '0': write a number from 1 to 400"),
+        ({"recent": "401"}, "recent is '401'"),
+        ({"recent": "-1"}, "recent is '-1'"),
+        ({"recent": "\u0663"}, "recent is"),
+        ({"recent": "9" * 5000}, "recent is"),
+    ],
+)
+def test_select__says_what_is_wrong(params: dict[str, str], message: str) -> None:
+    with pytest.raises(SelectionError) as error:
+        select(params)
+    assert message in str(error.value)
+
+
+@given(st.dictionaries(st.sampled_from(["period", "start", "end", "recent"]), st.text()))
+def test_select__raises_nothing_else(params: dict[str, str]) -> None:
+    try:
+        selection = select(params)
+    except SelectionError:
+        return
+    assert selection.recent is None or 1 <= selection.recent <= MOST_PERIODS
