@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
+from functools import cached_property
 from typing import Any
 
 from django.utils.translation import gettext as _
 
-from souvenirs import reports
+from souvenirs import periods, reports
+from souvenirs.conf import conf
+from souvenirs.history import counting
 from souvenirs.periods import NAMES
 from souvenirs.timestamps import YEARS
 
 DEFAULT_PERIOD = "month"
 DEFAULT_RECENT = {"day": 30, "week": 26, "month": 12, "quarter": 8, "year": 5}
 MOST_PERIODS = 400
+LONGEST_DAYS = {"day": 1, "week": 7, "month": 31, "quarter": 92, "year": 366}
 MOST_DIGITS = 9
 
 USAGE: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
@@ -41,13 +46,29 @@ class Selection:
     end: date | None = None
     recent: int | None = None
 
+    @property
+    def _most(self) -> int:
+        return self.recent or MOST_PERIODS + 1
+
+    @cached_property
+    def first_day(self) -> date | None:
+        """Where a report has to start, so that it looks at no more periods than it shows, however
+        long ago the record or `start` is. None: at the first souvenir."""
+        end = self.end or periods.day_containing(time.time(), conf.zone)
+        earliest = end - timedelta(days=LONGEST_DAYS[self.period] * (self._most + 1))
+        if self.start is not None:
+            return max(self.start, earliest)
+        t = counting.first_recorded()
+        is_later = t is not None and earliest > periods.day_containing(t, conf.zone)
+        return earliest if is_later else None
+
     def read(self, report: Callable[..., Iterator[dict[str, Any]]]) -> list[dict[str, Any]]:
         """The dictionaries of a report, which takes start, end and recent.
 
         Raises SelectionError if there are more than MOST_PERIODS, or the report refuses them.
         """
         try:
-            rows = list(report(self.start, self.end, recent=self.recent or MOST_PERIODS + 1))
+            rows = list(report(self.first_day, self.end, recent=self._most))
         except reports.ReportError as error:
             raise SelectionError(str(error)) from None
         if len(rows) > MOST_PERIODS:

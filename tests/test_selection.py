@@ -3,11 +3,20 @@ from __future__ import annotations
 from datetime import date
 
 import pytest
+from django.conf import settings
 from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs.periods import NAMES
-from souvenirs.selection import DEFAULT_RECENT, MOST_PERIODS, Selection, SelectionError, select
+from souvenirs.selection import (
+    DEFAULT_RECENT,
+    MOST_PERIODS,
+    USAGE,
+    Selection,
+    SelectionError,
+    select,
+)
+from tests.history import at, people, record, unix
 
 
 def test_select__without_parameters_is_the_last_year_by_month() -> None:
@@ -55,3 +64,27 @@ def test_select__raises_nothing_else(params: dict[str, str]) -> None:
     except SelectionError:
         return
     assert selection.recent is None or 1 <= selection.recent <= MOST_PERIODS
+
+
+# What it reads
+
+
+@pytest.mark.django_db(databases=list(settings.DATABASES))
+@pytest.mark.parametrize("params", [{"recent": "3"}, {"start": "1950-01-01", "recent": "3"}])
+@pytest.mark.parametrize("period", NAMES)
+def test_read__is_the_end_of_the_whole_report(period: str, params: dict[str, str]) -> None:
+    record(people(1)[0], unix(1980, 1, 1), unix(2023, 12, 31, 22), unix(2024, 2, 29))
+    with at(unix(2024, 3, 1, 12)):
+        selection = select({"period": period, **params})
+        assert selection.first_day is not None
+        assert selection.first_day.year > 2020
+        whole = list(USAGE[period](date(2017, 1, 1)))
+        assert selection.read(USAGE[period]) == whole[-3:]
+
+
+@pytest.mark.django_db(databases=list(settings.DATABASES))
+def test_read__begins_with_the_record() -> None:
+    with at(unix(2024, 3, 1, 12)):
+        assert len(select({"period": "day"}).read(USAGE["day"])) == 1
+        record(people(1)[0], unix(2024, 2, 28))
+        assert len(select({"period": "day"}).read(USAGE["day"])) == 3
