@@ -63,7 +63,8 @@ METRICS = [
     "readers.closed_periods", "readers.previous_periods", "readers.accounts",
     "readers.segments", "readers.growth", "readers.retention", "readers.active_days", "readers",
     "run", "upkeep", "collector", "replay", "prometheus_history", "allocation", "instruments",
-    "formats", "exposition", "access", "usage", "views", "urls", "server", "checks", "apps",
+    "formats", "exposition", "access", "usage", "views", "urls", "landing", "server",
+    "checks", "apps",
     "management", "management.commands", "management.commands.souvenirs_exporter",
     "management.commands.souvenirs_history", "management.commands.souvenirs_dashboards",
 ]  # fmt: skip
