@@ -38,10 +38,12 @@ ALERTS = {rule["alert"]: rule for rule in GROUP["rules"] if "alert" in rule}
 NAMES = {
     "SouvenirsActiveUsersBelowNormal",
     "SouvenirsActiveUsersDrop",
+    "SouvenirsChurnHigh",
     "SouvenirsCollectionFailing",
     "SouvenirsCollectionOld",
     "SouvenirsMetricsAbsent",
     "SouvenirsNoActivity",
+    "SouvenirsNoNewUsers",
     "SouvenirsRollupLagging",
     "SouvenirsSeriesDisappeared",
     "SouvenirsStickinessFalling",
@@ -304,11 +306,13 @@ def test_alertmanager__tells_what_says_most(receiver: Receiver) -> None:
         ("SouvenirsActiveUsersDrop", "souvenirs", "1h"),
         ("SouvenirsActiveUsersBelowNormal", "souvenirs", "1h"),
         ("SouvenirsActiveUsersBelowNormal", "shop", "1h"),
+        ("SouvenirsNoNewUsers", "souvenirs", ""),
     }
     told = {
         ("SouvenirsNoActivity", "souvenirs", "1h"),
         ("SouvenirsActiveUsersDrop", "shop", "1h"),
         ("SouvenirsActiveUsersBelowNormal", "shop", "30d"),
+        ("SouvenirsNoNewUsers", "shop", ""),
     }
     names = ("alertname", "job", "window")
     alerts = [{"labels": dict(zip(names, labels))} for labels in held_back | told]
@@ -318,7 +322,7 @@ def test_alertmanager__tells_what_says_most(receiver: Receiver) -> None:
 
         def shown() -> set[tuple[str, ...]]:
             answer = requests.get(f"{url}/api/v2/alerts?inhibited=false", timeout=30).json()
-            return {tuple(alert["labels"][name] for name in names) for alert in answer}
+            return {tuple(alert["labels"].get(name, "") for name in names) for alert in answer}
 
         assert wait_until(lambda: shown() == told)
 

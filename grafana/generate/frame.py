@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from grafana.generate.panels import mapping, stat, steps, timeline
 from grafana.generate.queries import (
     ALERTS,
@@ -17,14 +19,20 @@ from grafana.generate.queries import (
 COLUMNS = 24
 
 
-def row(title: str) -> Json:
+def row(title: str, **more: Any) -> Json:
     return {
         "type": "row",
         "title": title,
         "collapsed": False,
         "gridPos": {"w": COLUMNS, "h": 1},
         "panels": [],
+        **more,
     }
+
+
+def row_of_each_job(title: str) -> Json:
+    """A row that Grafana shows once for each of the chosen jobs, with the panels that follow."""
+    return row(f"{title}: $job", repeat="job")
 
 
 def layout(panels: list[Json]) -> list[Json]:
@@ -40,7 +48,9 @@ def layout(panels: list[Json]) -> list[Json]:
     return placed
 
 
-def dashboard(uid: str, title: str, description: str, panels: list[Json]) -> Json:
+def dashboard(
+    uid: str, title: str, description: str, panels: list[Json], since: str = "now-30d"
+) -> Json:
     """Classic JSON, which Grafana migrates to what its version keeps."""
     alerts = {
         "name": "Firing alerts",
@@ -111,7 +121,7 @@ def dashboard(uid: str, title: str, description: str, panels: list[Json]) -> Jso
         "timezone": "browser",
         "weekStart": "",
         "fiscalYearStartMonth": 0,
-        "time": {"from": "now-30d", "to": "now"},
+        "time": {"from": since, "to": "now"},
         "timepicker": {},
         "refresh": "1m",
         "annotations": {"list": [alerts]},
