@@ -2,9 +2,9 @@
 
 Two pasts of a site in PostgreSQL (benchmarks/generate.py), which are rolled up: one of 20,000,000
 souvenirs of 500,000 users in 24 months, for the Usage page and the JSON of 24 months; one of
-1,000,000 users for their list. Requests are made in the process, by Django's test client, as staff
-who are signed in: sessions, permissions, templates and all. The table has medians, after one request
-that is not measured, and the number of queries. Targets:
+1,000,000 users for their list. Requests are made in the process, by Django's test client, as
+somebody of the staff who is signed in: sessions, permissions, templates and all. The table has
+medians, after one request that is not measured, and the number of queries. Targets:
 
     the Usage page, 12 months, 26 weeks and 30 days     500 ms
     usage, growth or retention of 24 months as JSON     300 ms
