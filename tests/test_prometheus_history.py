@@ -56,6 +56,7 @@ def written(instants: range, **labels: str) -> dict[int, Samples]:
     for lines in by_instant("".join(histogram)):
         families += text_string_to_metric_families(lines)
     assert [(f.name, f.type) for f in families][: len(FAMILIES)] == FAMILIES
+    found: dict[int, Samples] = defaultdict(dict)
     for sample in (sample for family in families for sample in family.samples):
         own = {name: value for name, value in sample.labels.items() if name not in labels}
         assert sample.labels == {**own, **labels}
