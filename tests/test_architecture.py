@@ -61,7 +61,7 @@ METRICS = [
     "__init__", "conf", "segments", "cuts", "kept", "families", "deadline", "readers.base",
     "readers.recording", "readers.build", "readers.active_users", "readers.rollup_lag",
     "readers.closed_periods", "readers.previous_periods", "readers.accounts",
-    "readers.segments", "readers.growth", "readers.retention", "readers.active_days", "readers",
+    "readers.segments", "readers",
     "run", "upkeep", "collector", "replay", "prometheus_history", "allocation", "instruments",
     "formats", "exposition", "access", "usage", "views", "urls", "landing", "server",
     "checks", "apps",

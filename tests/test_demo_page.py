@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from demo.events import describe
@@ -32,6 +34,6 @@ def test_describe__says_who_joined_and_who_came_back() -> None:
 def test_table__has_trends_and_news() -> None:
     samples = {("souvenirs_calendar_active_users", "day"): 7.0}
     text = table(samples, {"day": [1, 2]}, ["12:00:00  ada joined"])
-    assert "active users, this      day            7  ▅█" in text
+    assert re.search(r"active users, this +day +7 +▅█", text)
     assert text.endswith("\n\n12:00:00  ada joined")
-    assert "active users, last      1h             -" in text
+    assert re.search(r"active users, last +1h +-", text)

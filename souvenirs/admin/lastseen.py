@@ -104,7 +104,7 @@ class LastSeenChangeList(ChangeList):
         start = (self.page_num - 1) * self.list_per_page
         end = start + self.list_per_page
         sign = "-" if order.descending else ""
-        seen = self.queryset.exclude(never_seen()).order_by(
+        seen = self.queryset.filter(**{f"{SEEN}__isnull": False}).order_by(
             f"{sign}{SEEN}", f"{sign}souvenirs_last_seen__id"
         )
         keys = list(seen.values_list("pk", flat=True)[start:end])
