@@ -14,7 +14,7 @@ PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "usage-light": ("/admin/souvenirs/usage/", {**WIDE, "color_scheme": "light"}),
     "usage-dark": ("/admin/souvenirs/usage/", {**WIDE, "color_scheme": "dark"}),
     "usage-phone": ("/admin/souvenirs/usage/", {**PHONE, "color_scheme": "light"}),
-    "people": ("/admin/auth/user/?o=-6", {**WIDE, "color_scheme": "light"}),
+    "people": ("/admin/auth/user/?o=-4", {**WIDE, "color_scheme": "light"}),
 }
 
 

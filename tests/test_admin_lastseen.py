@@ -53,6 +53,7 @@ class PeopleAdmin(LastSeenMixin, ModelAdmin):  # type: ignore[type-arg]
     list_display = ("username",)
     list_per_page = 4
     list_max_show_all = 8
+    ordering = ("username",)  # as Django's UserAdmin
     show_full_result_count = False
 
 

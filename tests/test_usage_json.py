@@ -184,11 +184,12 @@ def test_deadline__ends_a_report_that_takes_too_long(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def endless(*args: Any, **kwargs: Any) -> Any:
-        statement = (
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT MAX(i) FROM n"
-        )
-        if ours().vendor == "mysql":
-            statement = "SELECT BENCHMARK(1000000000000, MD5('x'))"
+        statement = {
+            "postgresql": "SELECT pg_sleep(1000)",
+            "mysql": "SELECT SLEEP(1000)",
+            "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+            " SELECT MAX(i) FROM n",
+        }[ours().vendor]
         with ours().cursor() as cursor:
             cursor.execute(statement)
         yield from ()

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
-from django.contrib.admin.views.main import ChangeList
+from django.contrib.admin.views.main import ORDER_VAR, ChangeList
 from django.contrib.auth import get_user_model
 from django.db.models import F, Q
 from django.db.models.expressions import OrderBy
@@ -93,10 +93,12 @@ class LastSeenChangeList(ChangeList):
             sort_rows(self.result_list, sort_key(descending=by_time.descending))
 
     def _sorted_by_time(self) -> OrderBy | None:
-        """How the list is sorted, if it is by last-seen times and nothing else."""
-        first, *others = self.queryset.query.order_by
+        """How the list is sorted, if last-seen times are the one column that was chosen. What the
+        admin's own order adds does not matter: it is for users with the same time."""
+        chosen = self.params.get(ORDER_VAR, "")
+        first = next(iter(self.queryset.query.order_by), None)
         is_by_time = isinstance(first, OrderBy) and isinstance(first.expression, SeenColumn)
-        return first if is_by_time and others in ([], ["-pk"]) else None
+        return first if is_by_time and chosen and "." not in chosen else None
 
     def _keys_of_page(self, order: OrderBy) -> list[Any]:
         """The keys of the page's users, from the index on times. Left to sort by the column, a
