@@ -9,12 +9,13 @@ from tests.browser import chromium, demo, open_page
 
 DIRECTORY = Path(__file__).parents[1] / "docs/images"
 WIDE: Any = {"viewport": {"width": 1100, "height": 800}}
+WIDER: Any = {"viewport": {"width": 1320, "height": 800}}
 PHONE: Any = {"viewport": {"width": 390, "height": 844}}
 PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "usage-light": ("/admin/souvenirs/usage/", {**WIDE, "color_scheme": "light"}),
     "usage-dark": ("/admin/souvenirs/usage/", {**WIDE, "color_scheme": "dark"}),
     "usage-phone": ("/admin/souvenirs/usage/", {**PHONE, "color_scheme": "light"}),
-    "people": ("/admin/auth/user/?o=-4", {**WIDE, "color_scheme": "light"}),
+    "people": ("/admin/auth/user/?o=-4", {**WIDER, "color_scheme": "light"}),
 }
 
 
