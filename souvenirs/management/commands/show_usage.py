@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from django.core.exceptions import FieldError
 from django.core.management.base import CommandError, CommandParser
 from tabulate import tabulate
 
@@ -43,15 +46,19 @@ DATES = ("subscription_start", "after", "before")
 
 
 class Table(NamedTuple):
-    """What is printed: a row a period. The columns of `text` say which period, the others count."""
+    """What is printed: a row a period, or with --by one for each value in it.
+
+    The columns of `text` say which period and value, those of `counts` count. The rows, with
+    whether their periods are complete, can be iterated over once.
+    """
 
     text: list[str]
-    rows: list[list[Any]]
-    complete: list[bool]
+    counts: Sequence[str]
+    rows: Iterator[tuple[list[Any], bool]]
 
     @property
     def headers(self) -> list[str]:
-        return [*self.text, *COUNTS]
+        return [*self.text, *self.counts]
 
 
 class Command(SouvenirsCommand):
@@ -104,6 +111,12 @@ class Command(SouvenirsCommand):
             default="%Y-%m-%d",
             help="strftime of the date columns (default: %%Y-%%m-%%d)",
         )
+        parser.add_argument(
+            "--by",
+            metavar="PATH",
+            help="count active users by what they have now, a path from the user model"
+            " such as subscription__plan",
+        )
         outputs = parser.add_mutually_exclusive_group()
         outputs.add_argument(
             "--format", choices=FORMATS, default="table", help="how to print (default: table)"
@@ -118,10 +131,13 @@ class Command(SouvenirsCommand):
         check(options, bounds)
         table = read(options, bounds)
         if options["plot"]:
-            output = plot(table, shutil.get_terminal_size().columns)
-        else:
-            output = FORMATS["csv" if options["csv"] else options["format"]](table)
-        self.stdout.write(output)
+            self.stdout.write(plot(table, shutil.get_terminal_size().columns))
+            return
+        try:
+            for text in FORMATS["csv" if options["csv"] else options["format"]](table):
+                self.stdout.write(text)
+        except BrokenPipeError:  # the reader has enough, as `head`; Python must not flush again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def length_of(options: dict[str, Any]) -> str:
@@ -153,6 +169,9 @@ def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
     if options["recent"] is not None and options["recent"] < 1:
         raise CommandError(f"--recent is {options['recent']}: give a number of periods, from 1 up")
 
+    if options["by"] and options["plot"]:
+        raise CommandError("--plot draws one bar for each period: leave out --by, or use --format")
+
 
 def read(options: dict[str, Any], bounds: dict[str, datetime | None]) -> Table:
     subscription_start = bounds["subscription_start"]
@@ -160,13 +179,29 @@ def read(options: dict[str, Any], bounds: dict[str, datetime | None]) -> Table:
     start = [subscription_start] if subscription_start else []
     try:
         usages = list(
-            report.usage(*start, bounds["after"], bounds["before"], recent=options["recent"])
+            report.usage(
+                *start,
+                bounds["after"],
+                bounds["before"],
+                recent=options["recent"],
+                by=options["by"],
+            )
         )
     except reports.ReportError as error:
         raise CommandError(f"There is no such report: {error}.") from None
+    except FieldError as error:
+        raise CommandError(f"--by is {options['by']!r}: {error}") from None
     if not options["ascending"]:
         usages.reverse()
-    rows = []
+    text = [report.column, "start", "end"] if report.label else [report.column]
+    if options["by"]:
+        return Table([*text, options["by"]], ["active"], iter_rows(report, usages, options))
+    return Table(text, COUNTS, iter_rows(report, usages, options))
+
+
+def iter_rows(
+    report: Report, usages: Iterable[dict[str, Any]], options: dict[str, Any]
+) -> Iterator[tuple[list[Any], bool]]:
     for usage in usages:
         start_text, end_text = (
             timestamps.aware(usage["period"][name])
@@ -175,40 +210,44 @@ def read(options: dict[str, Any], bounds: dict[str, datetime | None]) -> Table:
             for name in ("start", "end")
         )
         label = report.label and usage["labels"][report.label]
-        counts = (usage["usage"][f"{name}_users"] for name in COUNTS)
-        rows.append([*([label, start_text, end_text] if label else [start_text]), *counts])
-    text = [report.column, "start", "end"] if report.label else [report.column]
-    return Table(text, rows, [usage["period"]["complete"] for usage in usages])
+        period = [label, start_text, end_text] if label else [start_text]
+        complete = usage["period"]["complete"]
+        if options["by"]:
+            for value, users in usage["usage"]["active_users_by"].items():
+                yield [*period, value, users], complete
+        else:
+            yield [*period, *(usage["usage"][f"{name}_users"] for name in COUNTS)], complete
 
 
-def to_csv(table: Table) -> str:
-    lines = io.StringIO()
-    writer = csv.writer(lines)
-    writer.writerow([*table.headers, "complete"])
-    for row, complete in zip(table.rows, table.complete):
-        writer.writerow([*row, str(complete).lower()])
-    return lines.getvalue()
+def to_csv(table: Table) -> Iterator[str]:
+    echo: Any = SimpleNamespace(write=str)  # what the writer's methods return
+    writer = csv.writer(echo)
+    yield writer.writerow([*table.headers, "complete"])
+    for row, complete in table.rows:
+        yield writer.writerow([*row, str(complete).lower()])
 
 
-def to_json(table: Table) -> str:
+def to_json(table: Table) -> Iterator[str]:
     headers = [*table.headers, "complete"]
-    rows = zip(table.rows, table.complete)
-    return json.dumps([dict(zip(headers, [*row, complete])) for row, complete in rows], indent=2)
+    rows = [dict(zip(headers, [*row, complete])) for row, complete in table.rows]
+    yield json.dumps(rows, indent=2, default=str)
 
 
-def to_text(table: Table, style: str = "simple") -> str:
+def to_text(table: Table, style: str = "simple") -> Iterator[str]:
+    pairs = list(table.rows)
+    rows = [row for row, _ in pairs]
     # "2016" is a label, no number (and tabulate cannot be told of columns where it has no rows)
-    labels = list(range(len(table.text))) if table.rows else False
-    lines = tabulate(table.rows, table.headers, tablefmt=style, disable_numparse=labels)
-    return lines + note(table)
+    labels = list(range(len(table.text))) if rows else False
+    lines = tabulate(rows, table.headers, tablefmt=style, disable_numparse=labels)
+    yield lines + note(pairs)
 
 
-def to_markdown(table: Table) -> str:
+def to_markdown(table: Table) -> Iterator[str]:
     return to_text(table, "pipe")
 
 
-def note(table: Table) -> str:
-    partial = [str(row[0]) for row, complete in zip(table.rows, table.complete) if not complete]
+def note(rows: Iterable[tuple[list[Any], bool]]) -> str:
+    partial = list(dict.fromkeys(str(row[0]) for row, complete in rows if not complete))
     if not partial:
         return ""
     names = partial[0] if len(partial) == 1 else f"{partial[0]} to {partial[-1]}"
@@ -217,21 +256,22 @@ def note(table: Table) -> str:
 
 def plot(table: Table, width: int) -> str:
     """Bars of active users: `#` of complete periods, `:` of partial ones."""
-    names = [" ".join(map(str, row[: min(len(table.text), 2)])) for row in table.rows]
-    counts = [row[-1] for row in table.rows]
+    rows = list(table.rows)
+    names = [" ".join(map(str, row[: min(len(table.text), 2)])) for row, _ in rows]
+    counts = [row[-1] for row, _ in rows]
     margin = max(map(len, names), default=0)
     digits = max((len(str(count)) for count in counts), default=0)
     room = max(width - margin - digits - 4, 10)
     most = max(counts, default=0) or 1
     lines = ["Active users"]
-    for name, count, complete in zip(names, counts, table.complete):
+    for name, count, (_, complete) in zip(names, counts, rows):
         length = max(round(count * room / most), 1) if count else 0
         bar = ("#" if complete else ":") * length
         lines.append(f"{name:<{margin}}  {count:>{digits}}  {bar}".rstrip())
-    return "\n".join(lines) + note(table)
+    return "\n".join(lines) + note(rows)
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {
+FORMATS: dict[str, Callable[[Table], Iterator[str]]] = {
     "table": to_text,
     "csv": to_csv,
     "json": to_json,
