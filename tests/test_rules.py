@@ -43,6 +43,7 @@ NAMES = {
     "SouvenirsMetricsAbsent",
     "SouvenirsNoActivity",
     "SouvenirsRollupLagging",
+    "SouvenirsSeatsNearlyUsed",
     "SouvenirsSeriesDisappeared",
     "SouvenirsStickinessFalling",
     "SouvenirsTargetDown",

@@ -16,7 +16,7 @@ from souvenirs import reports, timestamps
 from souvenirs.control import count_active_users, souvenez
 from souvenirs.history import pruning
 from souvenirs.models import Souvenir
-from souvenirs.periods import calendar_period
+from souvenirs.periods import BUCKET, calendar_period
 from souvenirs_metrics.collector import SouvenirsCollector
 from tests import settings as site_settings
 from tests import stores
@@ -237,8 +237,8 @@ def test_counts_of_the_past__are_what_brute_force_counts(
             with at(NOON):
                 pruning.prune(NOON - 20 * DAY)
     start = calendar_period("day", NOON - days * DAY, timestamps.conf.zone).start
-    active = [n for n, times in visits.items() if any(start <= t < NOON + 1 for t in times)]
-    bounds = timestamps.to_datetime(start), timestamps.to_datetime(NOON + 1)
+    active = [n for n, times in visits.items() if any(start <= t < NOON + BUCKET for t in times)]
+    bounds = timestamps.to_datetime(start), timestamps.to_datetime(NOON + BUCKET)
     for path in values_of(EMPTY):
         expected = Counter(value for n in active if n in have for value in values_of(have[n])[path])
         if deleted := sum(n not in have for n in active):

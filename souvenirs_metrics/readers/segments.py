@@ -48,7 +48,7 @@ class Segments(Reader):
     users who were seen since the earliest window began, so the result is kept for a while."""
 
     name = "segments"
-    order = 70
+    order = 100
     families = (SEGMENT_ACTIVE_USERS, CALENDAR_SEGMENT_ACTIVE_USERS)
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class ActiveAccounts(Reader):
     """Accounts (SOUVENIRS_METRICS_ACCOUNTS) with a user seen, which are kept as segments are."""
 
     name = "active_accounts"
-    order = 60
+    order = 90
     families = (ACTIVE_ACCOUNTS, CALENDAR_ACTIVE_ACCOUNTS)
 
     def __init__(self) -> None:
