@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from grafana.generate.panels import mapping, stat, steps, timeline
 from grafana.generate.queries import (
     ALERTS,
@@ -40,7 +42,33 @@ def layout(panels: list[Json]) -> list[Json]:
     return placed
 
 
-def dashboard(uid: str, title: str, description: str, panels: list[Json]) -> Json:
+def variable(name: str, label: str, query: str, current: str = "") -> Json:
+    """A variable with one of the values of a query; at first `current`, or the first value."""
+    return {
+        "name": name,
+        "label": label,
+        "type": "query",
+        "datasource": DATASOURCE,
+        "definition": query,
+        "query": {"query": query, "refId": name},
+        "regex": "",
+        "current": {"selected": True, "text": current, "value": current} if current else {},
+        "options": [],
+        "refresh": 2,
+        "sort": 1,
+        "hide": 0,
+        "multi": False,
+        "includeAll": False,
+    }
+
+
+def dashboard(
+    uid: str,
+    title: str,
+    description: str,
+    panels: list[Json],
+    variables: Sequence[Json] = (),
+) -> Json:
     """Classic JSON, which Grafana migrates to what its version keeps."""
     alerts = {
         "name": "Firing alerts",
@@ -67,21 +95,10 @@ def dashboard(uid: str, title: str, description: str, panels: list[Json]) -> Jso
         "multi": False,
         "includeAll": False,
     }
-    query = "label_values(souvenirs_up, job)"
     job = {
-        "name": "job",
-        "label": "Job",
+        **variable("job", "Job", "label_values(souvenirs_up, job)"),
         "description": "Sites, by the job of Prometheus that scrapes them.",
-        "type": "query",
-        "datasource": DATASOURCE,
-        "definition": query,
-        "query": {"query": query, "refId": "job"},
-        "regex": "",
         "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
-        "options": [],
-        "refresh": 2,
-        "sort": 1,
-        "hide": 0,
         "multi": True,
         "includeAll": True,
         "allValue": ".+",
@@ -115,7 +132,7 @@ def dashboard(uid: str, title: str, description: str, panels: list[Json]) -> Jso
         "timepicker": {},
         "refresh": "1m",
         "annotations": {"list": [alerts]},
-        "templating": {"list": [datasource, job]},
+        "templating": {"list": [datasource, job, *variables]},
         "links": [link],
         "panels": layout(panels),
     }
