@@ -17,18 +17,20 @@ from django.core.exceptions import FieldError
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connections, router
+from django.db.models import Count
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from souvenirs import reports, timestamps
 from souvenirs.checks import TAG
-from souvenirs.control import count_active_users, souvenez
+from souvenirs.control import active_users_between, count_active_users, souvenez
 from souvenirs.history import pruning
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import BUCKET, calendar_period
-from souvenirs_metrics import kept
+from souvenirs_metrics import kept, prometheus_history
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.readers.segments import ActiveAccounts, Segments
 from tests import settings as site_settings
@@ -565,3 +567,61 @@ def test_kept__what_failed_is_not_tried_again_at_once() -> None:
             with pytest.raises(Exception, match=cause):
                 reading.get("key", read)
     assert len(tries) == 2
+
+
+# In the past, for Prometheus
+
+
+@joined
+@override_settings(SOUVENIRS_METRICS_SEGMENTS={n: SEGMENTS[n] for n in ("plan", "club")})
+def test_history__has_segments_by_present_values_if_asked(site: Site) -> None:
+    site.set(0, {**EMPTY, "subscription": ("pro", None, None, None), "clubs": {0, 1}})
+    site.set(1, {**EMPTY, "subscription": ("team", None, None, None)})
+    visits = {0: [NOON - 30 * HOUR], 1: [NOON - 3 * HOUR], 2: [NOON - 2 * HOUR], 3: [NOON - HOUR]}
+    for number, times in visits.items():
+        record(site.users[number], *times)
+    roll_up(NOON - DAY)
+    site.delete(3)
+    instants = range(NOON - 6 * HOUR, NOON + 1, HOUR)
+    with at(NOON):
+        plain = list(prometheus_history.openmetrics(instants, {"job": "a"}))
+        text = "".join(prometheus_history.openmetrics(instants, {"job": "a"}, with_segments=True))
+    assert not any("segment" in line for line in plain)
+    found: dict[float, dict[tuple[str, str], float]] = defaultdict(dict)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = sample.labels
+            if "segment" in labels and labels.get("window") == "1d":
+                assert sample.timestamp is not None
+                found[float(sample.timestamp)][labels["segment"], labels["value"]] = sample.value
+    have = {0: ["pro", "chess", "other"], 1: ["other", "none"], 2: ["none", "none"]}
+    values = {"plan": [*PLANS, "none", "other"], "club": ["chess", "none", "other"]}
+    for t in instants:
+        seen = [n for n in have if any(t - DAY <= v < t for v in visits[n])]
+        assert found[t] == {
+            (segment, value): sum(
+                value in (have[n][:1] if segment == "plan" else have[n][1:]) for n in seen
+            )
+            for segment in values
+            for value in values[segment]
+        }
+
+
+@joined
+def test_history__segments_must_be_declared(site: Site) -> None:
+    record(site.users[0], NOON)
+    with pytest.raises(CommandError, match="set SOUVENIRS_METRICS_SEGMENTS"):
+        call_command("souvenirs_history", segments=True)
+
+
+def test_active_users_between__composes_with_the_orm(may: Site) -> None:
+    may.set(1, {**EMPTY, "subscription": ("free", None, None, 2)})
+    start, end = timestamps.to_datetime(NOON), timestamps.to_datetime(NOON + HOUR)
+    active = active_users_between(start, end)
+    assert active.filter(subscription__plan="free").count() == 2
+    by_plan = active.values("subscription__plan").annotate(users=Count("pk"))
+    assert {row["subscription__plan"]: row["users"] for row in by_plan} == {
+        "free": 2, "pro": 1, None: 1,
+    }  # fmt: skip
+    idle = Organization.objects.exclude(subscription__user__in=active)
+    assert {each.slug for each in idle} == {"o0", "o1"}
