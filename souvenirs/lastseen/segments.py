@@ -30,36 +30,28 @@ def count_users_by(
     there) and OTHER (all other values). A user with several values counts once in each entry.
     """
     starts, end = _edges(cuts, until, using)
-    edges = sorted(set(starts.values()), reverse=True)
+    edges = sorted(set(starts.values()))
     value = Case(
         *(When(raw=each, then=Value(number)) for number, each in enumerate(values)),
         When(raw__isnull=True, then=Value(NONE)),
         default=Value(OTHER),
         output_field=SmallIntegerField(),
     )
-    # Each user is in one slice, the one that the newest of the cuts before them begins
-    newest = Case(
-        *(When(seen__gte=to_column(e, using), then=Value(n)) for n, e in enumerate(edges)),
-        output_field=SmallIntegerField(),
-    )
-    counts: dict[int, list[int]] = {
-        number: [0] * len(edges) for number in (*range(len(values)), NONE, OTHER)
-    }
+    found: dict[int, dict[str, int]] = {}
     if edges:
-        rows = (
-            _seen(edges[-1], end, using)
-            .annotate(raw=F(f"user__{path.name}"))
-            .annotate(number=value, slice=newest)
-            .values("number", "slice")
-            .annotate(users=Count("id", distinct=path.is_multivalued))
-            .values_list("number", "slice", "users")
+        rows = _seen(edges[0], end, using).annotate(raw=F(f"user__{path.name}"))
+        counts = (
+            rows.annotate(number=value)
+            .values("number")
+            .annotate(**_since(edges, using, "id", "seen", distinct=path.is_multivalued))
         )
-        for number, first, users in rows:
-            for at in range(first, len(edges)):
-                counts[number][at] += users
+        found = {row["number"]: row for row in counts}
     return {
-        number: {cut: numbers[edges.index(start)] for cut, start in starts.items()}
-        for number, numbers in counts.items()
+        number: {
+            cut: found[number][f"since_{edges.index(start)}"] if number in found else 0
+            for cut, start in starts.items()
+        }
+        for number in (*range(len(values)), NONE, OTHER)
     }
 
 
@@ -76,13 +68,24 @@ def count_accounts(path: UserPath, cuts: Iterable[float], until: float, using: s
         .values(f"user__{path.name}")
         .annotate(last=Max("seen"))
     )
-    counts = accounts.aggregate(
-        **{
-            f"since_{n}": Count("last", filter=Q(last__gte=to_column(edge, using)))
-            for n, edge in enumerate(edges)
-        }
-    )
+    counts = accounts.aggregate(**_since(edges, using, "last", "last"))
     return {cut: counts[f"since_{edges.index(start)}"] for cut, start in starts.items()}
+
+
+def _since(
+    edges: Sequence[float], using: str, counted: str, seen: str, distinct: bool = False
+) -> dict[str, Count]:
+    """Aggregates since_0, since_1, ...: how many were `seen` at or after each of the edges.
+
+    (To group by the slices between them would make PostgreSQL sort the users, since it expects as
+    many groups as there are times.)
+    """
+    return {
+        f"since_{number}": Count(
+            counted, distinct=distinct, filter=Q(**{f"{seen}__gte": to_column(edge, using)})
+        )
+        for number, edge in enumerate(edges)
+    }
 
 
 def _edges(cuts: Iterable[float], until: float, using: str) -> tuple[dict[float, float], float]:
