@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import Metric
 from prometheus_client.core import (
@@ -12,7 +12,6 @@ from prometheus_client.core import (
     GaugeMetricFamily,
     InfoMetricFamily,
 )
-from prometheus_client.utils import floatToGoString
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +22,7 @@ class Gauge:
     documentation: str
     labels: tuple[str, ...] = ()
 
-    def family(
-        self, values: float | Mapping[str, float] | Mapping[tuple[str, ...], float] | None = None
-    ) -> Metric:
+    def family(self, values: float | Mapping[Any, float] | None = None) -> Metric:
         """The gauge's metric family: with one value, one per label value (or tuple of them, where
         there are several labels), or (None) no samples."""
         family = GaugeMetricFamily(self.name, self.documentation, labels=self.labels)
@@ -53,10 +50,11 @@ class GaugeHistogram:
         """`counts` has how many there are of each value; None: no samples."""
         family = GaugeHistogramMetricFamily(self.name, self.documentation)
         if counts is not None:
-            buckets = [
-                (floatToGoString(bound), sum(n for value, n in counts.items() if value <= bound))
-                for bound in (*self.bounds, math.inf)
+            buckets: list[tuple[str, float]] = [
+                (str(float(bound)), sum(n for value, n in counts.items() if value <= bound))
+                for bound in self.bounds
             ]
+            buckets.append(("+Inf", sum(counts.values())))
             family.add_metric([], buckets, sum(value * n for value, n in counts.items()))
         return family
 

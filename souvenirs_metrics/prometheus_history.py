@@ -16,7 +16,6 @@ from prometheus_client import Metric
 from souvenirs import periods
 from souvenirs.conf import conf as souvenirs_conf
 from souvenirs.history import accounts
-from souvenirs.history.cohorts import Series
 from souvenirs.history.counting import first_recorded
 from souvenirs.history.figures import read_figures
 from souvenirs.models import Souvenir
@@ -37,10 +36,8 @@ from souvenirs_metrics.families import (
     SEGMENT_ACTIVE_USERS,
     Family,
 )
-from souvenirs_metrics.readers.active_days import DAYS, ActiveDays
 from souvenirs_metrics.readers.base import Families
-from souvenirs_metrics.readers.growth import GrowthAccounting
-from souvenirs_metrics.readers.retention import AGES, Retention
+from souvenirs_metrics.readers.closed_periods import READERS, series
 from souvenirs_metrics.replay import Track, replay
 from souvenirs_metrics.segments import present_members
 
@@ -158,24 +155,17 @@ def header(family: Family) -> Iterator[str]:
 
 def closed_periods(recorded: float, until: float, using: str) -> Iterator[tuple[float, Families]]:
     """What gauges tell of each calendar period that had ended by `until`, from its end on."""
-    series = {
-        name: Series(
-            tuple(periods_between(name, recorded, until)),
-            ages=AGES.get(name, ()),
-            window=DAYS if name == "day" else 0,
-        )
-        for name in periods.NAMES
+    asked = {
+        name: series(name, tuple(periods_between(name, recorded, until))) for name in periods.NAMES
     }
-    for name, figures in read_figures(series, using).items():
+    for name, figures in read_figures(asked, using).items():
         for each in figures:
             known = {name: each.active} if recorded <= each.period.start else {}
             yield (
                 each.period.end,
                 [
                     PREVIOUS_CALENDAR_ACTIVE_USERS.family(known),
-                    *GrowthAccounting.families_of({name: each}),
-                    *Retention.families_of({name: each}),
-                    *ActiveDays.families_of({name: each}),
+                    *(f for reader in READERS for f in reader.families_of({name: each})),
                 ],
             )
 
@@ -192,7 +182,7 @@ def accounts_at_midnight(instants: range) -> Iterator[tuple[float, Families]]:
     """The totals at the beginning of each day. Nothing where nobody knows when users joined."""
     first = periods.calendar_period("day", instants[0], souvenirs_conf.zone).start
     midnights = [first, *(day.end for day in periods_between("day", first, instants[-1]))]
-    totals: Sequence[tuple[int | None, int | None]] = accounts.as_of_all(midnights)
+    totals: Sequence[tuple[int | None, int | None]] = accounts.as_of_all(midnights, conf.database)
     for midnight, (registered, activated) in zip(midnights, totals):
         yield midnight, [REGISTERED_USERS.family(registered), ACTIVATED_USERS.family(activated)]
 

@@ -55,11 +55,11 @@ METRICS = [
     "__init__", "conf", "segments", "cuts", "kept", "families", "deadline", "readers.base",
     "readers.recording", "readers.build", "readers.active_users", "readers.rollup_lag",
     "readers.closed_periods", "readers.previous_periods", "readers.accounts",
-    "readers.segments", "readers.growth", "readers.retention", "readers.active_days", "readers",
-    "run", "upkeep", "collector", "replay", "prometheus_history", "allocation", "instruments",
-    "formats", "exposition", "access", "views", "urls", "server", "checks", "apps",
-    "management", "management.commands", "management.commands.souvenirs_exporter",
-    "management.commands.souvenirs_history", "management.commands.souvenirs_dashboards",
+    "readers.segments", "readers", "run", "upkeep", "collector", "replay", "prometheus_history",
+    "allocation", "instruments", "formats", "exposition", "access", "views", "urls", "server",
+    "checks", "apps", "management", "management.commands",
+    "management.commands.souvenirs_exporter", "management.commands.souvenirs_history",
+    "management.commands.souvenirs_dashboards",
 ]  # fmt: skip
 FLOW = [f"souvenirs.{name}" for layer in LAYERS.values() for name in layer]
 FLOW += [f"souvenirs_metrics.{name}" for name in METRICS]

@@ -17,11 +17,9 @@ from souvenirs.control import souvenez
 from souvenirs.history import pruning
 from souvenirs.history.accounts import has_date_joined
 from souvenirs.periods import NAMES, Interval, bucket_containing, previous_calendar_period
-from souvenirs_metrics.readers.active_days import ActiveDays
 from souvenirs_metrics.readers.base import Reader
-from souvenirs_metrics.readers.growth import GrowthAccounting
-from souvenirs_metrics.readers.retention import AGES, Retention
-from tests.history import DAY, HOUR, at, clear, people, roll_up, to_when, unix
+from souvenirs_metrics.readers.closed_periods import AGES, make_readers
+from tests.history import DAY, HOUR, at, clear, people, record, roll_up, to_when, unix
 from tests.people import User, site, with_databases
 
 Facts = list[tuple[int, float]]
@@ -31,10 +29,6 @@ in_transaction = pytest.mark.django_db(databases=list(django_settings.DATABASES)
 
 T = unix(2024, 1, 1)
 BOUNDS = (1, 2, 3, 5, 7, 10, 14, 21, 28)
-
-
-def readers() -> list[Reader]:
-    return [GrowthAccounting(), Retention(), ActiveDays()]
 
 
 def read(of: list[Reader], now: float) -> Samples:
@@ -101,7 +95,7 @@ def brute(facts: Facts, founders: set[int], now: float) -> Samples:
 
 @in_transaction
 @given(
-    past=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 120 * DAY)), min_size=1, max_size=40),
+    past=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 120 * DAY)), min_size=1, max_size=15),
     founders=st.sets(st.integers(0, 5), max_size=2),
     steps=st.lists(
         st.tuples(
@@ -112,7 +106,7 @@ def brute(facts: Facts, founders: set[int], now: float) -> Samples:
             ),
             st.sampled_from(["", "roll up", "prune", "delete"]),
         ),
-        max_size=6,
+        max_size=4,
     ),
     zone=st.sampled_from(["UTC", "Europe/Paris", "Asia/Kolkata"]),
 )
@@ -133,8 +127,8 @@ def test_read__is_brute_force_at_each_instant_of_a_replay(
             founders = set()
         facts = [(who, float(T + seconds)) for who, seconds in past]
         for who, t in facts:
-            souvenez(users[who], when=to_when(t))
-        kept = readers()
+            record(users[who], t)
+        kept = make_readers()
         now = float(T + 120 * DAY + 1)
         roll_up(now)
         assert read(kept, now) == brute(facts, founders, now)
@@ -175,7 +169,7 @@ def test_read__is_there_at_midnight() -> None:
         roll_up(midnight - HOUR)
         souvenez(eve, when=to_when(midnight - 5))
         souvenez(bob, when=to_when(midnight + 0.5))
-        kept = readers()
+        kept = make_readers()
         for now in (midnight + 1, midnight + HOUR):
             found = read(kept, now)
             of_day = {
@@ -190,12 +184,11 @@ def test_read__is_there_at_midnight() -> None:
 @in_transaction
 def test_read__has_nothing_where_the_history_is_not_rolled_up() -> None:
     (ann,) = people(1)
-    for day in range(0, 90, 3):
-        souvenez(ann, when=to_when(T + day * DAY))
-    assert read(readers(), T + 90 * DAY) == {}
+    record(ann, *(T + day * DAY for day in range(0, 90, 3)))
+    assert read(make_readers(), T + 90 * DAY) == {}
     roll_up(T + 60 * DAY)
-    assert read(readers(), T + 90 * DAY) == {}
+    assert read(make_readers(), T + 90 * DAY) == {}
 
 
 def test_read__has_nothing_without_souvenirs(db: None) -> None:
-    assert read(readers(), T) == {}
+    assert read(make_readers(), T) == {}

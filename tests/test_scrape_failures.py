@@ -43,7 +43,7 @@ from tests.failing import (
     new_database,
     postgresql_pid,
 )
-from tests.test_collector import ACCOUNTS, ACTIVITY, ALWAYS, LAG, PREVIOUS
+from tests.test_collector import ACCOUNTS, ACTIVITY, ALWAYS, GROWTH, LAG, PREVIOUS
 
 asked, keep_history_in, case = failing.asked, failing.keep_history_in, failing.case
 
@@ -59,7 +59,7 @@ pytestmark = [
     pytest.mark.urls("souvenirs_metrics.urls"),
 ]
 
-EVERYTHING = ACTIVITY | LAG | PREVIOUS | ACCOUNTS | ALWAYS
+EVERYTHING = ACTIVITY | LAG | PREVIOUS | GROWTH | ACCOUNTS | ALWAYS
 
 
 def scrape(seconds: float = SCRAPE_SECONDS) -> dict[str, Metric]:
@@ -126,14 +126,14 @@ def be_active(user: User) -> None:
 
 # The database of souvenirs. That of users is another one, and works
 
-HISTORY = ACTIVITY | LAG | PREVIOUS
+HISTORY = ACTIVITY | LAG | PREVIOUS | GROWTH
 LOST: dict[str, set[str]] = {
     "postgresql_stopped": HISTORY,
     # There is no time for what would come after
     "postgresql_frozen": HISTORY | ACCOUNTS,
     "postgresql_silent": HISTORY | ACCOUNTS,
     "mariadb_frozen": HISTORY | ACCOUNTS,
-    "postgresql_locked": PREVIOUS,
+    "postgresql_locked": PREVIOUS | GROWTH,
     "postgresql_before_migrate": HISTORY,
     "mariadb_before_migrate": HISTORY,
     "sqlite_before_migrate": HISTORY,
@@ -188,11 +188,14 @@ def test_scrape__without_the_right_to_read_a_table(
     connections["history"].close()
     connections["history"].settings_dict["USER"] = role
     found = scrape()
-    assert names(found) == EVERYTHING - ACTIVITY - PREVIOUS  # which look for who has no ordinal
+    assert (
+        names(found) == EVERYTHING - ACTIVITY - PREVIOUS - GROWTH
+    )  # which look for who has no ordinal
     assert not is_up(found)
     (line,) = told()  # also of the upkeep, which fails for the same cause
     assert line == (
-        "Left active_users, previous_periods out of the metrics: ProgrammingError:"
+        "Left active_users, previous_periods, growth, retention, active_days out of the metrics:"
+        " ProgrammingError:"
         " permission denied for table souvenirs_lastseen"
     )
 
@@ -257,7 +260,8 @@ def test_scrape__of_a_server_that_freezes_meanwhile(
         assert not is_up(found)
         (line,) = told()
         assert line.startswith(
-            "Left rollup_lag, previous_periods, accounts out of the metrics:"
+            "Left rollup_lag, previous_periods, accounts, growth, retention, active_days out of the"
+            " metrics:"
             " the database did not answer within "
         )
         # The thread does not wait for a server that may never answer
@@ -429,7 +433,7 @@ def test_scrape__of_a_statement_that_takes_too_long(
     with monkeypatch.context() as patch:
         patch.setattr(PreviousPeriods, "read", dawdle)
         found = scrape()
-    assert names(found) == EVERYTHING - PREVIOUS - ACCOUNTS
+    assert names(found) == EVERYTHING - PREVIOUS - ACCOUNTS - GROWTH
     assert not is_up(found)
     (line,) = told()
     assert line.startswith("Left ")

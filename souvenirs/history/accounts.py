@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
 from django.db import router
-from django.db.models import Case, Count, DateTimeField, Q, Value, When
+from django.db.models import Case, Count, DateTimeField, Model, Q, Value, When
 
 from souvenirs import timestamps
 from souvenirs.conf import conf
@@ -66,8 +66,11 @@ def close_days(until: float) -> None:
         day = calendar_period("day", day.end, conf.zone)
 
 
-def as_of_all(ends: Sequence[float]) -> list[Totals] | list[tuple[None, None]]:
+def as_of_all(
+    ends: Sequence[float], database: Callable[[type[Model]], str] = router.db_for_read
+) -> list[Totals] | list[tuple[None, None]]:
     """The accounts there were at each of `ends` (unix seconds), in a constant number of queries.
+    `database` is asked for the alias from which to read a model.
 
     Between the first day that is kept and the last one, they are the totals of the day before, plus
     those of the existing accounts that joined since. At other times they are as in `as_of`; pairs
@@ -77,8 +80,9 @@ def as_of_all(ends: Sequence[float]) -> list[Totals] | list[tuple[None, None]]:
         return [(None, None)] * len(ends)
     if not ends:
         return []
-    kept = list(AccountTotals.objects.filter(end__lte=max(ends)).order_by("end"))
-    newest = AccountTotals.objects.order_by("-end").first()
+    rows = AccountTotals.objects.using(database(AccountTotals))
+    kept = list(rows.filter(end__lte=max(ends)).order_by("end"))
+    newest = rows.order_by("-end").first()
     bases = []
     for end in ends:
         at = bisect_right(kept, end, key=lambda row: row.end) - 1
@@ -87,7 +91,7 @@ def as_of_all(ends: Sequence[float]) -> list[Totals] | list[tuple[None, None]]:
         bases.append(base if is_known else None)
     cuts = {end for end, base in zip(ends, bases) if base is None or base.end < end}
     cuts |= {base.end for end, base in zip(ends, bases) if base is not None and base.end < end}
-    joined = _joined_before(cuts)
+    joined = _joined_before(cuts, database(get_user_model()))
     totals = []
     for end, base in zip(ends, bases):
         if base is None:
@@ -105,7 +109,7 @@ def as_of_all(ends: Sequence[float]) -> list[Totals] | list[tuple[None, None]]:
     return totals
 
 
-def _joined_before(cuts: Collection[float]) -> dict[float, Totals]:
+def _joined_before(cuts: Collection[float], using: str) -> dict[float, Totals]:
     """`as_of` for each of the cuts, in one pass over the users: a count for each cut would read all
     of them each time."""
     if not cuts:
@@ -113,7 +117,8 @@ def _joined_before(cuts: Collection[float]) -> dict[float, Totals]:
     times = sorted({timestamps.to_datetime(cut) for cut in cuts})
     rows = (
         get_user_model()
-        ._base_manager.filter(date_joined__lt=times[-1])
+        ._base_manager.using(using)
+        .filter(date_joined__lt=times[-1])
         .annotate(first=_first_after(times, 0, len(times) - 1))
         .order_by()
         .values("first")
@@ -121,7 +126,7 @@ def _joined_before(cuts: Collection[float]) -> dict[float, Totals]:
         .values_list("first", "registered", "activated")
     )
     registered, activated = [0] * len(times), [0] * len(times)
-    with repeatable_read(rows.db):
+    with repeatable_read(using):
         for first, joined, active in rows:
             registered[first], activated[first] = joined, active
     totals = dict(zip(times, map(Totals, accumulate(registered), accumulate(activated))))

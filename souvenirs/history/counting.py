@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
-from django.db import router
+from django.db import connections, router
 from django.db.models import Q, QuerySet
 
 from souvenirs import timestamps
-from souvenirs.databases import as_in_list
+from souvenirs.databases import as_in_list, from_result
 from souvenirs.history import rows as raw
 from souvenirs.history.plans import History, Users
 from souvenirs.history.segments import UsersByValue
@@ -128,13 +128,19 @@ def _count(ranges: Sequence[Interval], using: str, most_rows: float = math.inf) 
 
 
 def first_recorded(using: str | None = None) -> float | None:
-    """When the first souvenir is from (unix seconds), None if there is none. If that is pruned, the
-    start of its bucket."""
+    """When the first souvenir is from (unix seconds), None if there is none. If that is pruned, or
+    its user deleted, the start of its bucket. One query."""
     using = using or router.db_for_read(Souvenir)
-    rows = Souvenir.objects.using(using).order_by("when").values_list("when", flat=True)
-    first = next((timestamps.to_seconds(when) for when in rows[:1]), None)
-    buckets = Rollup.objects.using(using).filter(kind=Rollup.BUCKET).order_by("start")
-    bucket: int | None = buckets.values_list("start", flat=True).first()
+    when = connections[using].ops.quote_name("when")
+    with connections[using].cursor() as cursor:
+        cursor.execute(
+            f"SELECT (SELECT MIN({when}) FROM souvenirs_souvenir),"  # noqa: S608
+            f" (SELECT MIN(start) FROM souvenirs_rollup WHERE kind = {Rollup.BUCKET}),"
+            " (SELECT MIN(bucket) FROM souvenirs_deletedmember)"
+        )
+        [(row, *buckets)] = cursor.fetchall()
+    first = from_result(row, Souvenir._meta.get_field("when"), using)
+    bucket: int | None = min((each for each in buckets if each is not None), default=None)
     if first is None or (bucket is not None and bucket < bucket_containing(first)):
         return bucket
     return first

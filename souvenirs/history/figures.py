@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from souvenirs.bitmaps import bitmap
-from souvenirs.history import cohorts, joined
+from souvenirs.bitmaps import bitmap, union
+from souvenirs.history import cohorts
 from souvenirs.history.cohorts import Figures, Record, Series
 from souvenirs.history.counting import first_recorded
-from souvenirs.history.plans import History, Users
+from souvenirs.history.joined import JoinedBefore, keys_joined_before
+from souvenirs.history.plans import History
 from souvenirs.history.progress import revision
 from souvenirs.isolation import repeatable_read
 from souvenirs.lastseen.base import ReadContext
@@ -34,34 +36,25 @@ def read_figures(
     number of queries that depends neither on that of the periods nor on the history's length.
 
     most_rows: return an empty dictionary if rows of more than so many buckets would have to be
-        read, as the history before the last period's end is not rolled up.
+        read, since the history before the last period's end is not rolled up.
     read_context: in which to query each database.
 
-    In memory are the users of all periods that are not rolled up, and those that
-    `cohorts.sweep` lists.
+    In memory are the users of all periods of the series.
     """
-    parts = cohorts.parts_of(series.values())
-    if not parts:
+    if not any(each.periods for each in series.values()):
         return {name: [] for name in series}
     with read_context(using), repeatable_read(using) as is_snapshot:
-        ranges = [Interval(EARLIEST, parts[0].start), *parts]
-        history = History(ranges, using, is_snapshot)
-        if sum(history.row_buckets(number) for number in range(len(ranges))) > most_rows:
-            return {}
-        record = _record(using, read_context)
-        users = _in_order(history)
-        found: dict[str, list[Figures]] = {name: [] for name in series}
-        for name, figures in cohorts.sweep(series, record, next(users), zip(parts, users)):
-            found[name].append(figures)
-    return found
+        parts = _read_parts(series, using, is_snapshot, most_rows)
+        return parts.figures(JoinedBefore(), 0, read_context) if parts else {}
 
 
 class KeptFigures:
-    """Figures of closed periods, kept by the process until the history changes."""
+    """Figures of closed periods, which the process keeps until the history changes."""
 
     def __init__(self) -> None:
         self._key: Hashable = None
         self._figures: dict[str, list[Figures]] = {}
+        self._joined = JoinedBefore()
 
     def read(
         self,
@@ -71,50 +64,75 @@ class KeptFigures:
         most_rows: float = math.inf,
         read_context: ReadContext = nullcontext,
     ) -> dict[str, list[Figures]]:
-        """As `read_figures`. One query if the history up to the last period's end is what it was
-        when these series were read last."""
+        """As `read_figures`, of periods that are over. Takes one query if the history before the
+        last period's end is as it was when the same series were read last."""
         until = max(period.end for each in series.values() for period in each.periods)
-        with read_context(using), repeatable_read(using):
-            key = using, tuple(series.items()), revision(until, using)
-            if key != self._key:
-                self._figures = read_figures(
-                    series, using, most_rows=most_rows, read_context=read_context
-                )
-                self._key = key
+        with read_context(using), repeatable_read(using) as is_snapshot:
+            state = revision(until, using)
+            if self._key == (key := (using, tuple(series.items()), state)):
+                return self._figures
+            parts = _read_parts(series, using, is_snapshot, most_rows)
+            if parts is None:  # rolling up makes the difference, which is no change
+                return {}
+            self._figures = parts.figures(self._joined, state.deletions, read_context)
+            self._key = key
         return self._figures
 
 
-def _record(using: str, read_context: ReadContext) -> Record:
-    first = first_recorded(using)
-    if first is None:
-        return Record(math.inf, None)
-    start = bucket_containing(first)  # which pruning does not change
-    return Record(start, joined.joined_before(start, using, read_context))
+@dataclass
+class _Parts:
+    """What a sweep goes over."""
+
+    series: Mapping[str, Series]
+    using: str
+    record_start: float | None
+    before: BitMap
+    users: list[tuple[Interval, BitMap]]
+    without_ordinal: Mapping[Any, int]  # numbers of users who have no LastSeen row, by their keys
+
+    def figures(
+        self, joined: JoinedBefore, deletions: int, read_context: ReadContext
+    ) -> dict[str, list[Figures]]:
+        found: dict[str, list[Figures]] = {name: [] for name in self.series}
+        record = self._record(joined, deletions, read_context)
+        for name, figures in cohorts.sweep(self.series, record, self.before, self.users):
+            found[name].append(figures)
+        return found
+
+    def _record(self, joined: JoinedBefore, deletions: int, read_context: ReadContext) -> Record:
+        start = self.record_start
+        if start is None:
+            return Record(math.inf, None)
+        users = union([self.before, *(users for _, users in self.users)])
+        found = joined.among(users, start, deletions, self.using, read_context)
+        if found is not None and self.without_ordinal:
+            keys = keys_joined_before(start, self.without_ordinal, read_context)
+            found = found | bitmap(self.without_ordinal[key] for key in keys)
+        return Record(start, found)
 
 
-def _in_order(history: History) -> Iterator[BitMap]:
-    """The users of each range, in the order of their numbers."""
-    numbers = range(len(history.ranges))
-    ordinals = _Ordinals()
-    waiting: dict[int, BitMap] = {}
-    due = 0
+def _read_parts(
+    series: Mapping[str, Series], using: str, is_snapshot: bool, most_rows: float
+) -> _Parts | None:
+    intervals = cohorts.parts_of(series.values())
+    ranges = [Interval(EARLIEST, intervals[0].start), *intervals]
+    history = History(ranges, using, is_snapshot)
+    numbers = range(len(ranges))
+    if sum(history.row_buckets(number) for number in numbers) > most_rows:
+        return None
+    without_ordinal: dict[Any, int] = {}
+    found = dict.fromkeys(numbers, bitmap())
     for number, users in history.iter_users(numbers, with_members=True):
-        waiting[number] = ordinals.members(users)
-        while due in waiting:
-            yield waiting.pop(due)
-            due += 1
-
-
-class _Ordinals:
-    """Numbers for users without a LastSeen row."""
-
-    def __init__(self) -> None:
-        self.by_key: dict[Any, int] = {}
-
-    def members(self, users: Users) -> BitMap:
-        if not users.without_ordinal:
-            return users.members
-        numbers = [
-            self.by_key.setdefault(key, LARGEST - len(self.by_key)) for key in users.without_ordinal
-        ]
-        return users.members | bitmap(numbers)
+        found[number] = users.members
+        for key in users.without_ordinal:
+            found[number].add(without_ordinal.setdefault(key, LARGEST - len(without_ordinal)))
+    first = first_recorded(using)
+    before, *rest = found.values()
+    return _Parts(
+        series,
+        using,
+        None if first is None else bucket_containing(first),  # which pruning does not change
+        before,
+        list(zip(intervals, rest)),
+        without_ordinal,
+    )

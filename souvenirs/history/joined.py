@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import get_user_model
 from django.db import router
+from django.db.models import QuerySet
 
 from souvenirs import timestamps
 from souvenirs.bitmaps import bitmap
+from souvenirs.databases import as_in_list
 from souvenirs.history.accounts import has_date_joined
 from souvenirs.lastseen.base import ReadContext
 from souvenirs.models import LastSeen
@@ -17,20 +20,72 @@ from souvenirs.users import has_constraint
 if TYPE_CHECKING:
     from pyroaring import BitMap
 
+MAX_ORDINALS = 3_000  # to look up; for more of them, all users are read
+BATCH_SIZE = 500  # users, in a statement
 
-def joined_before(t: float, using: str, read_context: ReadContext) -> BitMap | None:
-    """LastSeen ids of the users who exist and joined before `t` (unix seconds). None, with nothing
-    queried, where the user model has no datetime column `date_joined`."""
-    if not has_date_joined():
-        return None
-    when = timestamps.to_datetime(t)
-    rows = LastSeen.objects.using(using)
+
+class JoinedBefore:
+    """The users who joined before an instant, of those that were asked for.
+
+    They stay until users are deleted: accounts do not say otherwise later, and reading all of them
+    takes longer than the rest of a sweep.
+    """
+
+    def __init__(self) -> None:
+        self._key: Hashable = None
+        self._asked, self._joined = bitmap(), bitmap()
+
+    def among(
+        self, users: BitMap, t: float, deletions: int, using: str, read_context: ReadContext
+    ) -> BitMap | None:
+        """LastSeen ids of those of `users` (and maybe others) who exist and joined before `t` (unix
+        seconds). None, with nothing queried, where the user model has no datetime column
+        `date_joined`. Two queries at most.
+
+        deletions: how many transactions have deleted users.
+        """
+        if not has_date_joined():
+            return None
+        if self._key != (key := (t, deletions, using)):
+            self._key = key
+            self._asked, self._joined = bitmap(), bitmap()
+        if new := users - self._asked:
+            rows = LastSeen.objects.using(using).order_by()
+            if len(new) <= MAX_ORDINALS:
+                rows = rows.filter(pk__in=as_in_list(new, using))
+            self._joined |= _joined(rows, t, read_context)
+            self._asked |= users
+        return self._joined
+
+
+def _joined(rows: QuerySet[LastSeen], t: float, read_context: ReadContext) -> BitMap:
+    joined = {"date_joined__lt": timestamps.to_datetime(t)}
     if has_constraint():
-        return bitmap(rows.filter(user__date_joined__lt=when).values_list("pk", flat=True))
+        joined = {f"user__{name}": value for name, value in joined.items()}
+        return bitmap(rows.filter(**joined).values_list("pk", flat=True).iterator())
+    ordinals = {user_pk: pk for pk, user_pk in rows.values_list("pk", "user_id").iterator()}
+    keys = _read_users(joined, read_context)
+    return bitmap(ordinals[user_pk] for user_pk in keys if user_pk in ordinals)
+
+
+def keys_joined_before(t: float, keys: Iterable[Any], read_context: ReadContext) -> list[Any]:
+    """Those of these users' keys (as the database has them) whose users joined before `t`. A query
+    for each BATCH_SIZE of them."""
+    if not has_date_joined():
+        return []
+    field: Any = LastSeen._meta.get_field("user")
+    raw = {field.target_field.to_python(key): key for key in keys}
+    pks, found = list(raw), []
+    for at in range(0, len(pks), BATCH_SIZE):
+        joined = {"pk__in": pks[at : at + BATCH_SIZE], "date_joined__lt": timestamps.to_datetime(t)}
+        found += [raw[pk] for pk in _read_users(joined, read_context)]
+    return found
+
+
+def _read_users(conditions: Mapping[str, Any], read_context: ReadContext) -> list[Any]:
+    """The keys of users that meet the conditions."""
     model: Any = get_user_model()
-    users = router.db_for_read(model)
-    with read_context(users):
-        joined = model._base_manager.using(users).filter(date_joined__lt=when)
-        keys = set(joined.values_list("pk", flat=True))
-    pairs = rows.values_list("pk", "user_id").iterator()
-    return bitmap(pk for pk, user_pk in pairs if user_pk in keys)
+    using = router.db_for_read(model)
+    with read_context(using):
+        rows = model._base_manager.using(using).filter(**conditions)
+        return list(rows.values_list("pk", flat=True))

@@ -85,7 +85,8 @@ def lag(now: float, using: str) -> float:
 
 @contextmanager
 def rollup_lock(using: str, wait: bool = True) -> Iterator[Watermark]:
-    """Hold the lock on all Rollups for one transaction. Raise the revision, and yield the Watermark.
+    """Hold the lock on all Rollups for one transaction, and yield the Watermark, with its revision
+    raised.
 
     wait: if False, raise LockNotAcquired if another process holds it (on databases with SKIP
         LOCKED; the others wait).

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+from functools import partial
 from importlib import import_module
+from types import ModuleType
 
 from souvenirs_metrics.readers.base import Reader
 
 
 def load_readers() -> list[Reader]:
-    """A new instance of each reader in this package's modules, in the order of reading."""
+    """New instances of the readers in this package's modules, in the order of reading: one of each
+    class, or what the module's function `make_readers` returns, if it has one."""
     modules = [
         import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)
     ]
     readers = [
-        value()
+        reader
         for module in modules
+        for reader in getattr(module, "make_readers", partial(make_each, module))()
+    ]
+    return sorted(readers, key=lambda reader: reader.order)
+
+
+def make_each(module: ModuleType) -> list[Reader]:
+    return [
+        value()
         for value in vars(module).values()
         # First, for on Python 3.10 what is imported may be list[int], a class to inspect only
         if getattr(value, "__module__", None) == module.__name__
@@ -24,4 +35,3 @@ def load_readers() -> list[Reader]:
         and issubclass(value, Reader)
         and not inspect.isabstract(value)
     ]
-    return sorted(readers, key=lambda reader: reader.order)
