@@ -495,6 +495,7 @@ def test_page__a_segment_that_cannot_be_read_leaves_the_others_alone(
 def test_page__says_nothing_of_segments_that_are_not_declared(may: Site) -> None:
     shown = samples()
     assert not {name for name in shown if "segment" in name or "accounts" in name}
+    assert shown["collection_part_success"]["segments",] == 1
     assert shown["up"] == {(): 1}
 
 

@@ -24,6 +24,7 @@ FILES = {
     PROVIDER,
     "grafana/dashboards/souvenirs-active-users.json",
     "grafana/dashboards/souvenirs-exporter.json",
+    "grafana/dashboards/souvenirs-segments.json",
     "prometheus/prometheus.yml",
     "prometheus/souvenirs.rules.yml",
 }

@@ -56,7 +56,7 @@ class Segments(Reader):
 
     def read(self, now: float, context: ReadContext) -> Families:
         if not conf.segments:
-            return []
+            return [family.family() for family in self.families]
         cuts = Cuts(now)
         windows: dict[Any, int] = {}
         periods: dict[Any, int] = {}
@@ -111,7 +111,7 @@ class ActiveAccounts(Reader):
 
     def read(self, now: float, context: ReadContext) -> Families:
         if conf.accounts is None:
-            return []
+            return [family.family() for family in self.families]
         cuts = Cuts(now)
         windows, periods = self._kept.get(
             (cuts.key, conf.accounts), partial(self._count, cuts, context)
