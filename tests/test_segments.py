@@ -530,6 +530,33 @@ def test_page__keeps_a_reading_for_a_minute_but_not_over_midnight(may: Site) -> 
         assert read(midnight) == (2, 0)
 
 
+scope_name = "a"
+
+
+def scope() -> str:
+    return scope_name
+
+
+@joined
+@override_settings(
+    SOUVENIRS_SCOPE="tests.test_segments.scope",
+    SOUVENIRS_METRICS_SEGMENTS={"plan": SEGMENTS["plan"]},
+)
+def test_page__of_each_scope_keeps_its_own_reading(
+    may: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = SouvenirsCollector()
+    connection = connections[router.db_for_write(LastSeen)]
+
+    def queries(name: str) -> int:
+        monkeypatch.setattr("tests.test_segments.scope_name", name)
+        with at(NOON), CaptureQueriesContext(connection) as captured:
+            list(collector.collect())
+        return sum("segments_subscription" in query["sql"] for query in captured)
+
+    assert [queries(name) for name in "aaba"] == [1, 0, 1, 0]
+
+
 class Clock:
     now = 1000.0
 
