@@ -116,7 +116,8 @@ def replay(
         for (label, value), number in blocks_of.items():
             values[label][value] = counts.since[number]
             for segment, each in zip(members, of_members):
-                by_segment[label][(*segment, value)] = each.since[number]
+                labels = (*segment, value)
+                by_segment[label][labels] = each.since[number]
         yield (
             bound,
             [

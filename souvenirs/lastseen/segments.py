@@ -9,9 +9,22 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from django.db.models import Case, Count, F, Max, Q, QuerySet, SmallIntegerField, Value, When
+from django.contrib.auth import get_user_model
+from django.db import connections
+from django.db.models import (
+    Case,
+    Count,
+    F,
+    ManyToOneRel,
+    Max,
+    Q,
+    QuerySet,
+    SmallIntegerField,
+    Value,
+    When,
+)
 
-from souvenirs.databases import shown_from, shown_until, to_column
+from souvenirs.databases import count_where, shown_from, shown_until, to_column, to_parameter
 from souvenirs.models import LastSeen
 from souvenirs.paths import UserPath
 
@@ -31,28 +44,54 @@ def count_users_by(
     """
     starts, end = _edges(cuts, until, using)
     edges = sorted(set(starts.values()))
-    value = Case(
-        *(When(raw=each, then=Value(number)) for number, each in enumerate(values)),
-        When(raw__isnull=True, then=Value(NONE)),
+    found: dict[int, list[int]] = {}
+    if edges:
+        numbers, params = _numbers(path, values, using)
+        quote = connections[using].ops.quote_name
+        seen = f"l.{quote('seen')}"
+        count = count_where(f"{seen} >= %s", "l.id", using, distinct=path.is_multivalued)
+        query = (
+            f"SELECT COALESCE(v.souvenirs_number, {NONE}), {', '.join([count] * len(edges))}"  # noqa: S608
+            f" FROM {quote(LastSeen._meta.db_table)} l LEFT JOIN ({numbers}) v"
+            f" ON v.souvenirs_key = l.user_id WHERE {seen} >= %s AND {seen} < %s GROUP BY 1"
+        )
+        times = [to_parameter(edge, using) for edge in (*edges, edges[0], end)]
+        with connections[using].cursor() as cursor:
+            cursor.execute(query, [*times[:-2], *params, *times[-2:]])
+            found = {number: numbers for number, *numbers in cursor.fetchall()}
+    none = [0] * len(edges)
+    return {
+        number: {cut: found.get(number, none)[edges.index(start)] for cut, start in starts.items()}
+        for number in (*range(len(values)), NONE, OTHER)
+    }
+
+
+def _numbers(path: UserPath, values: Sequence[Any], using: str) -> tuple[str, Sequence[Any]]:
+    """A query for pairs of a user (souvenirs_key) and the number of their value (souvenirs_number),
+    and its parameters.
+
+    It begins with the first table on the path that has the users' keys: joined by the ORM, all of
+    them would go through the table of users, which is large.
+    """
+    model: Any = get_user_model()
+    key, rest = "pk", path.name
+    first = path.relations[0] if path.relations else None
+    # A OneToOneRel is one, too
+    if isinstance(first, ManyToOneRel) and first.field.target_field.primary_key:
+        model, key = first.related_model, first.field.attname
+        rest = path.name.partition("__")[2]
+    number = Case(
+        *(When(souvenirs_raw=each, then=Value(number)) for number, each in enumerate(values)),
+        When(souvenirs_raw__isnull=True, then=Value(NONE)),
         default=Value(OTHER),
         output_field=SmallIntegerField(),
     )
-    found: dict[int, dict[str, int]] = {}
-    if edges:
-        rows = _seen(edges[0], end, using).annotate(raw=F(f"user__{path.name}"))
-        counts = (
-            rows.annotate(number=value)
-            .values("number")
-            .annotate(**_since(edges, using, "id", "seen", distinct=path.is_multivalued))
-        )
-        found = {row["number"]: row for row in counts}
-    return {
-        number: {
-            cut: found[number][f"since_{edges.index(start)}"] if number in found else 0
-            for cut, start in starts.items()
-        }
-        for number in (*range(len(values)), NONE, OTHER)
-    }
+    # By names that no model has a field of
+    rows = model._base_manager.using(using).annotate(souvenirs_key=F(key), souvenirs_raw=F(rest))
+    pairs = rows.order_by().annotate(souvenirs_number=number)
+    pairs = pairs.values_list("souvenirs_key", "souvenirs_number")
+    sql, params = pairs.query.get_compiler(using).as_sql()
+    return sql, params
 
 
 def count_accounts(path: UserPath, cuts: Iterable[float], until: float, using: str) -> Since:
@@ -68,24 +107,13 @@ def count_accounts(path: UserPath, cuts: Iterable[float], until: float, using: s
         .values(f"user__{path.name}")
         .annotate(last=Max("seen"))
     )
-    counts = accounts.aggregate(**_since(edges, using, "last", "last"))
+    counts = accounts.aggregate(
+        **{
+            f"since_{n}": Count("last", filter=Q(last__gte=to_column(edge, using)))
+            for n, edge in enumerate(edges)
+        }
+    )
     return {cut: counts[f"since_{edges.index(start)}"] for cut, start in starts.items()}
-
-
-def _since(
-    edges: Sequence[float], using: str, counted: str, seen: str, distinct: bool = False
-) -> dict[str, Count]:
-    """Aggregates since_0, since_1, ...: how many were `seen` at or after each of the edges.
-
-    (To group by the slices between them would make PostgreSQL sort the users, since it expects as
-    many groups as there are times.)
-    """
-    return {
-        f"since_{number}": Count(
-            counted, distinct=distinct, filter=Q(**{f"{seen}__gte": to_column(edge, using)})
-        )
-        for number, edge in enumerate(edges)
-    }
 
 
 def _edges(cuts: Iterable[float], until: float, using: str) -> tuple[dict[float, float], float]:
