@@ -88,15 +88,20 @@ def replay(
     windows = conf.windows
     size = block_size(instants.step, windows.values(), souvenirs_conf.ratelimit_seconds)
     lengths = {name: math.ceil(seconds / size) for name, seconds in windows.items()}
-    first = instants[0] - (max(lengths.values(), default=0) + 1) * size
-    first = min(first, periods.calendar_period("year", instants[0], zone).start)
+    first = min(
+        instants[0] - (max(lengths.values(), default=0) + 1) * size,
+        *_period_starts(instants[0], zone).values(),
+    )
     bounds = cut(bucket_containing(max(first, recorded)), instants[-1], size, zone)
     numbers = {bound: number for number, bound in enumerate(bounds)}
-    starts: list[dict[str, float]] = []  # at each bound, of the periods
-    wanted: list[dict[tuple[str, str], int]] = []  # at each bound, (label, its value): block
-    for bound in bounds:
-        if not starts or bound == periods.calendar_period("day", bound, zone).start:
-            of_day = {n: periods.calendar_period(n, bound, zone).start for n in periods.NAMES}
+    # The first bound whose counts are held at an instant; those of windows are of multiples only
+    shown = max(bisect_right(bounds, instants[0] // size * size) - 1, 0)
+    starts: list[dict[str, float]] = [{}] * shown  # at each bound, of the periods
+    wanted: list[dict[tuple[str, str], int]] = [{}] * shown  # (label, its value): block
+    of_day: dict[str, float] = {}
+    for bound in bounds[shown:]:
+        if not of_day or bound == periods.calendar_period("day", bound, zone).start:
+            of_day = _period_starts(bound, zone)
         starts.append(of_day)
         begins = {("period", name): start for name, start in of_day.items()}
         number = int(bound // size)
@@ -111,6 +116,8 @@ def replay(
         *(count_since(only(copy, each), since) for copy, each in zip(copies, members.values())),
     )
     for bound, of_bound, blocks_of, (counts, *of_members) in zip(bounds, starts, wanted, counted):
+        if not of_bound:
+            continue
         values: dict[str, dict[str, int]] = {"window": {}, "period": {}}
         by_segment: dict[str, dict[tuple[str, ...], int]] = {"window": {}, "period": {}}
         for (label, value), number in blocks_of.items():
@@ -129,6 +136,10 @@ def replay(
                 LAST_SEEN.family(None if counts.newest is None else bounds[counts.newest + 1]),
             ],
         )
+
+
+def _period_starts(t: float, zone: ZoneInfo) -> dict[str, float]:
+    return {name: periods.calendar_period(name, t, zone).start for name in periods.NAMES}
 
 
 def only(blocks: Iterable[Block], members: BitMap) -> Iterator[Block]:
