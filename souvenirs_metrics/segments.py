@@ -7,15 +7,21 @@ are declared, "none" and "other".
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.db import models
 
+from souvenirs.bitmaps import bitmap
+from souvenirs.history.segments import UsersByValue
 from souvenirs.paths import PathError, UserPath, resolve
+
+if TYPE_CHECKING:
+    from pyroaring import BitMap
 
 MAX_VALUES = 20
 NONE_LABEL, OTHER_LABEL = "none", "other"
@@ -62,6 +68,20 @@ def make_segment(entry: Any) -> Segment:
     if "" in labels:
         raise ValueError("the empty string cannot be a label: without it, it is 'other'")
     return Segment(path=path, values=values, labels=labels)
+
+
+def present_members(entries: Mapping[str, Any], using: str) -> dict[tuple[str, str], BitMap]:
+    """The LastSeen ids of the users who have each label of each segment now."""
+    found: dict[tuple[str, str], BitMap] = {}
+    for name, entry in entries.items():
+        segment = make_segment(entry)
+        labels = dict(zip(segment.values, segment.labels))
+        for label in (*segment.labels, NONE_LABEL, OTHER_LABEL):
+            found[name, label] = bitmap()
+        for value, members in UsersByValue(segment.path.name, using).members.items():
+            label = NONE_LABEL if value is None else labels.get(value, OTHER_LABEL)
+            found[name, label] |= members
+    return found
 
 
 def joinable_path(name: Any) -> UserPath:

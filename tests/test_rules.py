@@ -45,6 +45,7 @@ NAMES = {
     "SouvenirsNoActivity",
     "SouvenirsNoNewUsers",
     "SouvenirsRollupLagging",
+    "SouvenirsSeatsNearlyUsed",
     "SouvenirsSeriesDisappeared",
     "SouvenirsStickinessFalling",
     "SouvenirsTargetDown",
@@ -174,6 +175,8 @@ def test_docs__ask_for_metrics_that_exist() -> None:
 def test_docs__have_the_thresholds() -> None:
     documented = dict(re.findall(r"^\| (souvenirs:threshold:\w+) \| ([\d.]+) \|", DOCS, re.M))
     thresholds = {n: rule["expr"] for n, rule in RECORDS.items() if ":threshold:" in n}
+    assert thresholds.pop("souvenirs:threshold:seats") == "vector(0) > 0"  # which is nothing
+    assert "| souvenirs:threshold:seats | none |" in DOCS
     assert {name: f"vector({value})" for name, value in documented.items()} == thresholds
 
 

@@ -9,9 +9,22 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from django.db.models import Case, Count, F, Max, Q, QuerySet, SmallIntegerField, Value, When
+from django.contrib.auth import get_user_model
+from django.db import connections
+from django.db.models import (
+    Case,
+    Count,
+    F,
+    ManyToOneRel,
+    Max,
+    Q,
+    QuerySet,
+    SmallIntegerField,
+    Value,
+    When,
+)
 
-from souvenirs.databases import shown_from, shown_until, to_column
+from souvenirs.databases import count_where, shown_from, shown_until, to_column, to_parameter
 from souvenirs.models import LastSeen
 from souvenirs.paths import UserPath
 
@@ -30,37 +43,55 @@ def count_users_by(
     there) and OTHER (all other values). A user with several values counts once in each entry.
     """
     starts, end = _edges(cuts, until, using)
-    edges = sorted(set(starts.values()), reverse=True)
-    value = Case(
-        *(When(raw=each, then=Value(number)) for number, each in enumerate(values)),
-        When(raw__isnull=True, then=Value(NONE)),
+    edges = sorted(set(starts.values()))
+    found: dict[int, list[int]] = {}
+    if edges:
+        numbers, params = _numbers(path, values, using)
+        quote = connections[using].ops.quote_name
+        seen = f"l.{quote('seen')}"
+        count = count_where(f"{seen} >= %s", "l.id", using, distinct=path.is_multivalued)
+        query = (
+            f"SELECT COALESCE(v.souvenirs_number, {NONE}), {', '.join([count] * len(edges))}"  # noqa: S608
+            f" FROM {quote(LastSeen._meta.db_table)} l LEFT JOIN ({numbers}) v"
+            f" ON v.souvenirs_key = l.user_id WHERE {seen} >= %s AND {seen} < %s GROUP BY 1"
+        )
+        times = [to_parameter(edge, using) for edge in (*edges, edges[0], end)]
+        with connections[using].cursor() as cursor:
+            cursor.execute(query, [*times[:-2], *params, *times[-2:]])
+            found = {number: numbers for number, *numbers in cursor.fetchall()}
+    none = [0] * len(edges)
+    return {
+        number: {cut: found.get(number, none)[edges.index(start)] for cut, start in starts.items()}
+        for number in (*range(len(values)), NONE, OTHER)
+    }
+
+
+def _numbers(path: UserPath, values: Sequence[Any], using: str) -> tuple[str, Sequence[Any]]:
+    """A query for pairs of a user (souvenirs_key) and the number of their value (souvenirs_number),
+    and its parameters.
+
+    It begins with the first table on the path that has the users' keys: joined by the ORM, all of
+    them would go through the table of users, which is large.
+    """
+    model: Any = get_user_model()
+    key, rest = "pk", path.name
+    first = path.relations[0] if path.relations else None
+    # A OneToOneRel is one, too
+    if isinstance(first, ManyToOneRel) and first.field.target_field.primary_key:
+        model, key = first.related_model, first.field.attname
+        rest = path.name.partition("__")[2]
+    number = Case(
+        *(When(souvenirs_raw=each, then=Value(number)) for number, each in enumerate(values)),
+        When(souvenirs_raw__isnull=True, then=Value(NONE)),
         default=Value(OTHER),
         output_field=SmallIntegerField(),
     )
-    # Each user is in one slice, the one that the newest of the cuts before them begins
-    newest = Case(
-        *(When(seen__gte=to_column(e, using), then=Value(n)) for n, e in enumerate(edges)),
-        output_field=SmallIntegerField(),
-    )
-    counts: dict[int, list[int]] = {
-        number: [0] * len(edges) for number in (*range(len(values)), NONE, OTHER)
-    }
-    if edges:
-        rows = (
-            _seen(edges[-1], end, using)
-            .annotate(raw=F(f"user__{path.name}"))
-            .annotate(number=value, slice=newest)
-            .values("number", "slice")
-            .annotate(users=Count("id", distinct=path.is_multivalued))
-            .values_list("number", "slice", "users")
-        )
-        for number, first, users in rows:
-            for at in range(first, len(edges)):
-                counts[number][at] += users
-    return {
-        number: {cut: numbers[edges.index(start)] for cut, start in starts.items()}
-        for number, numbers in counts.items()
-    }
+    # By names that no model has a field of
+    rows = model._base_manager.using(using).annotate(souvenirs_key=F(key), souvenirs_raw=F(rest))
+    pairs = rows.order_by().annotate(souvenirs_number=number)
+    pairs = pairs.values_list("souvenirs_key", "souvenirs_number")
+    sql, params = pairs.query.get_compiler(using).as_sql()
+    return sql, params
 
 
 def count_accounts(path: UserPath, cuts: Iterable[float], until: float, using: str) -> Since:

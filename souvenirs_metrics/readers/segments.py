@@ -48,7 +48,7 @@ class Segments(Reader):
     users who were seen since the earliest window began, so the result is kept for a while."""
 
     name = "segments"
-    order = 70
+    order = 100
     families = (SEGMENT_ACTIVE_USERS, CALENDAR_SEGMENT_ACTIVE_USERS)
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Segments(Reader):
 
     def read(self, now: float, context: ReadContext) -> Families:
         if not conf.segments:
-            return []
+            return [family.family() for family in self.families]
         cuts = Cuts(now)
         windows: dict[Any, int] = {}
         periods: dict[Any, int] = {}
@@ -103,7 +103,7 @@ class ActiveAccounts(Reader):
     """Accounts (SOUVENIRS_METRICS_ACCOUNTS) with a user seen, which are kept as segments are."""
 
     name = "active_accounts"
-    order = 60
+    order = 90
     families = (ACTIVE_ACCOUNTS, CALENDAR_ACTIVE_ACCOUNTS)
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class ActiveAccounts(Reader):
 
     def read(self, now: float, context: ReadContext) -> Families:
         if conf.accounts is None:
-            return []
+            return [family.family() for family in self.families]
         cuts = Cuts(now)
         windows, periods = self._kept.get(
             (cuts.key, conf.accounts), partial(self._count, cuts, context)
