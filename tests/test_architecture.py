@@ -45,7 +45,7 @@ LAYERS = {
         "control", "spans", "cohort_reports", "reports", "middleware", "testing", "pytest_plugin",
         "checks", "apps",
         "management", "management.base", "management.options", "management.progress",
-        "management.commands",
+        "management.tables", "management.charts", "management.commands",
         "management.commands.show_usage", "management.commands.backfill_souvenirs",
         "management.commands.prune_souvenirs", "management.commands.rollup_souvenirs",
     ],
