@@ -115,7 +115,8 @@ def replay(
         count_since(blocks, since),
         *(count_since(only(copy, each), since) for copy, each in zip(copies, members.values())),
     )
-    for bound, of_bound, blocks_of, (counts, *of_members) in zip(bounds, starts, wanted, counted):
+    # Counts first, so that all days are read to their end, and `track` knows
+    for (counts, *of_members), bound, of_bound, blocks_of in zip(counted, bounds, starts, wanted):
         if not of_bound:
             continue
         values: dict[str, dict[str, int]] = {"window": {}, "period": {}}

@@ -49,7 +49,7 @@ LAYERS = {
         "pytest_plugin", "checks", "apps",
         "spreadsheets",
         "management", "management.base", "management.options", "management.progress",
-        "management.commands",
+        "management.tables", "management.charts", "management.commands",
         "management.commands.show_usage", "management.commands.backfill_souvenirs",
         "management.commands.prune_souvenirs", "management.commands.rollup_souvenirs",
         "management.commands.list_inactive_users",

@@ -1,98 +1,119 @@
+"""What show_usage draws."""
+
 from __future__ import annotations
 
-from itertools import pairwise
+import io
+import re
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from souvenirs.charts import (
-    HEIGHT,
-    MOST_NAMES,
-    MOST_TICKS,
-    TOP,
-    Bar,
-    Column,
-    draw,
-    named_columns,
-    ticks_between,
+from souvenirs.management import charts
+from souvenirs.management.tables import Table
+from tests.history import Terminal
+
+GROWTH = Table(
+    ["week", "start", "end"],
+    ["active", "new", "retained", "resurrected", "churned"],
+    [
+        (["W3", "01-15", "01-22", 4, 1, 2, 1, 10], False),
+        (["W2", "01-08", "01-15", 12, 5, 7, 0, 0], True),
+        (["W1", "01-01", "01-08", 7, None, None, None, None], True),
+    ],
+)
+RETENTION = Table(
+    ["week", "start", "end"],
+    ["users", "age 1", "age 2"],
+    [
+        (["W1", "01-01", "01-08", 200, 1, 100], True),
+        (["W2", "01-08", "01-15", 5, 5], True),
+        (["W3", "", "", 0], True),
+    ],
 )
 
-numbers = st.integers(0, 10**9)
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-def plot(columns: list[Column]) -> Any:
-    chart = draw(columns, name="c", title="T", description="D")
-    return ElementTree.fromstring(chart.plot)
-
-
-def column(*above: int, below: int = 0, hint: str = "") -> Column:
-    bars = tuple(Bar(f"a{n}", value) for n, value in enumerate(above))
-    return Column(name="n", hint=hint, above=bars, below=(Bar("b", below),))
-
-
-def heights(svg: Any, name: str) -> list[float]:
-    return [float(bar.get("height")) for bar in svg.iter("rect") if bar.get("class") == name]
-
-
-@given(st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=20))
-def test_draw__bars_are_as_high_as_their_values(values: list[tuple[int, int, int]]) -> None:
-    svg = plot([column(a, b, below=c) for a, b, c in values])
-    lowest, highest = -max(c for *_, c in values), max(a + b for a, b, _ in values)
-    ticks = ticks_between(lowest, highest)
-    pixel = (ticks[-1] - ticks[0]) / HEIGHT
-    for name, wanted in zip(("a0", "a1", "b"), zip(*values)):
-        drawn = heights(svg, name)
-        assert len(drawn) == sum(value > 0 for value in wanted)
-        for height, value in zip(drawn, filter(None, wanted)):
-            assert height * pixel == pytest.approx(value, abs=pixel * 0.11)
-    for bar in svg.iter("rect"):
-        top, height = float(bar.get("y")), float(bar.get("height"))
-        assert TOP - 0.1 <= top <= top + height <= TOP + HEIGHT + 0.2
-        left, width = (float(bar.get(name).rstrip("%")) for name in ("x", "width"))
-        assert 0 <= left <= left + width <= 100.01
-
-
-@given(st.integers(-(10**9), 0), st.integers(0, 10**9))
-def test_ticks__are_few_and_round_and_hold_everything(lowest: int, highest: int) -> None:
-    ticks = ticks_between(lowest, highest)
-    steps = {b - a for a, b in pairwise(ticks)}
-    assert len(steps) == 1
-    assert str(steps.pop()).rstrip("0") in ("1", "2", "5")
-    assert ticks[0] <= lowest <= highest <= ticks[-1]
-    assert 0 in ticks
-    assert 2 <= len(ticks) <= MOST_TICKS + 3
-
-
-@given(st.integers(0, 500))
-def test_names__are_few_and_the_last_one_is_there(number: int) -> None:
-    named = named_columns(number)
-    assert len(named) <= MOST_NAMES
-    assert named == sorted(set(named))
-    assert (named[-1:] == [number - 1]) == bool(number)
-
-
-def test_draw__is_named_and_described_and_hides_the_rest_from_screen_readers() -> None:
-    svg = plot([column(3)])
-    assert svg.get("role") == "img"
-    texts = {each.get("id"): each.text for each in svg if each.get("id")}
-    assert svg.get("aria-labelledby").split() == list(texts)
-    assert list(texts.values()) == ["T", "D"]
-    axis = ElementTree.fromstring(draw([column(3)], name="c", title="T", description="D").axis)
-    assert axis.get("aria-hidden") == "true"
-
-
-def test_draw__has_no_style_and_no_script_and_escapes_text() -> None:
-    chart = draw(
-        [column(3, hint="<script>alert(1)</script>")], name="c", title="a & b", description='"'
+def test_growth_bars__grow_from_an_axis() -> None:
+    assert charts.growth_bars(GROWTH, width=34, color=False) == (
+        "- churned  = retained  ~ resurrected  + new\n"
+        "\n"
+        "W3 01-15  ----------|==~+\n"
+        "W2 01-08            |=======+++++\n"
+        "W1 01-01            | not known\n"
+        "\n"
+        "Partial: W3 (not over yet, or cut by --before)"
     )
-    assert "<script" not in chart.plot
-    assert "a &amp; b" in chart.plot
-    assert "style=" not in chart.plot + chart.axis
 
 
-def test_draw__of_nothing_is_empty() -> None:
-    assert list(plot([]).iter("rect")) == []
-    assert heights(plot([column(0)]), "a0") == []
+def test_growth_bars__have_the_same_lengths_in_color() -> None:
+    blocks = re.sub("[-=~+](?=[-=~+|\n ]|$)", " ", charts.growth_bars(GROWTH, 34, color=False))
+    colored = charts.growth_bars(GROWTH, 34, color=True)
+    assert plain(colored).splitlines()[2:5] == blocks.splitlines()[2:5]
+    assert colored.count("\x1b[48") == colored.count("\x1b[0m") == 4 + 4 + 2
+
+
+def test_growth_bars__fit_the_width() -> None:
+    lines = charts.growth_bars(GROWTH, width=60, color=False).splitlines()[2:5]
+    assert max(map(len, lines)) in range(50, 61)
+
+
+def test_triangle__is_of_percents_and_shades() -> None:
+    assert charts.triangle(RETENTION, color=False, shades=charts.SHADES) == (
+        "          users     +1   +2\n"
+        "W1 01-01    200     0%░ 50%▓\n"
+        "W2 01-08      5   100%█\n"
+        "W3            0"
+    )
+    text = charts.triangle(RETENTION, color=False, shades=charts.PLAIN_SHADES)
+    assert text.isascii()
+
+
+def test_triangle__in_color_has_the_same_numbers() -> None:
+    text = charts.triangle(RETENTION, color=True, shades=charts.SHADES)
+    assert plain(text).split() == (
+        [
+            "users",
+            "+1",
+            "+2",
+            "W1",
+            "01-01",
+            "200",
+            "0%",
+            "50%",
+            "W2",
+            "01-08",
+            "5",
+            "100%",
+            "W3",
+            "0",
+        ]
+    )
+    numbers = re.findall(r"48;5;(\d+)", text)
+    assert len(set(numbers)) == 3  # a hundredth, a half and all of them have other shades
+
+
+@pytest.mark.parametrize(
+    ("stream", "environ", "options", "expected"),
+    [
+        (Terminal(), {}, {}, True),
+        (io.StringIO(), {}, {}, False),
+        (io.StringIO(), {}, {"force_color": True}, True),
+        (Terminal(), {}, {"no_color": True}, False),
+        (Terminal(), {"NO_COLOR": "1"}, {}, False),
+        (Terminal(), {"NO_COLOR": ""}, {}, True),
+    ],
+)
+def test_has_color(
+    stream: Any,
+    environ: dict[str, str],
+    options: dict[str, bool],
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert charts.has_color(stream, options) is expected
