@@ -42,6 +42,7 @@ from souvenirs.models import (
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.deadline import scrape_timeout
 from souvenirs_metrics.readers.base import Families, ReadContext, Reader
+from souvenirs_metrics.run import CollectionRun
 from souvenirs_metrics.upkeep import Upkeep
 from tests import servers
 from tests.people import User, ours, site, with_databases
@@ -688,6 +689,22 @@ def no_upkeep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Upkeep, "run", lambda self, deadline: None)
 
 
+class Asked(SouvenirsCollector):
+    """Knows how many scrapes have got a collection to wait for."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.asked: list[CollectionRun] = []
+
+    def _current(self, seconds: float) -> CollectionRun:
+        current = super()._current(seconds)
+        self.asked.append(current)
+        return current
+
+    def wait_until_asked(self, times: int) -> None:
+        servers.wait_until(lambda: len(self.asked) == times)
+
+
 def families_of(collector: SouvenirsCollector) -> list[Metric]:
     return list(collector.collect())
 
@@ -695,12 +712,12 @@ def families_of(collector: SouvenirsCollector) -> list[Metric]:
 @pytest.mark.usefixtures("no_upkeep")
 def test_collect__who_asks_while_it_runs_gets_its_result() -> None:
     slow = Slow()
-    collector = SouvenirsCollector(lambda: [slow])
+    collector = Asked(lambda: [slow])
     with ThreadPoolExecutor(20) as pool:
         first = pool.submit(families_of, collector)
         assert slow.begun.wait(30)
         others = [pool.submit(families_of, collector) for _ in range(19)]
-        time.sleep(0.2)  # so that they have asked
+        collector.wait_until_asked(20)
         slow.may_end.set()
         assert all(other.result(30)[0] is first.result()[0] for other in others)
     assert slow.times == 1
@@ -737,11 +754,11 @@ def is_complete(families: dict[str, Metric]) -> bool:
 @pytest.mark.usefixtures("no_upkeep")
 def test_collect__a_scraper_with_no_time_cuts_nothing_that_others_share() -> None:
     slow = Slow()
-    collector = SouvenirsCollector(lambda: [slow])
+    collector = Asked(lambda: [slow])
     assert "times" not in families_within(collector, 0.000001)
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(families_within, collector, 30)
-        time.sleep(0.2)  # so that it has asked
+        collector.wait_until_asked(2)
         slow.may_end.set()
         assert is_complete(other.result(30))
 
