@@ -401,6 +401,10 @@ def prometheus_with_history(now: int, port: int | None = None) -> Iterator[str]:
 # The queries
 
 
+# What a site has to declare first
+DECLARED = re.compile("souvenirs_(calendar_)?(segment_active_users|active_accounts)")
+
+
 class Asker:
     """Asks Prometheus as Grafana does, with a step of two hours; or a target's own, whose multiples
     the instants are (to a browser in UTC)."""

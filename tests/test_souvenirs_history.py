@@ -24,7 +24,7 @@ from tests import servers
 from tests.conftest import site_environ
 from tests.history import DAY, HOUR, MINUTE, at, people, record, roll_up, to_when, unix
 from tests.people import User, with_databases
-from tests.test_dashboards import PANELS, Asker, selectors
+from tests.test_dashboards import DECLARED, PANELS, Asker, days_shown, selectors
 
 pytestmark = with_databases
 
@@ -270,11 +270,9 @@ def test_souvenirs_history__is_what_prometheus_answers(
 
 # Facts about now: a year does not have them
 LIVE = re.compile("up|ALERTS|souvenirs_(up|build_info|rollup_lag_seconds|collection_.+|.+_total)")
-# What a site has to declare first
-DECLARED = re.compile("souvenirs_(calendar_)?(segment_active_users|active_accounts)")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.own_site
 def test_souvenirs_history__of_a_year_leaves_no_panel_empty(tmp_path: Path) -> None:
     now = int(time.time())
@@ -288,7 +286,7 @@ def test_souvenirs_history__of_a_year_leaves_no_panel_empty(tmp_path: Path) -> N
     roll_up(now)
     path = tmp_path / "history.txt"
     labels = ["--label=job=souvenirs", "--label=instance=www.example.org:443"]
-    start = to_when(now - 70 * DAY).isoformat()  # enough for the panels
+    start = to_when(now - 126 * DAY).isoformat()  # enough for the panels
     call_command(
         "souvenirs_history",
         "--start",
@@ -315,6 +313,6 @@ def test_souvenirs_history__of_a_year_leaves_no_panel_empty(tmp_path: Path) -> N
             for target in panel["targets"]
             if not any(DECLARED.fullmatch(name) for name, _ in selectors(target["expr"]))
             and not all(LIVE.fullmatch(name) for name, _ in selectors(target["expr"]))
-            and not asker.ask(target, days=7 if "timeFrom" in panel else 30)
+            and not asker.ask(target, days=days_shown(panel))
         ]
     assert empty == []
