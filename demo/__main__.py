@@ -8,23 +8,30 @@ import os
 import secrets
 import shutil
 import signal
+import sqlite3
 import sys
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import requests
 
 from demo import page
+from demo.events import Watcher
 from demo.monitoring import alerts_page, prometheus, write_dashboards
 from demo.options import may_sign_in, parse
-from demo.population import ADMIN, PASSWORD
+from demo.population import ADMIN, PASSWORD, Crowd, Schedule
+from demo.rhythm import ZONE
 from demo.serving import Failure, Stopped, pause, populate, serve
 from demo.traffic import Traffic
 
 REFRESH_SECONDS = 2
+TREND_TURNS = 15  # of these, between two looks at days, weeks and months
+NEWS = 8  # lines
 
 
 def run(args: argparse.Namespace, stop: threading.Event) -> int:
@@ -40,7 +47,7 @@ def run(args: argparse.Namespace, stop: threading.Event) -> int:
         with (
             serve(directory, args.port, stop) as url,
             prometheus(directory, url, args.prometheus_port, stop) as server,
-            live(args, url, stop),
+            live(directory, url, args.rate, stop),
         ):
             name = may_sign_in(args.users)[0]
             say(f"The site      {url}/          {name} and others, password {PASSWORD}")
@@ -54,7 +61,7 @@ def run(args: argparse.Namespace, stop: threading.Event) -> int:
             else:
                 say("Prometheus    is not installed: apt-get install prometheus")
             say("Ctrl-C ends it.\n")
-            show(url, stop)
+            show(directory, url, stop)
     return 0
 
 
@@ -71,12 +78,20 @@ def alone(directory: Path) -> Iterator[None]:
         yield
 
 
-def show(url: str, stop: threading.Event) -> None:
-    """Prints the gauges again and again. Raises Stopped when `stop` is set."""
-    lines = 0
+def show(directory: Path, url: str, stop: threading.Event) -> None:
+    """Prints the gauges again and again, with trends and what people did. Raises Stopped when
+    `stop` is set."""
+    lines, turn = 0, 0
+    watcher = Watcher(directory)
+    news: deque[str] = deque(maxlen=NEWS)
+    trends: dict[str, list[int]] = {}
     while True:
+        news.extend(f"{datetime.now(ZONE):%H:%M:%S}  {each}" for each in watcher.news())
         try:
-            text = page.table(page.souvenirs(page.scrape(url)))
+            if turn % TREND_TURNS == 0:
+                trends = page.trends(url)
+            turn += 1
+            text = page.table(page.souvenirs(page.scrape(url)), trends, news)
         except requests.RequestException as error:
             text = f"The site did not answer: {error}"
         if lines and sys.stdout.isatty():
@@ -87,11 +102,18 @@ def show(url: str, stop: threading.Event) -> None:
         pause(stop, REFRESH_SECONDS)
 
 
+def usernames(directory: Path) -> list[str]:
+    """Of all accounts of the site."""
+    with closing(sqlite3.connect(directory / "db.sqlite3", timeout=20)) as database:
+        return [name for (name,) in database.execute("SELECT username FROM auth_user")]
+
+
 @contextmanager
-def live(args: argparse.Namespace, url: str, stop: threading.Event) -> Iterator[None]:
+def live(directory: Path, url: str, rate: float, stop: threading.Event) -> Iterator[None]:
     """Visitors, while the block runs."""
-    with Traffic(url, may_sign_in(args.users), PASSWORD) as traffic:
-        thread = threading.Thread(target=traffic.run, args=(stop, args.rate))
+    about = Schedule(Crowd.load(directory / "crowd.json")).about
+    with Traffic(url, usernames(directory), PASSWORD) as traffic:
+        thread = threading.Thread(target=traffic.run, args=(stop, rate, about))
         thread.start()
         try:
             yield
@@ -105,7 +127,8 @@ def once(args: argparse.Namespace, stop: threading.Event) -> int:
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="souvenirs-demo-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        populate(directory, users=args.users, weeks=args.weeks, stop=stop)
+        # What is in the window of one hour is what we do
+        populate(directory, users=args.users, weeks=args.weeks, idle_hours=2.5, stop=stop)
         url = stack.enter_context(serve(directory, args.port, stop))
         names = may_sign_in(args.users)[: args.sign_in]
         traffic = stack.enter_context(Traffic(url, names, PASSWORD, seed=1))

@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from demo.population import people
+from demo.population import Crowd
 
 DESCRIPTION = """\
 Serves a small Django site on 127.0.0.1 with gunicorn (two workers), lets made-up
-people sign in and read it, and shows the gauges that Prometheus would scrape.
+people join, sign in and read it, and shows the gauges that Prometheus would scrape.
 Where Prometheus is installed it scrapes them, has the site's past, and evaluates
 the shipped rules. Ends with Ctrl-C."""
 
 EPILOG = """\
 The site is kept in demo/var, or in the directory that DEMO_DIR in the environment
 names. A second start continues it: users stay, the time in between is filled with
-made-up activity up to 2.5 hours ago, and the admin gets a new password. --fresh
-begins anew. People come as the hour suggests (Europe/Paris): the site is busiest
-on weekday evenings, and calm at night.
+made-up activity, and the admin gets a new password. --fresh starts over. The past
+and the live visits have one schedule: people join, stay for days or months, leave,
+and some come back. They come as the hour suggests (Europe/Paris): the site is
+busiest on weekday evenings, and calm at night.
 
   python -m demo                      start, on port 8000
   python -m demo --port 0 --fresh     forget the last time, take any free port
@@ -39,13 +40,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--prometheus-port", type=int, help="0 takes a free one (default: 9090; with --port=0, 0)"
     )
-    parser.add_argument("--users", type=positive, default=300, help="accounts (default: 300)")
     parser.add_argument(
-        "--weeks", type=positive, default=10, help="of past, in a new database (default: 10)"
+        "--users", type=positive, default=600, help="accounts in a new database (default: 600)"
+    )
+    parser.add_argument(
+        "--weeks", type=positive, default=20, help="of past, in a new database (default: 20)"
     )
     parser.add_argument(
         "--rate", type=positive, default=150,
-        help="visits a minute at the busiest hour (default: 150)",
+        help="pages a minute at the busiest hour (default: 150)",
     )  # fmt: skip
     parser.add_argument("--fresh", action="store_true", help="delete the database, begin anew")
     parser.add_argument(
@@ -84,4 +87,5 @@ def positive(text: str) -> int:
 
 
 def may_sign_in(users: int) -> list[str]:
-    return [person.username for person in people(users) if person.is_active]
+    crowd = Crowd(opened=0, weeks=1, accounts=users)
+    return [person.username for person in crowd.people() if person.is_active]

@@ -1,11 +1,18 @@
-"""Who uses the site, and what they did before it started. Made up, but the same each time."""
+"""Who uses the site: when they join, when they stay away, and when they visit. Made up, but the
+same each time: it depends on when the site opened, a person's number, and the day."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, datetime, time, timedelta
+from functools import cache
+from itertools import count, takewhile
+from math import sin, tau
+from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from demo.rhythm import HOURS, WEEKDAYS, ZONE
 
@@ -13,14 +20,36 @@ PASSWORD = "souvenirs"  # of all people but the admin
 ADMIN = "admin"
 DAY = 86_400
 
+# Who had an account before the site began to remember visits
+FOUNDERS_SHARE, FOUNDERS_DAYS = 0.3, 120
+# They join in waves, as campaigns come and go: so many within the weeks
+WAVES = 4
+# How long people keep coming: some look around, some stay for weeks or months. In days, on average
+STAYS_DAYS = (2, 20, 200)
+# Of those who leave, so many come back, after as many days
+RETURN_SHARE, BREAK_DAYS = 0.45, (8, 60)
+VISIT_SECONDS = (120, 1_200)
+
+
+class Visit(NamedTuple):
+    """Somebody reads from `start` to `end`, in unix seconds."""
+
+    start: float
+    end: float
+
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """A user to be. `eagerness` is the share of days (0 to 1) on which they come, on weekdays."""
+    """A user to be.
+
+    eagerness: the share of days (0 to 1) on which they come, on weekdays; while they come at all,
+    which is in `stays`. They join at `joined`. Times are unix seconds.
+    """
 
     number: int
+    joined: float
     eagerness: float
-    lateness: float
+    stays: tuple[tuple[float, float], ...]
 
     @property
     def username(self) -> str:
@@ -28,39 +57,111 @@ class Person:
 
     @property
     def is_active(self) -> bool:
-        """Whether they may sign in: one in 25 was sent away."""
-        return self.number % 25 != 0
+        """Whether they may sign in: one in 24 was sent away."""
+        return self.number % 24 != 0
 
-    def joined(self, start: float, end: float) -> float:
-        """When they signed up, in unix seconds: most before `start`, some between it and `end`."""
-        return start - DAY + (end - start) * max(0.0, self.lateness - 0.7) / 0.3
+    def visits(self, day: date) -> list[Visit]:
+        """Those that begin on a day of the site."""
+        start, end = midnight(day), midnight(day + timedelta(days=1))
+        stays = [stay for stay in self.stays if stay[0] < end and start < stay[1]]
+        if not stays:
+            return []
+        random = Random(f"{self.number} {day}")
+        begins = [self.joined] if start <= self.joined < end else []
+        if random.random() < self.eagerness * WEEKDAYS[day.weekday()]:
+            hours = set(random.choices(range(24), HOURS, k=random.randint(1, 6)))
+            begins += [start + 3_600 * (hour + random.random()) for hour in sorted(hours)]
+        visits = [Visit(t, t + random.uniform(*VISIT_SECONDS)) for t in begins]
+        return [visit for visit in visits if any(a <= visit.start < b for a, b in stays)]
 
 
-def people(count: int) -> list[Person]:
-    random = Random(1)
-    return [
-        Person(number=n, eagerness=random.betavariate(1.2, 2), lateness=random.random())
-        for n in range(1, count + 1)
-    ]
+@dataclass(frozen=True, kw_only=True)
+class Crowd:
+    """The people of a site that opened at a unix time. After so many weeks it has so many accounts,
+    and at the same pace people go on joining for ever."""
+
+    opened: float
+    weeks: int
+    accounts: int
+
+    @classmethod
+    def load(cls, path: Path) -> Crowd:
+        return cls(**json.loads(path.read_text()))
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)))
+
+    def people(self, until: float | None = None) -> list[Person]:
+        """Those who have joined before a unix time; by default, before the weeks are over."""
+        end = self.opened + self.weeks * 7 * DAY if until is None else until
+        return list(takewhile(lambda person: person.joined < end, map(self.person, count(1))))
+
+    def person(self, number: int) -> Person:
+        random = Random(number)
+        founders = int(FOUNDERS_SHARE * self.accounts)
+        if number <= founders:
+            days = (number - founders - 1) * FOUNDERS_DAYS / founders
+        else:
+            pace = self.weeks * 7 / (self.accounts - founders)
+            days = (number - founders - random.uniform(0.1, 0.9)) * pace
+            wave = self.weeks * 7 / WAVES / tau
+            days += wave / 2 * sin(days / wave)
+        joined = self.opened + days * DAY
+        # One in six never comes: somebody made an account for them
+        stays = tuple(stays_of(random, joined)) if number % 6 else ()
+        eagerness = random.betavariate(1, 0.8)
+        return Person(number=number, joined=joined, eagerness=eagerness, stays=stays)
+
+
+def stays_of(random: Random, joined: float) -> Iterator[tuple[float, float]]:
+    """From when to when somebody comes, again and again."""
+    start = joined
+    while True:
+        end = start + random.expovariate(1 / random.choice(STAYS_DAYS)) * DAY + 1
+        yield start, end
+        if random.random() > RETURN_SHARE:
+            return
+        start = end + random.uniform(*BREAK_DAYS) * DAY
+
+
+def local_day(t: float) -> date:
+    return datetime.fromtimestamp(t, ZONE).date()
+
+
+@cache
+def midnight(day: date) -> float:
+    return datetime.combine(day, time(), ZONE).timestamp()
 
 
 def past_visits(person: Person, start: float, end: float) -> Iterator[float]:
-    """When the person was active between two unix times: at most once in an hour, in order.
+    """When the person was seen between two unix times: at the beginning and the end of each visit.
 
-    It depends on person and day alone, so the past can be continued from where it ended.
+    A visit depends on person and day alone, so the past can be continued from where it ended.
     """
-    day, last = (datetime.fromtimestamp(t, ZONE).date() for t in (start, end))
+    day, last = local_day(start) - timedelta(days=1), local_day(end)
     while day <= last:
-        for t in visits_of_day(person, day):
-            if start <= t < end:
-                yield t
+        for visit in person.visits(day):
+            yield from (t for t in visit if start <= t < end)
         day += timedelta(days=1)
 
 
-def visits_of_day(person: Person, day: date) -> Iterator[float]:
-    random = Random(f"{person.number} {day}")
-    if random.random() >= person.eagerness * WEEKDAYS[day.weekday()]:
-        return
-    for hour in sorted(set(random.choices(range(24), HOURS, k=random.randint(1, 5)))):
-        clock = time(hour, random.randrange(60), random.randrange(60))
-        yield datetime.combine(day, clock, ZONE).timestamp()
+class Schedule:
+    """Who visits the site at each moment."""
+
+    def __init__(self, crowd: Crowd) -> None:
+        self.crowd = crowd
+        self.day: date | None = None
+        self.visits: list[tuple[Visit, str]] = []
+
+    def about(self, t: float) -> list[str]:
+        """The names of those who are reading at a unix time."""
+        day = local_day(t)
+        if day != self.day:
+            self.day = day
+            self.visits = [
+                (visit, person.username)
+                for person in self.crowd.people(until=t + 2 * DAY)
+                for each in (day - timedelta(days=1), day)  # a visit may last past midnight
+                for visit in person.visits(each)
+            ]
+        return [name for visit, name in self.visits if visit.start <= t < visit.end]

@@ -7,14 +7,15 @@ from zoneinfo import ZoneInfo
 
 ZONE = ZoneInfo("Europe/Paris")
 
-# By local hour, as a share of the busiest: asleep, breakfast, lunch, and the evening's peak
+# By local hour, as a share of the busiest: breakfast, lunch, and the evening's peak. Somebody is
+# always awake: a demo at night should move
 HOURS = (
-    0.10, 0.05, 0.03, 0.02, 0.02, 0.04, 0.12, 0.30, 0.55, 0.65, 0.68, 0.70,
-    0.80, 0.72, 0.60, 0.58, 0.62, 0.70, 0.80, 0.90, 1.00, 0.95, 0.60, 0.28,
+    0.20, 0.16, 0.15, 0.15, 0.15, 0.15, 0.20, 0.30, 0.55, 0.65, 0.68, 0.70,
+    0.80, 0.72, 0.60, 0.58, 0.62, 0.70, 0.80, 0.90, 1.00, 0.95, 0.60, 0.32,
 )  # fmt: skip
 
 # By day of the week from Monday, likewise: the weekend dips
-WEEKDAYS = (0.95, 1.0, 1.0, 0.97, 0.9, 0.5, 0.42)
+WEEKDAYS = (0.95, 1.0, 1.0, 0.97, 0.9, 0.55, 0.5)
 
 
 def activity(t: float) -> float:

@@ -33,14 +33,15 @@ def populate(
     *,
     users: int,
     weeks: int,
+    idle_hours: float = 0,
     admin_password: str | None = None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Makes a site in `directory`, or continues the one there: see the command of this name."""
+    """Make a site in `directory`, or continue the one there: see the command of this name."""
     environment = environ(directory)
     if admin_password:
         environment["DEMO_ADMIN_PASSWORD"] = admin_password
-    command = ["populate", f"--users={users}", f"--weeks={weeks}"]
+    command = ["populate", f"--users={users}", f"--weeks={weeks}", f"--idle-hours={idle_hours}"]
     if manage(command, environment, stop):
         raise Failure(f"the database in {directory} could not be made (see above)")
 

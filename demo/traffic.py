@@ -1,10 +1,10 @@
-"""People at browsers: they sign in over HTTP and read pages. Knows nothing of Django."""
+"""People at browsers: they join, sign in over HTTP and read pages. Knows nothing of Django."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
@@ -17,7 +17,6 @@ from demo.rhythm import activity
 # By how often they are asked for; the first does not ask who the reader is
 PAGES = {"/": 2, "/articles/": 3, "/articles/tides/": 2, "/articles/maps/": 1, "/account/": 1}
 SIGN_OUT_SHARE = 0.03
-QUIETEST = 0.05  # there is always somebody about: a demo at night should move
 TIMEOUT = 30
 
 
@@ -59,6 +58,15 @@ class Visitor:
         response.raise_for_status()
         return response
 
+    def join(self) -> None:
+        """Makes an account, and reads the page that follows. Raises RuntimeError if refused."""
+        self.get("/join/")
+        names = {"username": self.username, "password1": self.password, "password2": self.password}
+        response = self.post("/join/", **names)
+        if "sessionid" not in self.session.cookies:
+            raise RuntimeError(f"{self.username} could not join at {response.url}")
+        self.is_signed_in = True
+
     def sign_in(self) -> None:
         """Signs in, and reads the page that this leads to. Raises RuntimeError if refused."""
         self.get("/login/")
@@ -74,13 +82,16 @@ class Visitor:
 
 
 class Traffic:
-    """Visitors of the site at `url`, who come at random, and all that they did: `visits`."""
+    """Visitors of the site at `url`, and all that they did: `visits`. Those who have an account are
+    `usernames`; others join first."""
 
     def __init__(
         self, url: str, usernames: Sequence[str], password: str, *, seed: int | None = None
     ) -> None:
         self.visits: list[Visit] = []
-        self.visitors = {name: Visitor(url, name, password, self.visits) for name in usernames}
+        self.visitors: dict[str, Visitor] = {}
+        self.known = set(usernames)
+        self.url, self.password = url, password
         self.random = Random(seed)
         self.errors = 0
 
@@ -91,27 +102,39 @@ class Traffic:
         for visitor in self.visitors.values():
             visitor.session.close()
 
+    def visitor(self, name: str) -> Visitor:
+        if name not in self.visitors:
+            self.visitors[name] = Visitor(self.url, name, self.password, self.visits)
+        return self.visitors[name]
+
     def sign_in(self, usernames: Iterable[str]) -> None:
         """Signs these users in, some at a time."""
         with ThreadPoolExecutor(4) as pool:
-            for _ in pool.map(lambda name: self.visitors[name].sign_in(), usernames):
+            for _ in pool.map(Visitor.sign_in, map(self.visitor, usernames)):
                 pass
 
     def step(self, usernames: Sequence[str]) -> None:
-        """One of these users, chosen at random, signs in, reads a page, or leaves."""
-        visitor = self.visitors[self.random.choice(usernames)]
-        if not visitor.is_signed_in:
+        """One of these users, chosen at random, joins, signs in, reads a page, or leaves."""
+        visitor = self.visitor(self.random.choice(usernames))
+        if visitor.username not in self.known:
+            visitor.join()
+            self.known.add(visitor.username)
+        elif not visitor.is_signed_in:
             visitor.sign_in()
         elif self.random.random() < SIGN_OUT_SHARE:
             visitor.sign_out()
         else:
             visitor.get(*self.random.choices(list(PAGES), list(PAGES.values())))
 
-    def run(self, stop: threading.Event, per_minute: float) -> None:
-        """Goes on until `stop` is set, with `per_minute` steps at the busiest hour of the week."""
-        usernames = list(self.visitors)
+    def run(
+        self, stop: threading.Event, per_minute: float, about: Callable[[float], Sequence[str]]
+    ) -> None:
+        """Goes on until `stop` is set, with `per_minute` steps at the busiest hour of the week, of
+        those who are `about` at a unix time."""
         while not stop.wait(60 / per_minute):
-            if self.random.random() < max(QUIETEST, activity(time.time())):
+            now = time.time()
+            usernames = about(now)
+            if usernames and self.random.random() < activity(now):
                 try:
                     self.step(usernames)
                 except (requests.RequestException, RuntimeError):

@@ -244,6 +244,14 @@ def counts_in_one_pass(using: str) -> bool:
     return connections[using].vendor == "postgresql"
 
 
+def count_where(condition: str, column: str, using: str, distinct: bool = False) -> str:
+    """An aggregate: in how many rows the condition holds, or how many values the column has in
+    them. The column must not be null."""
+    if connections[using].features.supports_aggregate_filter_clause:
+        return f"COUNT({f'DISTINCT {column}' if distinct else '*'}) FILTER (WHERE {condition})"
+    return f"COUNT({'DISTINCT ' if distinct else ''}CASE WHEN {condition} THEN {column} END)"
+
+
 # Rows by their keys. Given a list of keys, MySQL may read, and lock, the whole table or the index
 # on another column: so these drive from the keys, one row each. MariaDB before 10.6 has no
 # JSON_TABLE, and a deadlock remains possible there.

@@ -131,6 +131,28 @@ ROLLUP_LAG = Gauge(
     name="souvenirs_rollup_lag_seconds",
     documentation="How long ago the oldest quarter of an hour ended that is due to be rolled up.",
 )
+SEGMENT_ACTIVE_USERS = Gauge(
+    name="souvenirs_segment_active_users",
+    documentation="Users seen in the rolling window, by a segment of SOUVENIRS_METRICS_SEGMENTS.",
+    labels=("segment", "value", "window"),
+)
+CALENDAR_SEGMENT_ACTIVE_USERS = Gauge(
+    name="souvenirs_calendar_segment_active_users",
+    documentation="Users seen since the current calendar period began, by a segment of"
+    " SOUVENIRS_METRICS_SEGMENTS.",
+    labels=("segment", "value", "period"),
+)
+ACTIVE_ACCOUNTS = Gauge(
+    name="souvenirs_active_accounts",
+    documentation="Accounts (SOUVENIRS_METRICS_ACCOUNTS) with a user seen in the rolling window.",
+    labels=("window",),
+)
+CALENDAR_ACTIVE_ACCOUNTS = Gauge(
+    name="souvenirs_calendar_active_accounts",
+    documentation="Accounts (SOUVENIRS_METRICS_ACCOUNTS) with a user seen since the current"
+    " calendar period began.",
+    labels=("period",),
+)
 UP = Gauge(name="souvenirs_up", documentation="1 if the last collection read everything, else 0.")
 PART_SUCCESS = Gauge(
     name="souvenirs_collection_part_success",

@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import tee
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from souvenirs import periods
@@ -30,9 +31,14 @@ from souvenirs_metrics.families import (
     ACTIVE_USERS,
     CALENDAR_ACTIVE_USERS,
     CALENDAR_PERIOD_START,
+    CALENDAR_SEGMENT_ACTIVE_USERS,
     LAST_SEEN,
+    SEGMENT_ACTIVE_USERS,
 )
 from souvenirs_metrics.readers.base import Families
+
+if TYPE_CHECKING:
+    from pyroaring import BitMap
 
 DAY = 86_400
 
@@ -60,7 +66,11 @@ class Counts(NamedTuple):
 
 
 def replay(
-    instants: range, recorded: float, using: str, track: Track = iter
+    instants: range,
+    recorded: float,
+    using: str,
+    track: Track = iter,
+    members: Mapping[tuple[str, str], BitMap] | None = None,
 ) -> Iterator[tuple[float, Families]]:
     """What the reader of active users would have found, as of each bound of blocks up to the last
     instant: pairs of unix seconds and families, in order.
@@ -69,6 +79,8 @@ def replay(
     counts would be too low.
 
     track: is called with the blocks of each day, and iterated over.
+
+    members: by segment and value, the LastSeen ids of the users to count besides.
 
     Memory is bounded by the souvenirs of a day, the number of users, and that of the blocks.
     """
@@ -96,19 +108,31 @@ def replay(
         if number * size == bound:
             begins |= {("window", n): (number - length) * size for n, length in lengths.items()}
         wanted.append({key: numbers[t] for key, t in begins.items() if t >= recorded})
-    blocks = read_blocks(bounds, size, using, track)
-    counted = count_since(blocks, [list(each.values()) for each in wanted])
-    for bound, of_bound, blocks_of, counts in zip(bounds, starts, wanted, counted):
+    members = members or {}
+    since = [list(each.values()) for each in wanted]
+    blocks, *copies = tee(read_blocks(bounds, size, using, track), 1 + len(members))
+    counted = zip(  # in step, so that no copy keeps more than a block
+        count_since(blocks, since),
+        *(count_since(only(copy, each), since) for copy, each in zip(copies, members.values())),
+    )
+    # Counts first, so that all days are read to their end, and `track` knows
+    for (counts, *of_members), bound, of_bound, blocks_of in zip(counted, bounds, starts, wanted):
         if not of_bound:
             continue
         values: dict[str, dict[str, int]] = {"window": {}, "period": {}}
+        by_segment: dict[str, dict[tuple[str, ...], int]] = {"window": {}, "period": {}}
         for (label, value), number in blocks_of.items():
             values[label][value] = counts.since[number]
+            for segment, each in zip(members, of_members):
+                labels = (*segment, value)
+                by_segment[label][labels] = each.since[number]
         yield (
             bound,
             [
                 ACTIVE_USERS.family(values["window"]),
                 CALENDAR_ACTIVE_USERS.family(values["period"]),
+                SEGMENT_ACTIVE_USERS.family(by_segment["window"]),
+                CALENDAR_SEGMENT_ACTIVE_USERS.family(by_segment["period"]),
                 CALENDAR_PERIOD_START.family(of_bound),
                 LAST_SEEN.family(None if counts.newest is None else bounds[counts.newest + 1]),
             ],
@@ -117,6 +141,16 @@ def replay(
 
 def _period_starts(t: float, zone: ZoneInfo) -> dict[str, float]:
     return {name: periods.calendar_period(name, t, zone).start for name in periods.NAMES}
+
+
+def only(blocks: Iterable[Block], members: BitMap) -> Iterator[Block]:
+    """The blocks, with these users only."""
+
+    def among(users: list[Any]) -> list[Any]:
+        return [user for user in users if isinstance(user, int) and user in members]
+
+    for users, late in blocks:
+        yield Block(among(users), [(since, among(many)) for since, many in late])
 
 
 def block_size(step: int, windows: Iterable[int], limit: float) -> float:

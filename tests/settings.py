@@ -31,6 +31,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "tests.users",
+    "tests.segments",
     "souvenirs",
     "souvenirs_metrics",
 ]

@@ -43,8 +43,26 @@ DASHBOARDS = [
 PANELS = [
     panel for dashboard in DASHBOARDS for panel in dashboard["panels"] if panel["type"] != "row"
 ]
+
+
+def of_one_job(dashboard: Json) -> Iterator[Json]:
+    """The panels that Grafana shows once for each job, as their row says."""
+    repeated = False
+    for panel in dashboard["panels"]:
+        if panel["type"] == "row":
+            repeated = panel.get("repeat") == "job"
+        elif repeated:
+            yield panel
+
+
+OF_ONE_JOB = [panel for dashboard in DASHBOARDS for panel in of_one_job(dashboard)]
 BY = r"(\w+) by \([^)]+\) \((?:\w+\()*(\w+)"  # an aggregation and its metric
 OF_PROMETHEUS = {"ALERTS", "up"}  # metrics that are not ours
+SUFFIXES = {
+    "counter": ("_total",),
+    "gaugehistogram": ("_bucket", "_gcount", "_gsum"),
+    "info": ("_info",),
+}
 
 each_dashboard = pytest.mark.parametrize(
     "dashboard", DASHBOARDS, ids=lambda dashboard: dashboard["uid"]
@@ -76,7 +94,9 @@ def test_files__are_what_the_generator_writes(tmp_path: Path) -> None:
 def test_dashboards__are_these() -> None:
     assert {dashboard["uid"]: dashboard["title"] for dashboard in DASHBOARDS} == {
         "souvenirs-active-users": "Active users",
+        "souvenirs-growth": "Growth and retention",
         "souvenirs-exporter": "Souvenirs exporter",
+        "souvenirs-segments": "Segments of active users",
     }
 
 
@@ -88,7 +108,8 @@ def test_dashboard__fits_any_grafana(dashboard: Json) -> None:
     assert dashboard["tags"] == ["souvenirs"]
     assert [link["tags"] for link in dashboard["links"]] == [["souvenirs"]]
     assert "zone" in dashboard["description"]
-    source, job = dashboard["templating"]["list"]
+    source, job, *others = dashboard["templating"]["list"]
+    assert [each["name"] for each in others if each["multi"] or each["includeAll"]] == []
     assert (source["name"], source["label"], source["type"]) == (
         "datasource",
         "Data source",
@@ -117,10 +138,12 @@ def test_panels__have_a_place_and_an_id_of_their_own(dashboard: Json) -> None:
 
 @each_panel
 def test_panel__says_what_it_shows(panel: Json) -> None:
-    assert panel["type"] in {"stat", "state-timeline", "table", "timeseries"}
+    kinds = {"bargauge", "stat", "state-timeline", "table", "timeseries", "trend"}
+    assert panel["type"] in kinds
     assert panel["description"].endswith(".")
     assert panel["fieldConfig"]["defaults"]["unit"]
-    assert panel["fieldConfig"]["defaults"]["min"] == 0
+    if not any(re.search(r"(^| )-[( ]", target["expr"]) for target in panel["targets"]):
+        assert panel["fieldConfig"]["defaults"]["min"] == 0
     assert panel["datasource"] == DATASOURCE
     assert all(target["datasource"] == DATASOURCE for target in panel["targets"])
 
@@ -139,9 +162,10 @@ def test_panel__counts_no_site_twice(panel: Json) -> None:
 @each_dashboard
 def test_queries__use_metrics_that_are_collected(dashboard: Json) -> None:
     described = {
-        family.name + ("_info" if family.type == "info" else "")
-        for family in SouvenirsCollector().describe()
-    } | {f"{family.name}_total" for family in RECORDS.describe()}
+        family.name + suffix
+        for family in [*SouvenirsCollector().describe(), *RECORDS.describe()]
+        for suffix in SUFFIXES.get(family.type, ("",))
+    }
     for expression in expressions(dashboard):
         used = {name for name, _ in selectors(expression)}
         assert used <= described | OF_PROMETHEUS
@@ -185,6 +209,7 @@ def lost(before: Any, after: Any, path: str = "") -> Iterator[str]:
 
 DAY = 86_400
 STEP = 900
+PERIODS_STEP = 3_600  # of what changes with each day
 WEEKS = 5
 SITES = {"shop": (52_000, 2), "learn": (9_000, 1)}  # registered users, replicas
 PARIS = ZoneInfo("Europe/Paris")
@@ -204,6 +229,8 @@ ALERTS = (
     ("SouvenirsAbsent", "", 20.1, 20.0),
     ("SouvenirsRollupLag", 'job="learn"', 0.1, 0.0),
 )
+SEGMENT = {"free": 0.7, "pro": 0.25, "none": 0.04, "other": 0.01}  # plan, and its share of users
+CHOSEN = {"$segment": "plan", "$window": "30d"}
 PARTS = [reader.name for reader in load_readers()]
 Figures = Iterator[tuple[str, str, float]]
 
@@ -226,13 +253,22 @@ def site_figures(name: str, now: int) -> Iterator[tuple[int, Figures]]:
         return registered * (1 + 0.4 * (t - now) / (365 * DAY))
 
     def seen(start: float, end: float) -> int:
+        """Users of a time. A past one's are the same whenever it is asked for."""
         times = visits[int(end - origin) // STEP] - visits[max(int(start - origin) // STEP, 0)]
         share = sum(part * (1 - math.exp(-often * times)) for part, often in HABITS)
         return round(users(end) * share)
 
+    t = (now - 12 * 7 * DAY) // (7 * DAY) * 7 * DAY  # to compare with
+    yield t, cohort_figures(t, seen)
     for t in range(now - WEEKS * 7 * DAY, now + 1, STEP):
         yield t, iter([
             *(("souvenirs_active_users", f'window="{window}"', seen(t - seconds, t))
+              for window, seconds in WINDOWS.items()),
+            *(("souvenirs_segment_active_users",
+               f'segment="plan",value="{value}",window="{window}"',
+               round(seen(t - seconds, t) * part))
+              for window, seconds in WINDOWS.items() for value, part in SEGMENT.items()),
+            *(("souvenirs_active_accounts", f'window="{window}"', round(seen(t - seconds, t) / 8))
               for window, seconds in WINDOWS.items()),
             *calendar_figures(t, seen),
             ("souvenirs_registered_users", "", round(users(t))),
@@ -242,6 +278,7 @@ def site_figures(name: str, now: int) -> Iterator[tuple[int, Figures]]:
             ("souvenirs_collection_duration_seconds", "", chance.lognormvariate(-3, 0.4)),
             ("souvenirs_collection_timestamp_seconds", "", t - 1),
             ("souvenirs_up", "", float(not 12 < (now - t) / DAY < 12.2)),
+            *(cohort_figures(t, seen) if (now - t) % PERIODS_STEP == 0 else ()),
             *(("souvenirs_collection_part_success", f'part="{part}"',
                float(part != "accounts" or not 12 < (now - t) / DAY < 12.2)) for part in PARTS),
             *(("souvenirs_collection_part_duration_seconds", f'part="{part}"',
@@ -253,19 +290,58 @@ def calendar_figures(t: int, seen: Callable[[float, float], int]) -> Figures:
     for name in periods.NAMES:
         label, start = f'period="{name}"', periods.calendar_period(name, t, PARIS).start
         yield "souvenirs_calendar_active_users", label, seen(start, t)
+        yield "souvenirs_calendar_active_accounts", label, round(seen(start, t) / 8)
+        for value, part in SEGMENT.items():
+            labels = f'segment="plan",value="{value}",{label}'
+            yield "souvenirs_calendar_segment_active_users", labels, round(seen(start, t) * part)
         yield "souvenirs_calendar_period_start_timestamp_seconds", label, start
         if name != "year":  # of which not all was recorded
             previous = periods.previous_calendar_period(name, t, PARIS)
             yield "souvenirs_previous_calendar_active_users", label, seen(*previous)
 
 
+AGES = {"day": (1, 7, 28), "week": range(1, 13), "month": range(1, 13)}
+DAYS = (1, 2, 3, 5, 7, 10, 14, 21, 28)
+
+
+def cohort_figures(t: int, seen: Callable[[float, float], int]) -> Figures:
+    """Growth, retention and active days; of users who come and go by fixed shares."""
+    for name, ages in AGES.items():
+        last = periods.previous_calendar_period(name, t, PARIS)
+        before = periods.previous_calendar_period(name, last.start, PARIS)
+        active, active_before = seen(*last), seen(*before)
+        retained = min(active, active_before) * 7 // 10
+        new = (active - retained) * 2 // 3
+        for change, users in {
+            "new": new,
+            "retained": retained,
+            "resurrected": active - retained - new,
+            "churned": active_before - retained,
+        }.items():
+            labels = f'period="{name}",change="{change}"'
+            yield "souvenirs_previous_calendar_growth_users", labels, users
+        for age in ages:
+            labels = f'period="{name}",age="{age}"'
+            yield "souvenirs_retention_cohort_users", labels, new
+            yield "souvenirs_retention_retained_users", labels, new * 2 // (age + 3)
+    users = seen(t - 28 * DAY, t)
+    for days in DAYS:
+        le = f'le="{float(days)}"'
+        yield "souvenirs_active_days_bucket", le, users if days == 28 else users * days // 30
+    yield "souvenirs_active_days_bucket", 'le="+Inf"', users
+    yield "souvenirs_active_days_gcount", "", users
+    yield "souvenirs_active_days_gsum", "", users * 9
+
+
 def write_openmetrics(path: Path, now: int) -> None:
     """All metrics of SITES over the five weeks before `now`, with timestamps."""
     lines: dict[str, list[str]] = {}
+    histogram = "souvenirs_active_days"
 
     def add(t: int, name: str, value: float, *labels: str) -> None:
         matchers = ",".join(filter(None, labels))
-        lines.setdefault(name, []).append(f"{name}{{{matchers}}} {value} {t}\n")
+        family = histogram if name.startswith(histogram) else name
+        lines.setdefault(family, []).append(f"{name}{{{matchers}}} {value} {t}\n")
 
     for job, (_, replicas) in SITES.items():
         instances = [f'job="{job}",instance="{job}-{n}:8000"' for n in range(replicas)]
@@ -273,6 +349,11 @@ def write_openmetrics(path: Path, now: int) -> None:
         counts = dict.fromkeys(families.RECORDS_RESULTS, 0)
         for t, figures in site_figures(job, now):
             values = list(figures)
+            for instance in instances:
+                for name, label, value in values:
+                    add(t, name, value, instance, label)
+            if t < now - WEEKS * 7 * DAY:
+                continue
             hour_users = values[0][2]
             failed = 40 if 12 < (now - t) / DAY < 12.2 else 0
             for result, visits in (
@@ -286,8 +367,6 @@ def write_openmetrics(path: Path, now: int) -> None:
             for instance in instances:
                 add(t, "up", 1, instance)
                 add(t, "souvenirs_build_info", 1, instance, *BUILD)
-                for name, label, value in values:
-                    add(t, name, value, instance, label)
                 for result, count in counts.items():
                     add(t, "souvenirs_records_total", count, instance, f'result="{result}"')
     for alert, labels, first, last in ALERTS:
@@ -298,6 +377,7 @@ def write_openmetrics(path: Path, now: int) -> None:
     with path.open("w") as file:
         for name, family in lines.items():
             kind = "counter" if name.endswith("_total") else "gauge"
+            kind = "gaugehistogram" if name == histogram else kind
             file.write(f"# TYPE {name.removesuffix('_total')} {kind}\n")
             file.writelines(family)
         file.write("# EOF\n")
@@ -313,7 +393,7 @@ def prometheus_with_history(now: int, port: int | None = None) -> Iterator[str]:
              "--max-block-duration=2400h", "openmetrics", path / "openmetrics", path / "data"],
             check=True, capture_output=True,
         )  # fmt: skip
-        flags = [f"--query.lookback-delta={STEP}s"]
+        flags = [f"--query.lookback-delta={PERIODS_STEP}s"]
         with servers.prometheus(data=path / "data", port=port, flags=flags) as url:
             yield url
 
@@ -322,7 +402,8 @@ def prometheus_with_history(now: int, port: int | None = None) -> Iterator[str]:
 
 
 class Asker:
-    """Asks Prometheus as Grafana does, with a step of two hours."""
+    """Asks Prometheus as Grafana does, with a step of two hours; or a target's own, whose multiples
+    the instants are (to a browser in UTC)."""
 
     def __init__(self, url: str, now: int, rate_interval: str = "2h") -> None:
         self.url, self.now, self.rate_interval = url, now, rate_interval
@@ -336,20 +417,32 @@ class Asker:
 
     def ask(self, target: Json, job: str = ".+", days: float = 30) -> list[Json]:
         """The series that a target has; an instant query's have one value."""
-        query = target["expr"].replace("$job", job).replace("$__rate_interval", self.rate_interval)
+        values = {"$job": job, "$__rate_interval": self.rate_interval, **CHOSEN}
+        query = re.sub(r"\$\w+", lambda match: values[match[0]], target["expr"])
         if target.get("instant"):
             series = self.get("query", query=query, time=self.now)["result"]
             return [{**each, "values": [each["value"]]} for each in series]
-        span = {"start": self.now - days * DAY, "end": self.now, "step": 7_200}
+        start, end, step = self.now - days * DAY, self.now, 7_200
+        if "interval" in target:
+            step = seconds(target["interval"])
+            start, end = start // step * step, end // step * step
+        span = {"start": start, "end": end, "step": step}
         result: list[Json] = self.get("query_range", query=query, **span)["result"]
         return result
 
     def ask_panel(self, panel: Json, job: str = ".+") -> Iterator[tuple[Json, Json]]:
         """Each target of a panel with each of the series that it has."""
-        days = 7 if panel.get("timeFrom") == "7d" else 30
         for target in panel["targets"]:
-            for series in self.ask(target, job, days):
+            for series in self.ask(target, job, days_shown(panel)):
                 yield target, series
+
+
+def seconds(duration: str) -> int:
+    return int(duration[:-1]) * {"d": 1, "w": 7, "y": 365}[duration[-1]] * DAY
+
+
+def days_shown(panel: Json) -> int:
+    return seconds(panel.get("timeFrom", "30d")) // DAY
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +478,7 @@ def test_panels__all_queries_have_data(asker: Asker) -> None:
         f"{panel['title']}: {target['expr']}"
         for panel in PANELS
         for target in panel["targets"]
-        if not asker.ask(target, days=7 if "timeFrom" in panel else 30)
+        if not asker.ask(target, days=days_shown(panel))
     ]
     assert silent == []
 
@@ -397,6 +490,12 @@ def test_variables_and_annotations__have_data(dashboard: Json, asker: Asker) -> 
     assert query
     values = asker.get(f"label/{query[2]}/values", **{"match[]": query[1]})
     assert values == sorted(SITES)
+    for other in dashboard["templating"]["list"][2:]:
+        query = re.fullmatch(r"label_values\((.+), (\w+)\)", other["definition"])
+        assert query
+        selector = query[1].replace("$job", ".+")
+        values = asker.get(f"label/{query[2]}/values", **{"match[]": selector})
+        assert CHOSEN[f"${other['name']}"] in values
     [annotation] = dashboard["annotations"]["list"]
     fired = asker.ask(annotation["target"], days=WEEKS * 7)
     assert {series["metric"]["alertname"] for series in fired} == {name for name, *_ in ALERTS}
@@ -405,8 +504,9 @@ def test_variables_and_annotations__have_data(dashboard: Json, asker: Asker) -> 
 def test_panels__tell_their_series_apart(asker: Asker) -> None:
     """Two sites, one with two replicas, make no two series of a panel with the same name."""
     for panel in PANELS:
-        legends = [legend(target, series) for target, series in asker.ask_panel(panel)]
-        assert len(set(legends)) == len(legends), panel["title"]
+        for job in SITES if panel in OF_ONE_JOB else (".+",):
+            legends = [legend(target, series) for target, series in asker.ask_panel(panel, job)]
+            assert len(set(legends)) == len(legends), panel["title"]
 
 
 def test_panels__show_the_chosen_site_only(asker: Asker) -> None:
@@ -418,7 +518,7 @@ def test_panels__show_the_chosen_site_only(asker: Asker) -> None:
 
 def test_panels__show_the_figures(asker: Asker) -> None:
     """Of the small site, as they were written."""
-    *_, (_, last) = site_figures("learn", asker.now)
+    [last] = [figures for t, figures in site_figures("learn", asker.now) if t == asker.now]
     written = {(name, label): value for name, label, value in last}
 
     def shown(title: str, ref: str = "A", **labels: str) -> float:
@@ -443,10 +543,82 @@ def test_panels__show_the_figures(asker: Asker) -> None:
     assert shown(table, "B", period="month") == to_date
     assert shown(table, "C", period="month") == last_complete
     assert shown(table, "D", period="month") == pytest.approx(to_date / last_complete)
+    assert shown("Active users by value", value="pro") == round(windows("30d") * SEGMENT["pro"])
+    assert shown("Active users by value", "B") == windows("30d")
+    assert shown("Share of all active users", value="pro") == pytest.approx(0.25, abs=0.01)
+    assert shown("Active accounts by window", window="7d") == round(windows("7d") / 8)
+    assert shown("Active users of an active account") == pytest.approx(8, abs=0.1)
     assert shown("Age of the figures") == 1
     assert shown("Collection") == 1
     assert 0.9 < shown("Rate-limited share") < 1
     assert shown("Alerts firing") == 1
+    growth = "souvenirs_previous_calendar_growth_users"
+    new, resurrected, churned = (
+        written[growth, f'period="week",change="{change}"']
+        for change in ("new", "resurrected", "churned")
+    )
+    assert shown("New users") == new
+    assert shown("Net growth") == new + resurrected - churned
+    assert shown("Quick ratio") == pytest.approx((new + resurrected) / churned)
+    assert shown("Back in the next week") == pytest.approx(new // 2 / new)
+    curve = "Retention by weeks since the first"
+    assert shown(curve, age="12") == pytest.approx(2 / 15, rel=0.01)
+    assert shown("Average active days") == 9
+
+
+@pytest.mark.parametrize("period", ["week", "month"])
+def test_growth__each_bar_stands_in_its_period(asker: Asker, period: str) -> None:
+    """In each complete week or month one bar, and in that of today none."""
+    expected: dict[float, dict[str, float]] = {}
+    for t, figures in site_figures("learn", asker.now):
+        start = periods.previous_calendar_period(period, t, PARIS).start
+        for _, labels, users in figures:
+            for change in ("new", "retained", "resurrected", "churned"):
+                if labels == f'period="{period}",change="{change}"':
+                    sign = -1 if change == "churned" else 1
+                    expected.setdefault(start, {})[change] = sign * users
+    [panel] = [each for each in PANELS if each["title"] == f"Growth by {period}"]
+    shown: dict[float, dict[str, float]] = {}
+    for target, series in asker.ask_panel(panel, "learn"):
+        for t, value in series["values"]:
+            start = periods.calendar_period(period, t, PARIS).start
+            bars = shown.setdefault(start, {})
+            assert target["legendFormat"] not in bars
+            bars[target["legendFormat"]] = float(value)
+    assert len(shown) >= {"week": 4, "month": 1}[period]
+    assert {start: expected[start] for start in shown} == shown
+
+
+def test_growth__rows_are_repeated_for_each_job() -> None:
+    [growth] = [each for each in DASHBOARDS if each["uid"] == "souvenirs-growth"]
+    rows = [panel for panel in growth["panels"] if panel["type"] == "row"]
+    assert [row.get("repeat") for row in rows] == [None, "job", "job", "job"]
+    assert all("$job" in row["title"] for row in rows[1:])
+
+
+def test_active_days__bars_are_all_users_of_28_days(asker: Asker) -> None:
+    [panel] = [each for each in PANELS if each["title"] == "Users by active days"]
+    users = {
+        target["legendFormat"]: float(series["values"][0][1])
+        for target, series in asker.ask_panel(panel, "learn")
+    }
+    assert list(users) == [
+        "1 day", "2 days", "3 days", "4-5 days", "6-7 days", "8-10 days", "11-14 days",
+        "15-21 days", "22-28 days",
+    ]  # fmt: skip
+    query = 'souvenirs_active_days_gcount{job="learn"}'
+    [count] = asker.get("query", query=query, time=asker.now)["result"]
+    assert sum(users.values()) == float(count["value"][1])
+
+
+def test_growth__queries_of_its_docs_have_data(asker: Asker) -> None:
+    text = Path("docs/growth.md").read_text()
+    *queries, by_week, by_month = re.findall(r"(?m)(?:^ {4}.+\n)+", text)
+    assert len(queries) > 10
+    for query in queries:
+        assert asker.get("query", query=query, time=asker.now)["result"], query
+    for query, step in ((by_week, "1w"), (by_month, "1d")):  # as the dashboard asks
+        assert asker.ask({"expr": query, "interval": step}, days=60), query
 
 
 def test_week_over_week__is_moved_by_whole_weeks(asker: Asker) -> None:
@@ -458,6 +630,7 @@ def test_week_over_week__is_moved_by_whole_weeks(asker: Asker) -> None:
     history = {
         t: next(value for name, label, value in figures if label == 'window="1h"')
         for t, figures in site_figures("learn", asker.now)
+        if t >= asker.now - WEEKS * 7 * DAY
     }
     for ref, weeks in zip("ABCD", range(4)):
         values = weeks_before[ref]

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from docs.pictures.__main__ import write
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(chain(ROOT.glob("*.md"), ROOT.glob("docs/*.md")))
 
@@ -47,3 +49,9 @@ def test_ci__runs_the_commands_of_the_makefile() -> None:
     targets = re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text())
     assert commands == {"make lint", "make test", "make gate"}
     assert {command.removeprefix("make ") for command in commands} <= set(targets)
+
+
+def test_pictures__are_what_the_generator_draws(tmp_path: Path) -> None:
+    write(tmp_path)
+    drawn = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert drawn == {path.name: path.read_bytes() for path in ROOT.glob("docs/pictures/*.svg")}

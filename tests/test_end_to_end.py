@@ -30,13 +30,15 @@ from zoneinfo import ZoneInfo
 import pytest
 import requests
 
-from demo.population import PASSWORD, people
+from demo.population import PASSWORD, Crowd
 from demo.serving import populate, serve
 from demo.traffic import Traffic
 from tests import servers, test_dashboards
 
-USERS = 60
+USERS = 150
 WEEKS = 10  # the previous month is in it at any date, the previous quarter never
+PEOPLE = Crowd(opened=0, accounts=USERS, weeks=WEEKS).people()
+NEWCOMER = "newcomer"
 SIGNED_IN = 5  # each takes a third of a second to check a password
 STEPS = 60
 
@@ -179,7 +181,7 @@ def wait_until(is_so: Callable[[], bool], seconds: float) -> bool:
 def scene() -> Iterator[Scene]:
     with ExitStack() as stack:
         directory = stack.enter_context(servers.directory("demo"))
-        populate(directory, users=USERS, weeks=WEEKS)
+        populate(directory, users=USERS, weeks=WEEKS, idle_hours=2.5)
         past = souvenirs(directory)
         site = stack.enter_context(serve(directory))
         forwarders = {
@@ -187,7 +189,7 @@ def scene() -> Iterator[Scene]:
         }
         ports = {job: forwarder.server_port for job, forwarder in forwarders.items()}
         prometheus = stack.enter_context(servers.prometheus(CONFIG.format(**ports)))
-        names = [person.username for person in people(USERS) if person.is_active][:SIGNED_IN]
+        names = [person.username for person in PEOPLE if person.is_active][: SIGNED_IN - 1]
         traffic = stack.enter_context(Traffic(site, names, PASSWORD, seed=1))
         scene = Scene(
             directory=directory,
@@ -199,6 +201,8 @@ def scene() -> Iterator[Scene]:
             traffic=traffic,
         )
         traffic.sign_in(names)
+        traffic.step([NEWCOMER])  # who has no account, and so joins
+        names.append(NEWCOMER)
         for _ in range(STEPS):
             traffic.step(names)
         # A worker tells what its memory answered when a scrape comes to it, and Prometheus knows
@@ -287,10 +291,10 @@ def test_active_users_of_previous_periods(scene: Scene, job: str) -> None:
 @each_format
 def test_accounts(scene: Scene, job: str) -> None:
     samples = scene.samples(job)
-    admin = 1
-    assert samples["souvenirs_registered_users", ""] == USERS + admin
-    activated = sum(person.is_active for person in people(USERS)) + admin
-    assert samples["souvenirs_activated_users", ""] == activated < USERS + admin
+    others = 2  # the admin and the newcomer
+    assert samples["souvenirs_registered_users", ""] == USERS + others
+    activated = sum(person.is_active for person in PEOPLE) + others
+    assert samples["souvenirs_activated_users", ""] == activated < USERS + others
 
 
 @each_format
@@ -401,7 +405,7 @@ def test_demo_prometheus_has_data_for_every_panel() -> None:
     with servers.directory("demo") as directory:
         log = directory / "log"
         with servers.running(
-            [sys.executable, "-m", "demo", "--port=0", "--users=60", "--rate=600"],
+            [sys.executable, "-m", "demo", "--port=0", "--users=300", "--rate=600"],
             lambda: "souvenirs_up" in log.read_text(),
             log,
             cwd=ROOT,
@@ -418,7 +422,8 @@ def test_demo_prometheus_has_data_for_every_panel() -> None:
                     f"{panel['title']}: {target['expr']}"
                     for panel in test_dashboards.PANELS
                     for target in panel["targets"]
-                    if "ALERTS" not in target["expr"] and not asker.ask(target)
+                    if "ALERTS" not in target["expr"]
+                    and not asker.ask(target, days=test_dashboards.days_shown(panel))
                 ]
 
             assert wait_until(lambda: not silent(), 60), silent()

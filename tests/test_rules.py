@@ -38,11 +38,14 @@ ALERTS = {rule["alert"]: rule for rule in GROUP["rules"] if "alert" in rule}
 NAMES = {
     "SouvenirsActiveUsersBelowNormal",
     "SouvenirsActiveUsersDrop",
+    "SouvenirsChurnHigh",
     "SouvenirsCollectionFailing",
     "SouvenirsCollectionOld",
     "SouvenirsMetricsAbsent",
     "SouvenirsNoActivity",
+    "SouvenirsNoNewUsers",
     "SouvenirsRollupLagging",
+    "SouvenirsSeatsNearlyUsed",
     "SouvenirsSeriesDisappeared",
     "SouvenirsStickinessFalling",
     "SouvenirsTargetDown",
@@ -172,6 +175,8 @@ def test_docs__ask_for_metrics_that_exist() -> None:
 def test_docs__have_the_thresholds() -> None:
     documented = dict(re.findall(r"^\| (souvenirs:threshold:\w+) \| ([\d.]+) \|", DOCS, re.M))
     thresholds = {n: rule["expr"] for n, rule in RECORDS.items() if ":threshold:" in n}
+    assert thresholds.pop("souvenirs:threshold:seats") == "vector(0) > 0"  # which is nothing
+    assert "| souvenirs:threshold:seats | none |" in DOCS
     assert {name: f"vector({value})" for name, value in documented.items()} == thresholds
 
 
@@ -306,11 +311,13 @@ def test_alertmanager__tells_what_says_most(receiver: Receiver) -> None:
         ("SouvenirsActiveUsersDrop", "souvenirs", "1h"),
         ("SouvenirsActiveUsersBelowNormal", "souvenirs", "1h"),
         ("SouvenirsActiveUsersBelowNormal", "shop", "1h"),
+        ("SouvenirsNoNewUsers", "souvenirs", ""),
     }
     told = {
         ("SouvenirsNoActivity", "souvenirs", "1h"),
         ("SouvenirsActiveUsersDrop", "shop", "1h"),
         ("SouvenirsActiveUsersBelowNormal", "shop", "30d"),
+        ("SouvenirsNoNewUsers", "shop", ""),
     }
     names = ("alertname", "job", "window")
     alerts = [{"labels": dict(zip(names, labels))} for labels in held_back | told]
@@ -320,7 +327,7 @@ def test_alertmanager__tells_what_says_most(receiver: Receiver) -> None:
 
         def shown() -> set[tuple[str, ...]]:
             answer = requests.get(f"{url}/api/v2/alerts?inhibited=false", timeout=30).json()
-            return {tuple(alert["labels"][name] for name in names) for alert in answer}
+            return {tuple(alert["labels"].get(name, "") for name in names) for alert in answer}
 
         assert wait_until(lambda: shown() == told)
 

@@ -24,6 +24,8 @@ FILES = {
     PROVIDER,
     "grafana/dashboards/souvenirs-active-users.json",
     "grafana/dashboards/souvenirs-exporter.json",
+    "grafana/dashboards/souvenirs-growth.json",
+    "grafana/dashboards/souvenirs-segments.json",
     "prometheus/prometheus.yml",
     "prometheus/souvenirs.rules.yml",
 }

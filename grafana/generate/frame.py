@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from grafana.generate.panels import mapping, stat, steps, timeline
 from grafana.generate.queries import (
     ALERTS,
@@ -17,14 +20,20 @@ from grafana.generate.queries import (
 COLUMNS = 24
 
 
-def row(title: str) -> Json:
+def row(title: str, **more: Any) -> Json:
     return {
         "type": "row",
         "title": title,
         "collapsed": False,
         "gridPos": {"w": COLUMNS, "h": 1},
         "panels": [],
+        **more,
     }
+
+
+def row_of_each_job(title: str) -> Json:
+    """A row that Grafana shows once for each of the chosen jobs, with the panels that follow."""
+    return row(f"{title}: $job", repeat="job")
 
 
 def layout(panels: list[Json]) -> list[Json]:
@@ -40,7 +49,34 @@ def layout(panels: list[Json]) -> list[Json]:
     return placed
 
 
-def dashboard(uid: str, title: str, description: str, panels: list[Json]) -> Json:
+def variable(name: str, label: str, query: str, current: str = "") -> Json:
+    """A variable with one of the values of a query; at first `current`, or the first value."""
+    return {
+        "name": name,
+        "label": label,
+        "type": "query",
+        "datasource": DATASOURCE,
+        "definition": query,
+        "query": {"query": query, "refId": name},
+        "regex": "",
+        "current": {"selected": True, "text": current, "value": current} if current else {},
+        "options": [],
+        "refresh": 2,
+        "sort": 1,
+        "hide": 0,
+        "multi": False,
+        "includeAll": False,
+    }
+
+
+def dashboard(
+    uid: str,
+    title: str,
+    description: str,
+    panels: list[Json],
+    variables: Sequence[Json] = (),
+    since: str = "now-30d",
+) -> Json:
     """Classic JSON, which Grafana migrates to what its version keeps."""
     alerts = {
         "name": "Firing alerts",
@@ -67,21 +103,10 @@ def dashboard(uid: str, title: str, description: str, panels: list[Json]) -> Jso
         "multi": False,
         "includeAll": False,
     }
-    query = "label_values(souvenirs_up, job)"
     job = {
-        "name": "job",
-        "label": "Job",
+        **variable("job", "Job", "label_values(souvenirs_up, job)"),
         "description": "Sites, by the job of Prometheus that scrapes them.",
-        "type": "query",
-        "datasource": DATASOURCE,
-        "definition": query,
-        "query": {"query": query, "refId": "job"},
-        "regex": "",
         "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
-        "options": [],
-        "refresh": 2,
-        "sort": 1,
-        "hide": 0,
         "multi": True,
         "includeAll": True,
         "allValue": ".+",
@@ -111,11 +136,11 @@ def dashboard(uid: str, title: str, description: str, panels: list[Json]) -> Jso
         "timezone": "browser",
         "weekStart": "",
         "fiscalYearStartMonth": 0,
-        "time": {"from": "now-30d", "to": "now"},
+        "time": {"from": since, "to": "now"},
         "timepicker": {},
         "refresh": "1m",
         "annotations": {"list": [alerts]},
-        "templating": {"list": [datasource, job]},
+        "templating": {"list": [datasource, job, *variables]},
         "links": [link],
         "panels": layout(panels),
     }

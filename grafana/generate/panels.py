@@ -24,7 +24,11 @@ def panel(
     overrides: list[Json] | None = None,
     **more: Any,
 ) -> Json:
-    """A panel of this width (of 24 columns) and height; `layout` puts it in its place."""
+    """A panel of this width (of 24 columns) and height; `layout` puts it in its place.
+
+    Its values begin at 0, unless `defaults` have another `min`; None is the least value.
+    """
+    settings = {"unit": unit, "min": 0, **(defaults or {})}
     return {
         "type": kind,
         "title": title,
@@ -33,7 +37,7 @@ def panel(
         "gridPos": {"w": size[0], "h": size[1]},
         "targets": queries,
         "fieldConfig": {
-            "defaults": {"unit": unit, "min": 0, **(defaults or {})},
+            "defaults": {name: value for name, value in settings.items() if value is not None},
             "overrides": overrides or [],
         },
         "options": options,
@@ -145,6 +149,59 @@ def timeseries(
         },
         **more,
     )
+
+
+def bars(title: str, description: str, queries: list[Json], **more: Any) -> Json:
+    """A bar for each period, of what of_weeks() or of_months() ask."""
+    custom = {
+        "drawStyle": "bars",
+        "barAlignment": 0,
+        "barWidthFactor": 0.8,
+        "fillOpacity": 75,
+        "lineWidth": 0,
+        "axisSoftMin": 0,
+        # Days between the bars of months are no gaps, in which bars would be as narrow as a day
+        "insertNulls": 32 * 86_400_000,
+        **more.pop("custom", {}),
+    }
+    return timeseries(title, description, queries, unit="short", custom=custom, **more)
+
+
+def bar_gauge(title: str, description: str, queries: list[Json], **more: Any) -> Json:
+    """A horizontal bar for each query."""
+    options = {
+        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+        "orientation": "horizontal",
+        "displayMode": "basic",
+        "valueMode": "text",
+        "namePlacement": "left",
+        "showUnfilled": False,
+        "sizing": "auto",
+        "minVizWidth": 8,
+        "minVizHeight": 10,
+        "maxVizHeight": 60,
+        "legend": {"showLegend": False, "displayMode": "list", "placement": "bottom", "calcs": []},
+    }
+    return panel("bargauge", title, description, queries, options=options, **more)
+
+
+def curve(title: str, description: str, queries: list[Json], *, x: str, **more: Any) -> Json:
+    """A line for each query over a label whose values are numbers, not over time."""
+    transformations: list[Json] = [
+        {"id": "filterFieldsByName", "options": {"include": {"pattern": f"^({x}|Value.*)$"}}},
+        {
+            "id": "convertFieldType",
+            "options": {
+                "fields": {},
+                "conversions": [{"targetField": x, "destinationType": "number"}],
+            },
+        },
+        {"id": "joinByField", "options": {"byField": x, "mode": "outer"}},
+        {"id": "sortBy", "options": {"fields": {}, "sort": [{"field": x}]}},
+    ]
+    drawn = timeseries(title, description, queries, **more)
+    drawn["options"]["xField"] = x
+    return {**drawn, "type": "trend", "transformations": transformations}
 
 
 def timeline(title: str, description: str, queries: list[Json], **more: Any) -> Json:

@@ -31,10 +31,14 @@ def select(name: str, *matchers: str, suffix: str = "") -> str:
     return f"{name}{{{labels}}}{suffix}"
 
 
-def figure(name: str, *matchers: str, by: str = "job", suffix: str = "") -> str:
-    """A gauge of the chosen jobs, once for all replicas."""
-    if SELDOM.fullmatch(name):
-        return f"max by ({by}) (last_over_time({select(name, *matchers, suffix=f'[1h]{suffix}')}))"
+def figure(name: str, *matchers: str, by: str = "job", suffix: str = "", within: str = "") -> str:
+    """A gauge of the chosen jobs, once for all replicas: its last value `within` a time, which by
+    default is long enough for what is in Prometheus."""
+    if not within and SELDOM.fullmatch(name):
+        within = "1h"
+    if within:
+        selected = select(name, *matchers, suffix=f"[{within}]{suffix}")
+        return f"max by ({by}) (last_over_time({selected}))"
     return f"max by ({by}) ({select(name, *matchers, suffix=suffix)})"
 
 
@@ -45,6 +49,26 @@ def age(name: str, by: str = "job") -> str:
 
 def active(window: str, suffix: str = "") -> str:
     return figure("souvenirs_active_users", f'window="{window}"', suffix=suffix)
+
+
+def of_weeks(name: str, *matchers: str, offset: str = "-5d6h") -> str:
+    """A gauge about the last complete week, once for each week: ask with a step of one week.
+
+    Such steps are on Thursdays, as the epoch was, so each week has one, in its middle. What the
+    gauge says about that week is read on the next Tuesday: wherever the browser is, the week is
+    over then at the site too. Other offsets are of other times of that week.
+    """
+    return figure(name, *matchers, suffix=f" offset {offset}", within="6h")
+
+
+def of_months(name: str, *matchers: str) -> str:
+    """A gauge about the last complete month, once for each month: ask with a step of one day.
+
+    It is on the fifteenth last day of each month, which is about its middle, and read on the second
+    day of the next one.
+    """
+    read = figure(name, *matchers, suffix=" offset -16d6h", within="6h")
+    return f"{read} and on () (day_of_month() == days_in_month() - 14)"
 
 
 def visits(*matchers: str, by: str = "job") -> str:
@@ -71,7 +95,7 @@ def targets(*queries: tuple[str, str], **options: Any) -> list[Json]:
             "instant": False,
             **options,
         }
-        for ref, (expr, legend) in zip("ABCDEFG", queries)
+        for ref, (expr, legend) in zip("ABCDEFGHI", queries)
     ]
 
 

@@ -94,6 +94,18 @@ class LastSeenStore(ABC):
     def get(self, user_pk: Any) -> int | None:
         """When the user was last seen, in unix seconds; None for never."""
 
+    def get_many(self, user_pks: Collection[Any]) -> dict[Any, int]:
+        """When each of these users was last seen, in unix seconds, by key. Users who never were are
+        left out."""
+        times = ((user_pk, self.get(user_pk)) for user_pk in user_pks)
+        return {user_pk: seen for user_pk, seen in times if seen is not None}
+
+    def earliest_in_table(self, t: float) -> float:
+        """The earliest time that LastSeen may have of a user who was seen at or after `t`, where
+        `t` is a multiple of SOUVENIRS_LAST_SEEN_SECONDS. Whoever has an earlier one was not seen
+        since."""
+        return t
+
     @abstractmethod
     def count(
         self,

@@ -114,6 +114,16 @@ class RedisStore(LastSeenStore):
         seen = self._ask(lambda: self.shards.get(member_of(user_pk)))
         return self.table.get(user_pk) if seen is None else seen
 
+    def get_many(self, user_pks: Collection[Any]) -> dict[Any, int]:
+        """Ask Redis, and the table for whom it does not know: see `get`."""
+        members = {user_pk: member_of(user_pk) for user_pk in user_pks}
+        known = self._ask(lambda: self.shards.get_many(members.values())) or {}
+        times = {pk: known[member] for pk, member in members.items() if member in known}
+        return {**self.table.get_many([pk for pk in members if pk not in times]), **times}
+
+    def earliest_in_table(self, t: float) -> float:
+        return t if self.with_table else table.slot_start(t)
+
     def count(
         self,
         cuts: Sequence[float],

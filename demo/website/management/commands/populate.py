@@ -5,6 +5,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Iterable
 from datetime import datetime, timezone
+from itertools import islice
 from typing import Any
 
 from django.contrib.auth.hashers import make_password
@@ -12,12 +13,13 @@ from django.contrib.auth.models import User
 from django.core.management import BaseCommand, call_command
 from django.db import transaction
 
-from demo.population import ADMIN, DAY, PASSWORD, Person, past_visits, people
+from demo.population import ADMIN, DAY, PASSWORD, Crowd, Person, past_visits
+from demo.website.settings import DIRECTORY
 from souvenirs.management.progress import Progress
 from souvenirs.models import Souvenir
 
-# The past ends so long before now: what is in the window of one hour is live
-PAUSE_SECONDS = 2.5 * 3600
+CROWD = DIRECTORY / "crowd.json"
+BATCH = 5_000
 
 
 def utc(t: float) -> datetime:
@@ -26,27 +28,31 @@ def utc(t: float) -> datetime:
 
 class Command(BaseCommand):
     help = (
-        "Makes the database, users, and their past up to 2.5 hours ago; or continues those that"
-        " are there. DEMO_ADMIN_PASSWORD in the environment becomes the admin's password."
+        "Makes the database, users, and their past up to now; or continues those that are there."
+        " DEMO_ADMIN_PASSWORD in the environment becomes the admin's password."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--users", type=int, default=300, help="how many (default: 300)")
-        parser.add_argument("--weeks", type=int, default=10, help="of past (default: 10)")
+        parser.add_argument("--users", type=int, required=True, help="of a new database: how many")
+        parser.add_argument("--weeks", type=int, required=True, help="of a new database's past")
+        parser.add_argument(
+            "--idle-hours", type=float, default=0, help="until now, without visits (default: 0)"
+        )
 
-    def handle(self, *, users: int, weeks: int, **options: Any) -> None:
+    def handle(self, *, users: int, weeks: int, idle_hours: float, **options: Any) -> None:
         call_command("migrate", verbosity=0)
-        end = time.time() - PAUSE_SECONDS
-        start = end - weeks * 7 * DAY
+        end = time.time() - idle_hours * 3600
         newest = Souvenir.objects.order_by("when").last()
-        if newest is not None:
-            start = newest.when.timestamp() + 1
+        if newest is None or not CROWD.exists():
+            Crowd(opened=end - weeks * 7 * DAY, weeks=weeks, accounts=users).save(CROWD)
+        crowd = Crowd.load(CROWD)
+        start = crowd.opened if newest is None else newest.when.timestamp() + 1
+        people = crowd.people(until=end)
         with transaction.atomic():
             make_admin(os.environ.get("DEMO_ADMIN_PASSWORD"))
-            crowd = people(users)
-            make_users(crowd, start, end)
+            make_users(people)
             make_past(
-                Progress(self.stderr, crowd, desc="Making up the past", unit="users"), start, end
+                Progress(self.stderr, people, desc="Making up the past", unit="users"), start, end
             )
         call_command("rollup_souvenirs", verbosity=0)
 
@@ -59,7 +65,7 @@ def make_admin(password: str | None) -> None:
     admin.save()
 
 
-def make_users(crowd: list[Person], start: float, end: float) -> None:
+def make_users(people: list[Person]) -> None:
     """Makes those that are not there yet."""
     known = set(User.objects.values_list("username", flat=True))
     password = make_password(PASSWORD)  # one for all: each would take a quarter of a second
@@ -68,17 +74,20 @@ def make_users(crowd: list[Person], start: float, end: float) -> None:
             username=person.username,
             password=password,
             is_active=person.is_active,
-            date_joined=utc(person.joined(start, end)),
+            date_joined=utc(person.joined),
         )
-        for person in crowd
+        for person in people
         if person.username not in known
     )
 
 
-def make_past(crowd: Iterable[Person], start: float, end: float) -> None:
-    """What they did from `start` to `end` (unix seconds), after they had joined."""
-    accounts = User.objects.in_bulk(field_name="username")
-    for person in crowd:
-        user = accounts[person.username]
-        visits = past_visits(person, max(start, user.date_joined.timestamp()), end)
-        Souvenir.objects.bulk_create(Souvenir(user=user, when=utc(t)) for t in visits)
+def make_past(people: Iterable[Person], start: float, end: float) -> None:
+    """What they did from `start` to `end` (unix seconds)."""
+    keys = dict(User.objects.values_list("username", "pk"))
+    rows = (
+        Souvenir(user_id=keys[person.username], when=utc(t))
+        for person in people
+        for t in past_visits(person, start, end)
+    )
+    while batch := list(islice(rows, BATCH)):
+        Souvenir.objects.bulk_create(batch)

@@ -1,0 +1,1 @@
+"""Draws the pictures of docs/growth.md: python -m docs.pictures"""

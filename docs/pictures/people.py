@@ -1,0 +1,63 @@
+"""What the people of the demo did in twenty weeks, by plain sets: what the pictures show."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from itertools import pairwise
+from typing import NamedTuple
+
+from demo.population import DAY, Crowd, local_day, midnight, past_visits
+
+WEEKS = 20
+FIRST = date(2025, 1, 6)  # a Monday
+
+
+class Growth(NamedTuple):
+    new: int
+    retained: int
+    resurrected: int
+    churned: int
+
+
+def days() -> list[set[int]]:
+    """Who was active on each day."""
+    crowd = Crowd(opened=midnight(FIRST), weeks=WEEKS, accounts=600)
+    active: list[set[int]] = [set() for _ in range(WEEKS * 7)]
+    end = midnight(FIRST + timedelta(weeks=WEEKS))
+    for person in crowd.people(until=end - DAY):
+        for t in past_visits(person, crowd.opened, end):
+            active[(local_day(t) - FIRST).days].add(person.number)
+    return active
+
+
+def weeks(active: list[set[int]]) -> list[set[int]]:
+    return [set().union(*active[n : n + 7]) for n in range(0, len(active), 7)]
+
+
+def growth(periods: list[set[int]]) -> list[Growth]:
+    """Of each period but the first, which has none before."""
+    seen, found = set(periods[0]), []
+    for before, active in pairwise(periods):
+        new, retained = active - seen, active & before
+        found.append(
+            Growth(len(new), len(retained), len(active - new - retained), len(before - active))
+        )
+        seen |= active
+    return found
+
+
+def retention(periods: list[set[int]]) -> list[list[float]]:
+    """Of those who were new in each period but the first, the share active 0, 1, 2... later."""
+    seen, found = set(periods[0]), []
+    for number, active in enumerate(periods[1:], 1):
+        cohort = active - seen
+        found.append([len(cohort & later) / len(cohort) for later in periods[number:]])
+        seen |= active
+    return found
+
+
+def active_days(active: list[set[int]]) -> list[int]:
+    """Of the users of the last 28 days, how many were active on 1, 2, ... 28 of them."""
+    last = active[-28:]
+    counts = [sum(user in day for day in last) for user in set().union(*last)]
+    return [counts.count(number) for number in range(1, 29)]
