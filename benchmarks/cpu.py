@@ -73,7 +73,7 @@ class Bench:
 
     def __init__(self, stack: ExitStack, users: int, rate: float, *, use_redis: bool) -> None:
         self.users, self.rate = users, rate
-        self.slot = math.ceil((len(CASES) + 1) * (users / rate + REST) * 1.2 + 1)
+        self.slot = math.ceil((len(CASES) + 1) * (users / rate + REST) * 1.2 + 3)
         directory = stack.enter_context(servers.directory("cpu"))
         database = stack.enter_context(servers.postgresql())
         redis, redis_process = stack.enter_context(servers.redis())
@@ -101,13 +101,15 @@ class Bench:
             arguments = {"database": {**database, "NAME": name}, "redis": url, **changes}
             self.loads[case] = Load(stack.enter_context(serve(log, **arguments)), requests, pool)
 
-    def measure_all(self, turn: int) -> dict[Case | None, Spent]:
+    def measure_all(self, turn: int, *, is_warm_up: bool) -> dict[Case | None, Spent]:
         """A slice of each site, in one slot."""
         time.sleep(self.slot - time.time() % self.slot)
         start = time.time()
         cases = list(self.loads)
         turn %= len(cases)
         spent = {case: self.measure(self.loads[case]) for case in cases[turn:] + cases[:turn]}
+        if is_warm_up:
+            return spent
         if time.time() // self.slot != start // self.slot:
             raise RuntimeError(f"the slices took longer than {self.slot} s: set --rate lower")
         for case in CASES:
@@ -159,12 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--users", type=int, default=600, help="default: %(default)s")
+    parser.add_argument("--users", type=int, default=800, help="default: %(default)s")
     parser.add_argument(
         "--slices", type=int, default=10, help="of each site (default: %(default)s)"
     )
     parser.add_argument(
-        "--rate", type=float, default=400, help="visits in a second (default: %(default)s)"
+        "--rate", type=float, default=800, help="visits in a second (default: %(default)s)"
     )
     parser.add_argument(
         "--redis", action="store_true", help="last-seen times in Redis, not in the table"
@@ -175,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         bench = Bench(stack, options.users, options.rate, use_redis=options.redis)
         for turn in tqdm(range(-WARM_UP, options.slices), desc=f"{bench.slot} s each"):
-            found = bench.measure_all(turn)
+            found = bench.measure_all(turn, is_warm_up=turn < 0)
             if turn >= 0:
                 rounds.append(found)
     rows = rows_of(rounds, options.users)
