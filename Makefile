@@ -32,6 +32,7 @@ gate: .venv/test
 	DATABASE=sqlite     SHAPE=""             $(PYTEST) $(GATE) -m "not soak"
 	DATABASE=postgresql SHAPE="uuid routed"  $(PYTEST) $(GATE) -m "database and not own_site and not soak"
 	DATABASE=mariadb    SHAPE="string naive" $(PYTEST) $(GATE) -m "database and not own_site and not soak"
+	DATABASE=postgresql SHAPE=""             $(PYTEST) $(GATE) tests/test_segments.py  # joined to users
 
 # The last six rows add the pairs that the first three leave out, for the tests that depend on them
 matrix: .venv/test

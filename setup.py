@@ -63,7 +63,7 @@ setup(
     ],
     package_dir=OPERATORS,
     package_data={
-        "souvenirs": ["py.typed"],
+        "souvenirs": ["py.typed", "templates/**/*.html", "static/**/*.css"],
         "souvenirs_metrics": ["py.typed"],
         **{package: ["**/*.yml", "**/*.json"] for package in OPERATORS},
     },
@@ -84,6 +84,7 @@ setup(
         # For work on the project itself
         "demo": ["django-prometheus>=2.4", "gunicorn>=22", "requests>=2.31"],
         "test": [
+            "axe-playwright-python>=0.1.4",
             "build>=1.2",
             "django-allauth[headless]>=65.4",
             "django-hijack>=3.7",
@@ -97,6 +98,7 @@ setup(
             "grafana-foundation-sdk~=0.0.18; python_version >= '3.11'",
             "hypothesis>=6.100",
             "mysqlclient>=2.2.1",
+            "playwright>=1.45",
             "psycopg[binary,pool]>=3.2",
             "PyYAML>=6",
             "pytest>=8.3",

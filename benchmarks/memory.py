@@ -15,6 +15,7 @@ tells of dictionaries, keys and values of such a length:
     sessions.unknown_sessions 2 generations of MAX_USERS digests and times
     memory.missing_users      2 generations of MAX_MISSING keys and times
     throttle's local cache    max_entries = MAX_USERS keys, pickled values and times
+    the writer's queue        MAX_ENTRIES entries, as while the database is away
 
 While a dictionary grows, the old table lies beside the new one: once more the largest table. And
 a quarter of all that is for holes: what is forgotten leaves gaps of its size in the heap. The keys
@@ -65,9 +66,21 @@ def bounds(users: int) -> dict[str, int]:
         "sessions.unknown_sessions": 2 * (table + users * (digest + moment)),
         "memory.missing_users": 2 * (missing + MAX_MISSING * (key + moment)),
         "throttle's local cache": (ordered + table + users * (cache_key + cache_value + moment)),
+        "the writer's queue": queue_bytes(),
         "a table while it grows": ordered,
     }
     return {**parts, "holes in the heap": sum(parts.values()) // 4}
+
+
+def queue_bytes() -> int:
+    """The most bytes of the queue, whose oldest entries are dropped: so its table has holes too."""
+    from souvenirs.periods import Interval
+    from souvenirs.recording.queue import MAX_ENTRIES, Entry
+
+    moment = time.time()
+    entry = Entry(10**8, Interval(moment, moment), moment, moment)
+    each = sum(map(allocated, (entry, (0, moment), moment, 10**8)))
+    return 2 * sys.getsizeof(dict.fromkeys(range(MAX_ENTRIES))) + MAX_ENTRIES * each
 
 
 def resident() -> int:
@@ -86,8 +99,9 @@ def visit_all(users: int) -> list[int]:
     from django.contrib.sessions.backends.db import SessionStore
 
     from souvenirs.lastseen import get_store
-    from souvenirs.recording import recorder, results, sessions, tasks
+    from souvenirs.recording import recorder, results, sessions, tasks, windows
     from souvenirs.recording.throttle import throttle
+    from souvenirs.recording.writer import writer
 
     def write(visit: recorder.Recording, claim: Any, check_duplicate: bool) -> str:
         if claim is not None and visit.slot is not None:
@@ -102,6 +116,8 @@ def visit_all(users: int) -> list[int]:
         return person
 
     growth = []
+    now = time.time()
+    slot = windows.containing(now).slot
     person: Person | None = None
     with (
         mock.patch.object(recorder.Recording, "write", write),
@@ -115,6 +131,7 @@ def visit_all(users: int) -> list[int]:
                 person = Person(pk)
                 tasks.record_session(SessionStore, "", digest)
                 person = None
+                writer.queue.add(pk, slot, now + pk % 7, has_row=False)
                 tasks.record_session(SessionStore, "", b"?" + digest[1:])
             growth.append(resident() - before)
     return growth

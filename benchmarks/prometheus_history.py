@@ -1,14 +1,15 @@
-"""What `souvenirs_history` takes: active users of a past, in steps of 5 minutes, for Prometheus.
+"""What `souvenirs_history` takes: the gauges of a past, in steps of 5 minutes, for Prometheus.
 
 A past of a site is made (benchmarks/generate.py; the same each time in the same month), and rolled
 up. The command then writes all of it, in a process of its own, whose time and greatest memory are
 measured. Instead, one would ask for COUNT(DISTINCT user_id) once for each hour and window. Some of
 these counts are made, of random hours, and the time of all is estimated from them. They have to be
-the values that the command has written. And promtool makes blocks of the file.
+the values of windows that the command has written. And promtool makes blocks of the file.
 
 Targets, meant for the full size:
 
-    writing    5 minutes, 300 MB
+    writing    5 minutes, 300 MB of memory
+    the file   300 MB
 
 PostgreSQL is as it comes but for fsync, which is off. Exits with 1 if a target is missed or a value
 differs. Most of the time goes into making the past and rolling it up; that takes 4 GB of disk (in
@@ -38,6 +39,7 @@ from tests import servers
 
 SECONDS_TARGET = 300.0
 MEMORY_TARGET = 300.0
+FILE_TARGET = 300.0
 
 WINDOWS = {"1h": 1, "1d": 24, "7d": 7 * 24, "30d": 30 * 24}  # hours
 HOUR = timedelta(hours=1)
@@ -64,7 +66,8 @@ def write(database: dict[str, Any], past: Past, path: Path) -> tuple[float, floa
     settings.INSTALLED_APPS.append("souvenirs_metrics")
     from souvenirs_metrics.management.commands.souvenirs_history import Command
 
-    options = {"end": past.until.isoformat(), "output": str(path), "label": [("job", "souvenirs")]}
+    labels = [("job", "souvenirs"), ("instance", "www.example.org:443")]
+    options = {"end": past.until.isoformat(), "output": str(path), "label": labels}
     seconds, _ = timed(lambda: call_command(Command(), **options, verbosity=0, skip_checks=True))
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
 
@@ -92,11 +95,11 @@ def count(database: dict[str, Any], past: Past, runs: int) -> list[tuple[str, in
 
 
 def written(path: Path) -> dict[tuple[str, int], int]:
-    """By window and instant, those at full hours."""
+    """Of windows, by these and by instant, those at full hours."""
     found = {}
     with path.open() as lines:
         for line in lines:
-            if line[0] != "#":
+            if line.startswith("souvenirs_active_users{"):
                 metric, value, instant = line.rsplit(" ", 2)
                 if int(instant) % 3600 == 0:
                     found[metric.split('window="')[1].split('"')[0], int(instant)] = int(value)
@@ -147,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ["writing, seconds", f"{seconds:,.1f}", f"at most {SECONDS_TARGET:,.0f}"],
         ["writing, MB of memory", f"{memory:,.1f}", f"at most {MEMORY_TARGET:,.0f}"],
         ["instead: a query for each hour and window, seconds", f"{sum(asked.values()):,.0f}", ""],
-        ["the file, MB", f"{size / MB:,.1f}", ""],
+        ["the file, MB", f"{size / MB:,.1f}", f"at most {FILE_TARGET:,.0f}"],
         ["promtool with --max-block-duration=744h, seconds", f"{loading:,.1f}", ""],
         ["blocks, MB", f"{blocks / MB:,.1f}", ""],
     ]
@@ -157,7 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, instant, users, _ in differing:
         found = values.get((name, instant))
         print(f"{name} at {instant}: {found}, not {users}", file=sys.stderr)
-    return int(bool(differing) or seconds > SECONDS_TARGET or memory > MEMORY_TARGET)
+    is_large = memory > MEMORY_TARGET or size / MB > FILE_TARGET
+    return int(bool(differing) or seconds > SECONDS_TARGET or is_large)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import Any
 
 import django
 from django.conf import settings
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.management import call_command
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 
 OURS = "souvenirs.middleware.SouvenirsMiddleware"
@@ -100,7 +101,7 @@ def migrate() -> None:
     call_command("migrate", verbosity=0)
 
 
-def make_users(number: int) -> list[Any]:
+def make_users(number: int, first: int = 1) -> list[Any]:
     from django.contrib.auth import get_user_model
 
     User: Any = get_user_model()
@@ -108,7 +109,7 @@ def make_users(number: int) -> list[Any]:
         User.objects.bulk_create(
             [
                 User(username=f"user{n}", email=f"user{n}@example.org", password="!none")
-                for n in range(1, number + 1)
+                for n in range(first, first + number)
             ],
             batch_size=1000,
         )
@@ -119,16 +120,20 @@ def sign_in(users: list[Any]) -> list[str]:
     """Session keys, as signing in through the site would make them."""
     from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
     from django.contrib.sessions.backends.db import SessionStore
+    from django.utils.crypto import get_random_string
 
-    keys = []
+    store: Any = SessionStore()
+    sessions = []
     for user in users:
-        session = SessionStore()
-        session[SESSION_KEY] = str(user.pk)
-        session[BACKEND_SESSION_KEY] = "django.contrib.auth.backends.ModelBackend"
-        session[HASH_SESSION_KEY] = user.get_session_auth_hash()
-        session.save()
-        keys.append(session.session_key)
-    return keys
+        data = {
+            SESSION_KEY: str(user.pk),
+            BACKEND_SESSION_KEY: "django.contrib.auth.backends.ModelBackend",
+            HASH_SESSION_KEY: user.get_session_auth_hash(),
+        }
+        store._session_key = get_random_string(32)
+        sessions.append(store.create_model_instance(data))
+    SessionStore.get_model_class().objects.bulk_create(sessions, batch_size=1000)
+    return [session.session_key for session in sessions]
 
 
 def page(request: HttpRequest) -> HttpResponse:
@@ -142,7 +147,30 @@ def page(request: HttpRequest) -> HttpResponse:
     return render(request, "page.html", {"people": people, "total": users.count()})
 
 
-urlpatterns = [path("", page)]
+def visit(request: HttpRequest, pk: int) -> HttpResponse:
+    """A page that costs next to nothing, of a user whom the view has authenticated."""
+    from django.contrib.auth import get_user_model
+
+    request.user = get_user_model()(pk=pk)
+    return HttpResponse("Hello user")
+
+
+def written(request: HttpRequest, since: int) -> JsonResponse:
+    """How many users were last seen since then, and how many have a souvenir."""
+    from souvenirs import timestamps
+    from souvenirs.lastseen import get_store
+    from souvenirs.models import Souvenir
+
+    rows = Souvenir.objects.filter(when__gte=timestamps.to_datetime(since))
+    seen = get_store().count([since], time.time(), "default").since[since]
+    return JsonResponse({"seen": seen, "souvenirs": rows.values("user").distinct().count()})
+
+
+urlpatterns = [
+    path("", page),
+    path("visit/<int:pk>/", visit),
+    path("written/<int:since>/", written),
+]
 
 
 def application() -> WSGIHandler:

@@ -12,20 +12,26 @@ import sqlite3
 import sys
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import requests
 
 from demo import page
+from demo.events import Watcher
 from demo.monitoring import alerts_page, prometheus, write_dashboards
 from demo.options import may_sign_in, parse
 from demo.population import ADMIN, PASSWORD, Crowd, Schedule
+from demo.rhythm import ZONE
 from demo.serving import Failure, Stopped, pause, populate, serve
 from demo.traffic import Traffic
 
 REFRESH_SECONDS = 2
+TREND_TURNS = 15  # of these, between two looks at days, weeks and months
+NEWS = 8  # lines
 
 
 def run(args: argparse.Namespace, stop: threading.Event) -> int:
@@ -55,7 +61,7 @@ def run(args: argparse.Namespace, stop: threading.Event) -> int:
             else:
                 say("Prometheus    is not installed: apt-get install prometheus")
             say("Ctrl-C ends it.\n")
-            show(url, stop)
+            show(directory, url, stop)
     return 0
 
 
@@ -72,12 +78,20 @@ def alone(directory: Path) -> Iterator[None]:
         yield
 
 
-def show(url: str, stop: threading.Event) -> None:
-    """Prints the gauges again and again. Raises Stopped when `stop` is set."""
-    lines = 0
+def show(directory: Path, url: str, stop: threading.Event) -> None:
+    """Prints the gauges again and again, with trends and what people did. Raises Stopped when
+    `stop` is set."""
+    lines, turn = 0, 0
+    watcher = Watcher(directory)
+    news: deque[str] = deque(maxlen=NEWS)
+    trends: dict[str, list[int]] = {}
     while True:
+        news.extend(f"{datetime.now(ZONE):%H:%M:%S}  {each}" for each in watcher.news())
         try:
-            text = page.table(page.souvenirs(page.scrape(url)))
+            if turn % TREND_TURNS == 0:
+                trends = page.trends(url)
+            turn += 1
+            text = page.table(page.souvenirs(page.scrape(url)), trends, news)
         except requests.RequestException as error:
             text = f"The site did not answer: {error}"
         if lines and sys.stdout.isatty():

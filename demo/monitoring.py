@@ -21,6 +21,8 @@ scrape_configs:
 rule_files: ["{rules}"]
 """
 
+PROMETHEUS_URL = "prometheus.url"  # the file, in the demo's directory, with the server's address
+
 
 @contextmanager
 def prometheus(
@@ -65,7 +67,12 @@ def prometheus(
         with child(command, environment, output=output.fileno()) as process:
             problem = f"Prometheus did not start at {url}; is the port free (--prometheus-port)?"
             wait_for(f"{url}/-/ready", process, problem, log, stop)
-            yield url
+            address = directory / PROMETHEUS_URL
+            address.write_text(url)
+            try:
+                yield url
+            finally:
+                address.unlink()
 
 
 def alerts_page(prometheus: str) -> str:

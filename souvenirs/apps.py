@@ -10,10 +10,11 @@ class SouvenirsConfig(AppConfig):
         from souvenirs import checks  # noqa: F401  (registers the checks)
         from souvenirs.history import deletion, marks
         from souvenirs.lastseen import table
-        from souvenirs.recording import turnover
+        from souvenirs.recording import turnover, writer
         from souvenirs.signals import deleting_users, souvenirs_written
 
         souvenirs_written.connect(table.catch_up)
         souvenirs_written.connect(marks.mark_dirty)
+        deleting_users.connect(writer.write_before_deletion)
         deleting_users.connect(deletion.follow_deletion)
         turnover.connect()

@@ -39,6 +39,10 @@ class Breaker:
         self._unlogged = 0
         self._is_told = False  # that it fails
 
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
     def allows(self) -> bool:
         if not self._open:
             return True

@@ -134,6 +134,21 @@ def check_last_seen_seconds(**kwargs: Any) -> list[CheckMessage]:
 
 
 @register(TAG)
+def check_flush_seconds(**kwargs: Any) -> list[CheckMessage]:
+    value = getattr(settings, "SOUVENIRS_FLUSH_SECONDS", 0.5)
+    if not is_number(value) or not 0 <= value <= 60:
+        return [
+            Error(
+                f"SOUVENIRS_FLUSH_SECONDS is {value!r}, which is no number of seconds up to 60.",
+                hint="Set it to a number from 0 (write visits in their requests) to 60;"
+                " 0.5 is the default.",
+                id="souvenirs.E012",
+            )
+        ]
+    return []
+
+
+@register(TAG)
 def check_should_record(**kwargs: Any) -> list[CheckMessage]:
     signature = "(request, response) -> bool"
     return check_function("SOUVENIRS_SHOULD_RECORD", signature, "souvenirs.E006")

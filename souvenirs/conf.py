@@ -74,6 +74,12 @@ class Settings(CachedSettings):
         return int(getattr(settings, "SOUVENIRS_LAST_SEEN_SECONDS", 60))
 
     @cached_property
+    def flush_seconds(self) -> float:
+        """SOUVENIRS_FLUSH_SECONDS: how long visits wait for others, to be written with them, in
+        seconds; 0 writes each in its request."""
+        return float(getattr(settings, "SOUVENIRS_FLUSH_SECONDS", 0.5))
+
+    @cached_property
     def last_seen_store(self) -> dict[str, Any]:
         """SOUVENIRS_LAST_SEEN_STORE: {"BACKEND": dotted path, ...}, in the manner of CACHES.
         `lastseen.get_store` makes the store of it."""

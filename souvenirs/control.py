@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from datetime import datetime
-from typing import Any
+from typing import Any, overload
 
 from asgiref.sync import sync_to_async
 from django.db import router
@@ -15,7 +16,7 @@ from souvenirs import scopes, timestamps
 from souvenirs.conf import conf
 from souvenirs.connections import dropping_dead_connections
 from souvenirs.history import counting
-from souvenirs.lastseen import get_store
+from souvenirs.lastseen import get_store, inactive
 from souvenirs.models import LastSeen, SouvenirQuerySet
 from souvenirs.recording import memory
 from souvenirs.recording.recorder import record
@@ -44,7 +45,7 @@ def souvenez(
     SOUVENIRS_ENABLED is False, as in the tests of a site.
 
     Inside a transaction the row is part of it, and last-seen follows when it commits; after a
-    rollback the user is recorded again within a minute.
+    rollback the user is recorded again by a visit outside of transactions, or within a minute.
 
     Raises TypeError for an instance of another model, a key that is a float, a Decimal, a bool or
     bytes, and a `when` that is not a datetime; ValueError for a user who is not saved, a limit
@@ -76,18 +77,47 @@ async def asouvenez(
     return await sync_to_async(souvenez)(user, when, ratelimit, check_duplicate)
 
 
+@overload
+def count_active_users(
+    start: datetime | None = None,
+    end: datetime | None = None,
+    qs: SouvenirQuerySet | None = None,
+    *,
+    by: None = None,
+) -> int: ...
+
+
+@overload
+def count_active_users(
+    start: datetime | None = None,
+    end: datetime | None = None,
+    qs: SouvenirQuerySet | None = None,
+    *,
+    by: str,
+) -> Counter[Any]: ...
+
+
 @dropping_dead_connections()
 def count_active_users(
     start: datetime | None = None,
     end: datetime | None = None,
     qs: SouvenirQuerySet | None = None,
-) -> int:
+    *,
+    by: str | None = None,
+) -> int | Counter[Any]:
     """Count the distinct users who were active at start <= when < end.
 
     Either bound may be None; naive ones are in the site's time zone. Users who were deleted since
     count too, and so do souvenirs that are pruned. `qs` is a queryset of Souvenir to count
     instead of this history. Raises TypeError for a bound that is not a datetime.
+
+    by: a path from the user model, such as "is_staff" or "subscription__plan". Then the result is a
+        Counter: users by the value that they have now, None where there is none, and "deleted" for
+        those who do not exist any more. A user with several values, as of a many-to-many relation,
+        counts once in each. Raises django.core.exceptions.FieldError if there is no such path.
     """
+    if by is not None:
+        return counting.count_users_by(start, end, qs, by)
     return counting.count_users(start, end, qs)
 
 
@@ -132,6 +162,25 @@ def with_last_seen(users: QuerySet[Any], name: str = "last_seen") -> QuerySet[An
         )
     annotated: QuerySet[Any] = users.annotate(**{name: F("souvenirs_last_seen__seen")})
     return annotated
+
+
+@dropping_dead_connections()
+def inactive_users(since: datetime, joined_before: datetime | None = None) -> QuerySet[Any]:
+    """The users who were last seen before `since`, as a queryset of the user model.
+
+    Users who were never seen count only if they joined (`date_joined`) before `joined_before`,
+    which is `since` by default; where the user model has no such column, they do not count. Nobody
+    was seen before you began to record: see docs/inactive.md before you act on the list.
+
+    Naive datetimes are in the site's time zone. Nobody who was seen since is among the users; with
+    last-seen times in Redis, somebody last seen up to a rate limit's slot earlier may be missing.
+    Where a router keeps users in another database than souvenirs, who they are is decided when
+    this is called. Raises TypeError for a bound that is not a datetime.
+    """
+    start = timestamps.to_seconds(since)
+    joined = start if joined_before is None else timestamps.to_seconds(joined_before)
+    users: QuerySet[Any] = inactive.inactive_users(start, joined)
+    return users
 
 
 def is_handled(

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from django.db import DatabaseError, connections, models, transaction
 from django.db.models.expressions import RawSQL
+from django.db.utils import load_backend
 
 from souvenirs import timestamps
 from souvenirs.conf import conf
@@ -50,7 +52,146 @@ def locks_on_read(using: str) -> bool:
     return getattr(connections[using], "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE")
 
 
+def in_transaction(using: str) -> bool:
+    """Whether this thread is in a transaction, or commits by itself. It makes no connection."""
+    for connection in connections.all(initialized_only=True):
+        if connection.alias == using:
+            is_connected = connection.connection is not None
+            return connection.in_atomic_block or (is_connected and not connection.autocommit)
+    return False
+
+
+def takes_writers(using: str) -> bool:
+    """Whether a thread beside the site's may write: not to SQLite, where a second writer makes the
+    transactions of the first fail, nor where Django does not commit."""
+    entry = connections.settings[using]
+    return bool(entry["AUTOCOMMIT"]) and _vendor(entry["ENGINE"]) != "sqlite"
+
+
+@cache
+def _vendor(engine: str) -> str:
+    return str(load_backend(engine).DatabaseWrapper.vendor)
+
+
+# Locks
+
+
+def can_skip_locked(using: str) -> bool:
+    """Whether rows that somebody holds can be skipped: not before MariaDB 10.6 and MySQL 8."""
+    return bool(connections[using].features.has_select_for_update_skip_locked)
+
+
+def lock_keys(
+    model: type[models.Model], keys: Iterable[Any], using: str, *, shared: bool
+) -> set[Any]:
+    """Lock the rows with these primary keys that nobody holds, and return their keys.
+
+    shared: against deletion only (on MySQL: against any change), and beside others who do so.
+    """
+    connection: Any = connections[using]
+    key: Any = model._meta.pk
+    quote = connection.ops.quote_name
+    table, column = quote(model._meta.db_table), quote(key.column)
+    values = [key.get_db_prep_value(value, connection) for value in keys]
+    if not values:
+        return set()
+    lock, index = "FOR UPDATE", ""
+    if connection.vendor == "mysql":
+        index = "FORCE INDEX (PRIMARY)"  # else it may read, and lock, the whole table
+        if shared:
+            lock = "LOCK IN SHARE MODE" if connection.mysql_is_mariadb else "FOR SHARE"
+    elif shared:
+        lock = "FOR KEY SHARE"
+    places = ", ".join(["%s"] * len(values))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT {column} FROM {table} {index} WHERE {column} IN ({places})"  # noqa: S608
+            f" {lock} SKIP LOCKED",
+            values,
+        )
+        return {_converted(value, key, using) for (value,) in cursor.fetchall()}
+
+
+def share_name_locks(name: str, numbers: Iterable[int], using: str) -> None:
+    """Until the transaction ends, keep others from `try_name_locks` of these. PostgreSQL only."""
+    if connections[using].vendor == "postgresql":
+        select = (
+            "SELECT pg_advisory_xact_lock_shared(hashtext(%s), n)"
+            " FROM unnest(CAST(%s AS int[])) AS n"
+        )
+        with connections[using].cursor() as cursor:
+            cursor.execute(select, [name, sorted(numbers)])
+
+
+def try_name_locks(name: str, numbers: Iterable[int], using: str) -> set[int]:
+    """Those of the locks that nobody had, and that this transaction now has. All of them where
+    there are none: not on PostgreSQL."""
+    if connections[using].vendor != "postgresql":
+        return set(numbers)
+    select = (
+        "SELECT n FROM unnest(CAST(%s AS int[])) AS n"
+        " WHERE pg_try_advisory_xact_lock(hashtext(%s), n)"
+    )
+    with connections[using].cursor() as cursor:
+        cursor.execute(select, [sorted(numbers), name])
+        return {number for (number,) in cursor.fetchall()}
+
+
+def checks_keys_late(using: str) -> bool:
+    """Whether foreign keys are checked, and what they refer to is locked, at the commit only."""
+    return connections[using].vendor == "postgresql"
+
+
 # Many values in one statement
+
+
+def insert_values(
+    model: type[models.Model], columns: Sequence[str], rows: Sequence[Sequence[Any]], using: str
+) -> None:
+    """Insert rows of parameters, in one statement."""
+    if not rows:
+        return
+    quote = connections[using].ops.quote_name
+    names = ", ".join(map(quote, columns))
+    row = f"({', '.join(['%s'] * len(columns))})"
+    with connections[using].cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {quote(model._meta.db_table)} ({names})"  # noqa: S608
+            f" VALUES {', '.join([row] * len(rows))}",
+            [value for values in rows for value in values],
+        )
+
+
+def update_datetimes(
+    model: type[models.Model], column: str, values: Mapping[int, Any], using: str
+) -> None:
+    """Set a column of the rows with these ids, each to a value of `to_parameter`: one statement,
+    in which each row costs little."""
+    connection: Any = connections[using]
+    quote = connection.ops.quote_name
+    table, name = quote(model._meta.db_table), quote(column)
+    if connection.vendor == "postgresql":
+        statement = (
+            f"UPDATE {table} AS t SET {name} = v.value"  # noqa: S608
+            " FROM unnest(CAST(%s AS bigint[]), CAST(%s AS timestamptz[])) AS v (id, value)"
+            " WHERE t.id = v.id"
+        )
+        params: list[Any] = [list(values), list(values.values())]
+    elif connection.vendor == "mysql" and can_skip_locked(using):
+        # Driven from the values, or it may read, and lock, the whole table
+        statement = (
+            "UPDATE JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$[0]', value DATETIME(6)"  # noqa: S608
+            f" PATH '$[1]')) v STRAIGHT_JOIN {table} t FORCE INDEX (PRIMARY) ON t.id = v.id"
+            f" SET t.{name} = v.value"
+        )
+        params = [json.dumps(list(values.items()))]
+    else:
+        case = f"CASE id {'WHEN %s THEN %s ' * len(values)}END"
+        places = ", ".join(["%s"] * len(values))
+        statement = f"UPDATE {table} SET {name} = {case} WHERE id IN ({places})"  # noqa: S608
+        params = [each for pair in values.items() for each in pair] + list(values)
+    with connection.cursor() as cursor:
+        cursor.execute(statement, params)
 
 
 def as_in_list(numbers: Iterable[int], using: str) -> Any:
@@ -101,6 +242,14 @@ def counts_in_one_pass(using: str) -> bool:
     count from the index alone.
     """
     return connections[using].vendor == "postgresql"
+
+
+def count_where(condition: str, column: str, using: str, distinct: bool = False) -> str:
+    """An aggregate: in how many rows the condition holds, or how many values the column has in
+    them. The column must not be null."""
+    if connections[using].features.supports_aggregate_filter_clause:
+        return f"COUNT({f'DISTINCT {column}' if distinct else '*'}) FILTER (WHERE {condition})"
+    return f"COUNT({'DISTINCT ' if distinct else ''}CASE WHEN {condition} THEN {column} END)"
 
 
 # Rows by their keys. Given a list of keys, MySQL may read, and lock, the whole table or the index
@@ -159,10 +308,17 @@ def to_parameter(seconds: float, using: str) -> Any:
 
 def from_result(value: Any, field: Any, using: str) -> float | None:
     """The unix time of what a raw statement returned of a DateTimeField."""
-    column = field.get_col(field.model._meta.db_table)
-    for convert in connections[using].ops.get_db_converters(column):
-        value = convert(value, column, connections[using])
+    value = _converted(value, field, using)
     return None if value is None else timestamps.to_seconds(value)
+
+
+def _converted(value: Any, field: Any, using: str) -> Any:
+    """What a raw statement returned of a field, as the ORM would return it."""
+    connection = connections[using]
+    column = field.get_col(field.model._meta.db_table)
+    for convert in connection.ops.get_db_converters(column) + field.get_db_converters(connection):
+        value = convert(value, column, connection)
+    return value
 
 
 def shown_from(t: float, using: str) -> float:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import models, router, transaction
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 
 from souvenirs import timestamps
 from souvenirs.fields import UserForeignKey, UserOneToOneField
@@ -79,7 +80,8 @@ class LastSeen(models.Model):
     seen = models.DateTimeField(null=True, db_index=True)
 
     class Meta:
-        verbose_name_plural = "last seen"
+        verbose_name = _("last-seen time")
+        verbose_name_plural = _("last seen")
 
     def __str__(self) -> str:
         return f"user={self.user_id} seen={self.seen}"
@@ -111,6 +113,16 @@ class Rollup(models.Model):
 
     def __str__(self) -> str:
         return f"{self.get_kind_display()} [{self.start}, {self.end}) users={self.active_users}"
+
+
+class Usage(Rollup):
+    """What the admin's Usage page is about: it has the permission souvenirs.view_usage."""
+
+    class Meta:
+        proxy = True
+        default_permissions = ("view",)
+        verbose_name = _("usage")
+        verbose_name_plural = _("usage")
 
 
 class DirtyBucket(models.Model):

@@ -2,7 +2,7 @@
 
 Nobody is recorded in tests: else a request's queries would depend on which tests came before it, as
 the process remembers whom it has recorded. A site whose settings have SOUVENIRS_ENABLED decides
-itself.
+itself. Who is recorded is written in the request, unless the settings have SOUVENIRS_FLUSH_SECONDS.
 """
 
 from __future__ import annotations
@@ -10,36 +10,40 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
+DEFAULTS = {"SOUVENIRS_ENABLED": False, "SOUVENIRS_FLUSH_SECONDS": 0}
+
 
 @contextmanager
-def _recording(enabled: bool) -> Iterator[None]:
+def _using(settings: dict[str, Any]) -> Iterator[None]:
     from django.test import override_settings  # not before Django is set up
 
-    with override_settings(SOUVENIRS_ENABLED=enabled):
+    with override_settings(**settings):
         yield
 
 
-def _is_undecided() -> bool:
-    """Whether these are the tests of a site with souvenirs, whose settings leave it to us."""
+def _undecided() -> dict[str, Any]:
+    """The settings that the site leaves to us, if these are the tests of one with souvenirs."""
     if "django" not in sys.modules:
-        return False
+        return {}
     from django.apps import apps
     from django.conf import settings
 
-    return (
-        apps.ready and apps.is_installed("souvenirs") and not hasattr(settings, "SOUVENIRS_ENABLED")
-    )
+    if not (apps.ready and apps.is_installed("souvenirs")):
+        return {}
+    return {name: value for name, value in DEFAULTS.items() if not hasattr(settings, name)}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _souvenirs_are_off() -> Iterator[None]:
-    if not _is_undecided():
+    undecided = _undecided()
+    if not undecided:
         yield
         return
-    with _recording(False):
+    with _using(undecided):
         yield
 
 
@@ -48,6 +52,6 @@ def fresh_souvenirs() -> Iterator[None]:
     """Souvenirs records in this test, and has recorded nobody yet: see souvenirs.testing.forget."""
     from souvenirs.testing import forget
 
-    with _recording(True):
+    with _using({"SOUVENIRS_ENABLED": True, "SOUVENIRS_FLUSH_SECONDS": 0}):
         forget()
         yield

@@ -22,6 +22,12 @@ start: leave out the periods that end at or before it.
 end: where the report ends.
 recent: only so many periods, the last ones.
 
+Those of usage also take:
+
+by: a path from the user model, such as "subscription__plan", by which active users are counted too:
+    see `control.count_active_users`. "usage" then has a Counter, "active_users_by", for which there
+    is one more query.
+
 Reports raise ReportError, a ValueError, if they have more than MAX_PERIODS periods, `recent` or
 not, or one beyond the years 1 to 9999.
 """
@@ -31,6 +37,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime, timezone
+from itertools import repeat
 from typing import Any
 
 from souvenirs import periods, spans
@@ -67,10 +74,11 @@ def daily_usage(
     end: date | None = None,
     *,
     recent: int | None = None,
+    by: str | None = None,
 ) -> Iterator[Usage]:
     """Days from the subscription start's time of day, with the labels of their subscription month:
     see `customer_monthly_usage`."""
-    return _report(_subscription_days(_anchor(subscription_start)), start, end, recent)
+    return _report(_subscription_days(_anchor(subscription_start)), start, end, recent, by)
 
 
 def customer_monthly_usage(
@@ -79,11 +87,12 @@ def customer_monthly_usage(
     end: date | None = None,
     *,
     recent: int | None = None,
+    by: str | None = None,
 ) -> Iterator[Usage]:
     """Months from the subscription start. Labels: year_month "Y01 M01", year_quarter "Y01 Q1",
     year "Y01"."""
     months = enumerate(periods.iter_months(_anchor(subscription_start)))
-    return _report((Span(*month, _month_labels(n)) for n, month in months), start, end, recent)
+    return _report((Span(*month, _month_labels(n)) for n, month in months), start, end, recent, by)
 
 
 def customer_quarterly_usage(
@@ -92,11 +101,12 @@ def customer_quarterly_usage(
     end: date | None = None,
     *,
     recent: int | None = None,
+    by: str | None = None,
 ) -> Iterator[Usage]:
     """Three months each from the subscription start. Labels: year_quarter "Y01 Q1", year "Y01"."""
     quarters = enumerate(periods.iter_quarters(_anchor(subscription_start)))
     of_quarters = (Span(*quarter, _quarter_labels(n)) for n, quarter in quarters)
-    return _report(of_quarters, start, end, recent)
+    return _report(of_quarters, start, end, recent, by)
 
 
 def customer_yearly_usage(
@@ -105,68 +115,91 @@ def customer_yearly_usage(
     end: date | None = None,
     *,
     recent: int | None = None,
+    by: str | None = None,
 ) -> Iterator[Usage]:
     """Years from the subscription start. Label: year "Y01"."""
     years = enumerate(periods.iter_years(_anchor(subscription_start)))
-    return _report((Span(*year, _year_labels(n)) for n, year in years), start, end, recent)
+    return _report((Span(*year, _year_labels(n)) for n, year in years), start, end, recent, by)
 
 
 def calendar_daily_usage(
-    start: date | None = None, end: date | None = None, *, recent: int | None = None
+    start: date | None = None,
+    end: date | None = None,
+    *,
+    recent: int | None = None,
+    by: str | None = None,
 ) -> Iterator[Usage]:
     """Calendar days from that of `start` on; without, from that of the first souvenir on. Labels:
     calendar_date "2016-01-31", calendar_year_month "2016-01", calendar_year 2016."""
-    return _calendar_report("day", start, end, recent)
+    return _calendar_report("day", start, end, recent, by)
 
 
 def calendar_weekly_usage(
-    start: date | None = None, end: date | None = None, *, recent: int | None = None
+    start: date | None = None,
+    end: date | None = None,
+    *,
+    recent: int | None = None,
+    by: str | None = None,
 ) -> Iterator[Usage]:
     """ISO weeks, from Monday to Sunday, from that of `start` on; without, from that of the first
     souvenir on. Label: calendar_week "2016-W05", of the ISO year."""
-    return _calendar_report("week", start, end, recent)
+    return _calendar_report("week", start, end, recent, by)
 
 
 def calendar_monthly_usage(
-    start: date | None = None, end: date | None = None, *, recent: int | None = None
+    start: date | None = None,
+    end: date | None = None,
+    *,
+    recent: int | None = None,
+    by: str | None = None,
 ) -> Iterator[Usage]:
     """Calendar months from that of `start` on; without, from that of the first souvenir on. Labels:
     calendar_year_month "2016-01", calendar_year 2016."""
-    return _calendar_report("month", start, end, recent)
+    return _calendar_report("month", start, end, recent, by)
 
 
 def calendar_quarterly_usage(
-    start: date | None = None, end: date | None = None, *, recent: int | None = None
+    start: date | None = None,
+    end: date | None = None,
+    *,
+    recent: int | None = None,
+    by: str | None = None,
 ) -> Iterator[Usage]:
     """Calendar quarters from that of `start` on; without, from that of the first souvenir on.
     Labels: calendar_year_quarter "2016-Q1", calendar_year 2016."""
-    return _calendar_report("quarter", start, end, recent)
+    return _calendar_report("quarter", start, end, recent, by)
 
 
 def calendar_yearly_usage(
-    start: date | None = None, end: date | None = None, *, recent: int | None = None
+    start: date | None = None,
+    end: date | None = None,
+    *,
+    recent: int | None = None,
+    by: str | None = None,
 ) -> Iterator[Usage]:
     """Calendar years from that of `start` on; without, from that of the first souvenir on. Label:
     calendar_year 2016."""
-    return _calendar_report("year", start, end, recent)
+    return _calendar_report("year", start, end, recent, by)
 
 
-def usage_for_periods(periods: Iterable[tuple[date, date]]) -> Iterator[Usage]:
+def usage_for_periods(
+    periods: Iterable[tuple[date, date]], *, by: str | None = None
+) -> Iterator[Usage]:
     """The usage of each of the (start, end), in their order, as dictionaries without labels.
 
-    They may overlap. Two queries however many there are. A period is complete if its end has
-    passed. SOUVENIRS_USAGE_REPORTS_FUNCTION names a function that the reports call in place of
-    this one; it may call this one, and add to the dictionaries.
+    They may overlap. Two queries however many there are, and one more with `by`. A period is
+    complete if its end has passed. SOUVENIRS_USAGE_REPORTS_FUNCTION names a function that the
+    reports call in place of this one; it may call this one, and add to the dictionaries.
     """
     pairs = list(periods)
     ranges = [Interval(spans.seconds(start), spans.seconds(end)) for start, end in pairs]
-    active = counting.count_users_of_ranges(ranges)
+    active, active_by = _count(ranges, by)
     totals = accounts.as_of_all([interval.end for interval in ranges]) or [(None, None)] * len(
         ranges
     )
     now = time.time()
-    for (start, end), interval, users, (registered, activated) in zip(
-        pairs, ranges, active, totals
+    for (start, end), interval, users, users_by, (registered, activated) in zip(
+        pairs, ranges, active, active_by, totals
     ):
         yield {
             "period": {"start": start, "end": end, "complete": interval.end <= now},
@@ -174,8 +207,17 @@ def usage_for_periods(periods: Iterable[tuple[date, date]]) -> Iterator[Usage]:
                 "registered_users": registered,
                 "activated_users": activated,
                 "active_users": users,
+                **users_by,
             },
         }
+
+
+def _count(ranges: Sequence[Interval], by: str | None) -> tuple[list[int], list[Usage]]:
+    """The active users of each range; and what `by` adds to its usage."""
+    if by is None:
+        return counting.count_users_of_ranges(ranges), [{}] * len(ranges)
+    counts = counting.count_users_of_ranges_by(ranges, by)
+    return [each.users for each in counts], [{"active_users_by": each.by} for each in counts]
 
 
 _usage_for_periods = usage_for_periods  # what functions written for 1.0.2 call to wrap it
@@ -189,28 +231,37 @@ def registered_users_as_of(date: date) -> tuple[int | None, int | None]:
 
 
 def _calendar_report(
-    name: str, start: date | None, end: date | None, recent: int | None
+    name: str, start: date | None, end: date | None, recent: int | None, by: str | None
 ) -> Iterator[Usage]:
-    yield from _usage(spans.choose_calendar(name, start, end, recent))
+    yield from _usage(spans.choose_calendar(name, start, end, recent), by)
 
 
 def _report(
-    of_subscription: Iterable[Span], start: date | None, end: date | None, recent: int | None
+    of_subscription: Iterable[Span],
+    start: date | None,
+    end: date | None,
+    recent: int | None,
+    by: str | None,
 ) -> Iterator[Usage]:
-    yield from _usage(spans.choose(of_subscription, start, end, recent))
+    yield from _usage(spans.choose(of_subscription, start, end, recent), by)
 
 
-def _usage(chosen: Sequence[Span]) -> Iterator[Usage]:
-    function = conf.usage_reports_function or usage_for_periods
-    usages = list(function([(spans.shown(span.start), spans.shown(span.end)) for span in chosen]))
+def _usage(chosen: Sequence[Span], by: str | None) -> Iterator[Usage]:
+    pairs = [(spans.shown(span.start), spans.shown(span.end)) for span in chosen]
+    function = conf.usage_reports_function
+    usages = list(usage_for_periods(pairs, by=by) if function is None else function(pairs))
     if len(usages) != len(chosen):
         raise ValueError(
             f"SOUVENIRS_USAGE_REPORTS_FUNCTION gave {len(usages)} dictionaries for {len(chosen)}"
             " periods: let it give one for each, in their order"
         )
-    for usage, span in zip(usages, chosen):
+    added: Iterable[Usage] = repeat({})
+    if function is not None and by is not None:
+        _, added = _count([span.interval for span in chosen], by)
+    for usage, users_by, span in zip(usages, added, chosen):
         yield {
             **usage,
+            "usage": {**usage["usage"], **users_by},
             "period": {**usage["period"], "complete": span.complete},
             "labels": span.labels,
         }

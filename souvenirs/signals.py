@@ -10,6 +10,10 @@ from django.dispatch import Signal
 # Receivers that raise are logged and do no harm.
 souvenir_recorded = Signal()
 
+# Internal: visits were queued for the writer (count); the writer could not write what was queued.
+visits_queued = Signal()
+write_failed = Signal()
+
 # Internal: Souvenir rows were written. It is sent in their transaction, with
 #   souvenirs: the rows
 #   using: the alias of their database

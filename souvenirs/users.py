@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from numbers import Integral
 from typing import Any
@@ -13,6 +14,7 @@ from django.core.exceptions import ValidationError
 from django.core.signals import setting_changed
 from django.db import models, router
 
+from souvenirs.databases import lock_keys
 from souvenirs.models import Souvenir
 
 PLAIN_KEYS = frozenset({int, str, UUID})
@@ -118,6 +120,18 @@ def require_user(user_pk: Any) -> None:
     users = model._base_manager.using(router.db_for_write(model))
     if not users.filter(pk=user_pk).exists():
         raise model.DoesNotExist(f"There is no user with the primary key {user_pk!r}")
+
+
+def existing_users(user_pks: Iterable[Any], using: str | None = None) -> set[Any]:
+    """Those of the keys that users have. One query."""
+    model = get_user_model()
+    users = model._base_manager.using(using or router.db_for_write(model))
+    return set(users.filter(pk__in=list(user_pks)).values_list("pk", flat=True))
+
+
+def lock_users(user_pks: Iterable[Any], using: str, *, shared: bool) -> set[Any]:
+    """Lock the users with these keys whom nobody holds: see `databases.lock_keys`."""
+    return lock_keys(get_user_model(), user_pks, using, shared=shared)
 
 
 def has_constraint() -> bool:

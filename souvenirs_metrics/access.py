@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from hmac import compare_digest
 from inspect import iscoroutine
+from typing import Any
 
 from django.http import HttpRequest, HttpResponse
 
@@ -30,6 +31,21 @@ def deny_response(request: HttpRequest) -> HttpResponse | None:
         response.headers["WWW-Authenticate"] = 'Bearer realm="metrics"'
         return response
     return None
+
+
+def deny_report_response(request: HttpRequest) -> HttpResponse | None:
+    """As `deny_response`, of the reports; staff with the permission for the admin's Usage page may
+    see them as well, by their session."""
+    denied = deny_response(request)
+    if denied is None or may_view_usage(getattr(request, "user", None)):
+        return None
+    return denied
+
+
+def may_view_usage(user: Any) -> bool:
+    """Whether it is somebody whom the admin would show its Usage page."""
+    is_staff = getattr(user, "is_active", False) and getattr(user, "is_staff", False)
+    return bool(is_staff and user.has_perm("souvenirs.view_usage"))
 
 
 def is_authorized(request: HttpRequest, authorize: Callable[[HttpRequest], object]) -> bool:

@@ -15,6 +15,7 @@ from souvenirs.checks import TAG, check_boolean, check_function, is_number
 from souvenirs.logs import words_of
 from souvenirs.periods import parse_duration
 from souvenirs_metrics.conf import DEFAULT_WINDOWS
+from souvenirs_metrics.segments import account_path, make_segment
 
 MOST_AGE = 3600
 
@@ -76,6 +77,46 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
 def check_register(**kwargs: Any) -> list[CheckMessage]:
     hint = "Set it to True if another view serves prometheus_client's default registry."
     return check_boolean("SOUVENIRS_METRICS_REGISTER", hint, "souvenirs_metrics.E003")
+
+
+@register(TAG)
+def check_segments(**kwargs: Any) -> list[CheckMessage]:
+    value = getattr(settings, "SOUVENIRS_METRICS_SEGMENTS", {})
+    hint = 'Write it like {"staff": "is_staff", "plan": {"FIELD": "subscription__plan", "VALUES":'
+    hint += ' ["free", "pro"]}}.'
+    check_id = "souvenirs_metrics.E011"
+    if not isinstance(value, dict):
+        problem = f"SOUVENIRS_METRICS_SEGMENTS is {value!r}, which is not a dictionary."
+        return [Error(problem, hint=hint, id=check_id)]
+    errors: list[CheckMessage] = []
+    for name, entry in value.items():
+        try:
+            if not isinstance(name, str) or not name:
+                raise ValueError("a segment's name is a string that is not empty")
+            make_segment(entry)
+        except ValueError as error:
+            problem = f"SOUVENIRS_METRICS_SEGMENTS[{name!r}]: {words_of(error)}."
+            errors.append(Error(problem, hint=hint, id=check_id))
+    return errors
+
+
+@register(TAG)
+def check_accounts(**kwargs: Any) -> list[CheckMessage]:
+    value = getattr(settings, "SOUVENIRS_METRICS_ACCOUNTS", None)
+    if value is None:
+        return []
+    try:
+        account_path(value)
+    except ValueError as error:
+        return [
+            Error(
+                f"SOUVENIRS_METRICS_ACCOUNTS: {words_of(error)}.",
+                hint='Set it to a path from the user model to the account, such as "organization"'
+                ' or "membership__organization", or remove it.',
+                id="souvenirs_metrics.E012",
+            )
+        ]
+    return []
 
 
 @register(TAG)

@@ -37,7 +37,7 @@ class SouvenirsCollector(Collector):
     upkeep.
 
     On a scoped site (see souvenirs.scopes) each scrape collects in the request's own thread, and
-    shares nothing with others, which may be in other scopes.
+    shares nothing with those in other scopes.
     """
 
     def __init__(self, make_readers: Callable[[], list[Reader]] = load_readers) -> None:
@@ -50,14 +50,14 @@ class SouvenirsCollector(Collector):
         """Make the next collection read everything."""
         self._lock = threading.Lock()
         self._latest: CollectionRun | None = None
-        self._readers = self._make_readers()
+        self._readers: dict[Hashable, list[Reader]] = defaultdict(self._make_readers)  # by scope
         self._upkeeps: dict[Hashable, Upkeep] = defaultdict(Upkeep)  # by scope
         self._log_limit = LogLimit()
 
     @property
     def families(self) -> list[Family]:
         """Everything that may be collected."""
-        read = [family for reader in self._readers for family in reader.families]
+        read = [family for reader in self._make_readers() for family in reader.families]
         return [*read, *run.FAMILIES]
 
     def describe(self) -> Iterable[Metric]:
@@ -72,7 +72,7 @@ class SouvenirsCollector(Collector):
         elif scopes.is_scoped():
             seconds = scrape_timeout.get()
             deadline = Deadline(seconds, keeps_connections=True)
-            collection = self._new_run(self._make_readers(), deadline)
+            collection = self._new_run(self._readers[scopes.current()], deadline)
             collection.run()
         else:
             seconds = scrape_timeout.get()
@@ -88,7 +88,7 @@ class SouvenirsCollector(Collector):
                 if latest is not None:
                     latest.abort()
                 deadline = Deadline(max(seconds, MIN_COLLECTION_SECONDS))
-                self._latest = latest = self._new_run(self._readers, deadline, latest)
+                self._latest = latest = self._new_run(self._readers[None], deadline, latest)
                 latest.start()
             elif latest.deadline:
                 latest.deadline.extend(seconds)

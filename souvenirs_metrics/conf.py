@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 from django.conf import settings
 from django.core.signals import setting_changed
@@ -35,6 +36,18 @@ class Settings(CachedSettings):
         if alias is None or is_elsewhere or scopes.is_scoped():
             return router.db_for_read(model)
         return alias
+
+    @cached_property
+    def segments(self) -> dict[str, Any]:
+        """SOUVENIRS_METRICS_SEGMENTS: what active users are counted by, under the label `segment`.
+        Each is a path from the user model, or {"FIELD": path, "VALUES": [...]}: see segments."""
+        return dict(getattr(settings, "SOUVENIRS_METRICS_SEGMENTS", {}))
+
+    @cached_property
+    def accounts(self) -> str | None:
+        """SOUVENIRS_METRICS_ACCOUNTS: path from the user model to what is counted as an account.
+        None: there are none."""
+        return getattr(settings, "SOUVENIRS_METRICS_ACCOUNTS", None)
 
     @cached_property
     def max_age_seconds(self) -> float:

@@ -131,6 +131,28 @@ ROLLUP_LAG = Gauge(
     name="souvenirs_rollup_lag_seconds",
     documentation="How long ago the oldest quarter of an hour ended that is due to be rolled up.",
 )
+SEGMENT_ACTIVE_USERS = Gauge(
+    name="souvenirs_segment_active_users",
+    documentation="Users seen in the rolling window, by a segment of SOUVENIRS_METRICS_SEGMENTS.",
+    labels=("segment", "value", "window"),
+)
+CALENDAR_SEGMENT_ACTIVE_USERS = Gauge(
+    name="souvenirs_calendar_segment_active_users",
+    documentation="Users seen since the current calendar period began, by a segment of"
+    " SOUVENIRS_METRICS_SEGMENTS.",
+    labels=("segment", "value", "period"),
+)
+ACTIVE_ACCOUNTS = Gauge(
+    name="souvenirs_active_accounts",
+    documentation="Accounts (SOUVENIRS_METRICS_ACCOUNTS) with a user seen in the rolling window.",
+    labels=("window",),
+)
+CALENDAR_ACTIVE_ACCOUNTS = Gauge(
+    name="souvenirs_calendar_active_accounts",
+    documentation="Accounts (SOUVENIRS_METRICS_ACCOUNTS) with a user seen since the current"
+    " calendar period began.",
+    labels=("period",),
+)
 UP = Gauge(name="souvenirs_up", documentation="1 if the last collection read everything, else 0.")
 PART_SUCCESS = Gauge(
     name="souvenirs_collection_part_success",
@@ -153,7 +175,11 @@ COLLECTION_TIMESTAMP = Gauge(
 )
 BUILD = Info(name="souvenirs_build", documentation="Versions, and where the numbers are kept.")
 
-# The counter of instruments.py, which is not collected but counts in each process
+# The counters of instruments.py, which are not collected but count in each process
 RECORDS_NAME = "souvenirs_records"
 RECORDS_DOCUMENTATION = "Visits of signed-in users, by what became of them."
+QUEUED_NAME = "souvenirs_queued_visits"
+QUEUED_DOCUMENTATION = "Visits left to the writer, which counts what became of each later."
+WRITE_ERRORS_NAME = "souvenirs_write_errors"
+WRITE_ERRORS_DOCUMENTATION = "Times that the writer could not write visits."
 RECORDS_RESULTS = ("added", "rate_limited", "duplicated", "skipped", "failed")

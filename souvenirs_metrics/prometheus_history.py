@@ -26,22 +26,26 @@ from souvenirs_metrics.families import (
     ACTIVE_USERS,
     CALENDAR_ACTIVE_USERS,
     CALENDAR_PERIOD_START,
+    CALENDAR_SEGMENT_ACTIVE_USERS,
     GROWTH,
     LAST_SEEN,
     PREVIOUS_CALENDAR_ACTIVE_USERS,
     REGISTERED_USERS,
     RETENTION_COHORT,
     RETENTION_RETAINED,
+    SEGMENT_ACTIVE_USERS,
     Family,
 )
 from souvenirs_metrics.readers.base import Families
 from souvenirs_metrics.readers.closed_periods import READERS, series
 from souvenirs_metrics.replay import Track, replay
+from souvenirs_metrics.segments import present_members
 
 HOUR = 3_600
 
 # What changes during the day. The rest, which is most of the series, is written once an hour
 AT_EACH_INSTANT = (ACTIVE_USERS, CALENDAR_ACTIVE_USERS, LAST_SEEN)
+BY_SEGMENT = (SEGMENT_ACTIVE_USERS, CALENDAR_SEGMENT_ACTIVE_USERS)
 ONCE_AN_HOUR = (
     CALENDAR_PERIOD_START,
     PREVIOUS_CALENDAR_ACTIVE_USERS,
@@ -103,12 +107,18 @@ class FamilyHistory:
                         yield f"{name} {value:.15g} {instant}\n"
 
 
-def openmetrics(instants: range, labels: Mapping[str, str], track: Track = iter) -> Iterator[str]:
+def openmetrics(
+    instants: range,
+    labels: Mapping[str, str],
+    track: Track = iter,
+    with_segments: bool = False,
+) -> Iterator[str]:
     """The lines of all gauges that have a past, at these instants (unix seconds).
 
     labels: added to each series.
     track: is called with the days of the history, and iterated over as they are read: before the
         first line.
+    with_segments: whether to write segments as well, of the users who have the values now.
 
     What changes during the day is written at each instant, other gauges once an hour (or at each
     instant, if they are further apart).
@@ -116,9 +126,10 @@ def openmetrics(instants: range, labels: Mapping[str, str], track: Track = iter)
     using = conf.database(Souvenir)
     recorded = first_recorded(using)
     found: dict[str, FamilyHistory] = defaultdict(FamilyHistory)
+    members = present_members(conf.segments, using) if with_segments else None
     if recorded is not None:
         for source in (
-            replay(instants, recorded, using, track),
+            replay(instants, recorded, using, track, members),
             closed_periods(recorded, instants[-1], using),
             accounts_at_midnight(instants),
         ):
@@ -128,7 +139,8 @@ def openmetrics(instants: range, labels: Mapping[str, str], track: Track = iter)
     seldom = range(-(-instants.start // HOUR) * HOUR, instants.stop, HOUR)
     if instants.step > HOUR:
         seldom = instants
-    for families, written in ((AT_EACH_INSTANT, instants), (ONCE_AN_HOUR, seldom)):
+    often = AT_EACH_INSTANT + (BY_SEGMENT if with_segments else ())
+    for families, written in ((often, instants), (ONCE_AN_HOUR, seldom)):
         for family in families:
             yield from header(family)
             yield from found[family.name].lines(written, labels)

@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import tee
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from souvenirs import periods
@@ -30,9 +31,14 @@ from souvenirs_metrics.families import (
     ACTIVE_USERS,
     CALENDAR_ACTIVE_USERS,
     CALENDAR_PERIOD_START,
+    CALENDAR_SEGMENT_ACTIVE_USERS,
     LAST_SEEN,
+    SEGMENT_ACTIVE_USERS,
 )
 from souvenirs_metrics.readers.base import Families
+
+if TYPE_CHECKING:
+    from pyroaring import BitMap
 
 DAY = 86_400
 
@@ -60,7 +66,11 @@ class Counts(NamedTuple):
 
 
 def replay(
-    instants: range, recorded: float, using: str, track: Track = iter
+    instants: range,
+    recorded: float,
+    using: str,
+    track: Track = iter,
+    members: Mapping[tuple[str, str], BitMap] | None = None,
 ) -> Iterator[tuple[float, Families]]:
     """What the reader of active users would have found, as of each bound of blocks up to the last
     instant: pairs of unix seconds and families, in order.
@@ -70,42 +80,77 @@ def replay(
 
     track: is called with the blocks of each day, and iterated over.
 
+    members: by segment and value, the LastSeen ids of the users to count besides.
+
     Memory is bounded by the souvenirs of a day, the number of users, and that of the blocks.
     """
     zone = souvenirs_conf.zone
     windows = conf.windows
     size = block_size(instants.step, windows.values(), souvenirs_conf.ratelimit_seconds)
     lengths = {name: math.ceil(seconds / size) for name, seconds in windows.items()}
-    first = instants[0] - (max(lengths.values(), default=0) + 1) * size
-    first = min(first, periods.calendar_period("year", instants[0], zone).start)
+    first = min(
+        instants[0] - (max(lengths.values(), default=0) + 1) * size,
+        *_period_starts(instants[0], zone).values(),
+    )
     bounds = cut(bucket_containing(max(first, recorded)), instants[-1], size, zone)
     numbers = {bound: number for number, bound in enumerate(bounds)}
-    starts: list[dict[str, float]] = []  # at each bound, of the periods
-    wanted: list[dict[tuple[str, str], int]] = []  # at each bound, (label, its value): block
-    for bound in bounds:
-        if not starts or bound == periods.calendar_period("day", bound, zone).start:
-            of_day = {n: periods.calendar_period(n, bound, zone).start for n in periods.NAMES}
+    # The first bound whose counts are held at an instant; those of windows are of multiples only
+    shown = max(bisect_right(bounds, instants[0] // size * size) - 1, 0)
+    starts: list[dict[str, float]] = [{}] * shown  # at each bound, of the periods
+    wanted: list[dict[tuple[str, str], int]] = [{}] * shown  # (label, its value): block
+    of_day: dict[str, float] = {}
+    for bound in bounds[shown:]:
+        if not of_day or bound == periods.calendar_period("day", bound, zone).start:
+            of_day = _period_starts(bound, zone)
         starts.append(of_day)
         begins = {("period", name): start for name, start in of_day.items()}
         number = int(bound // size)
         if number * size == bound:
             begins |= {("window", n): (number - length) * size for n, length in lengths.items()}
         wanted.append({key: numbers[t] for key, t in begins.items() if t >= recorded})
-    blocks = read_blocks(bounds, size, using, track)
-    counted = count_since(blocks, [list(each.values()) for each in wanted])
-    for bound, of_bound, blocks_of, counts in zip(bounds, starts, wanted, counted):
+    members = members or {}
+    since = [list(each.values()) for each in wanted]
+    blocks, *copies = tee(read_blocks(bounds, size, using, track), 1 + len(members))
+    counted = zip(  # in step, so that no copy keeps more than a block
+        count_since(blocks, since),
+        *(count_since(only(copy, each), since) for copy, each in zip(copies, members.values())),
+    )
+    # Counts first, so that all days are read to their end, and `track` knows
+    for (counts, *of_members), bound, of_bound, blocks_of in zip(counted, bounds, starts, wanted):
+        if not of_bound:
+            continue
         values: dict[str, dict[str, int]] = {"window": {}, "period": {}}
+        by_segment: dict[str, dict[tuple[str, ...], int]] = {"window": {}, "period": {}}
         for (label, value), number in blocks_of.items():
             values[label][value] = counts.since[number]
+            for segment, each in zip(members, of_members):
+                labels = (*segment, value)
+                by_segment[label][labels] = each.since[number]
         yield (
             bound,
             [
                 ACTIVE_USERS.family(values["window"]),
                 CALENDAR_ACTIVE_USERS.family(values["period"]),
+                SEGMENT_ACTIVE_USERS.family(by_segment["window"]),
+                CALENDAR_SEGMENT_ACTIVE_USERS.family(by_segment["period"]),
                 CALENDAR_PERIOD_START.family(of_bound),
                 LAST_SEEN.family(None if counts.newest is None else bounds[counts.newest + 1]),
             ],
         )
+
+
+def _period_starts(t: float, zone: ZoneInfo) -> dict[str, float]:
+    return {name: periods.calendar_period(name, t, zone).start for name in periods.NAMES}
+
+
+def only(blocks: Iterable[Block], members: BitMap) -> Iterator[Block]:
+    """The blocks, with these users only."""
+
+    def among(users: list[Any]) -> list[Any]:
+        return [user for user in users if isinstance(user, int) and user in members]
+
+    for users, late in blocks:
+        yield Block(among(users), [(since, among(many)) for since, many in late])
 
 
 def block_size(step: int, windows: Iterable[int], limit: float) -> float:

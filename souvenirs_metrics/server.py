@@ -18,7 +18,7 @@ from django.db import connections
 from django.http import HttpRequest, HttpResponse, HttpResponseNotFound
 from django.views.decorators.http import require_safe
 
-from souvenirs_metrics import views
+from souvenirs_metrics import landing, views
 from souvenirs_metrics.upkeep import roll_up_forever
 
 logger = logging.getLogger("souvenirs_metrics")
@@ -31,19 +31,6 @@ MAX_REQUESTS = 256  # at a time
 QUEUE_SECONDS = 1  # that further clients wait before their connection is closed
 NAME = "souvenirs_exporter"  # in the Server header: versions are nobody's business
 
-LANDING = b"""<!DOCTYPE html>
-<html lang="en"><head><title>Souvenirs exporter</title></head>
-<body><h1>Souvenirs exporter</h1>
-<p>How active are the users of a Django site?</p>
-<ul><li><a href="/metrics">Metrics</a></li><li><a href="/-/healthy">Health</a></li></ul>
-</body></html>
-"""
-
-
-@require_safe
-def landing(request: HttpRequest) -> HttpResponse:
-    return HttpResponse(LANDING)
-
 
 @require_safe
 def healthy(request: HttpRequest) -> HttpResponse:
@@ -52,8 +39,9 @@ def healthy(request: HttpRequest) -> HttpResponse:
 
 
 PAGES: dict[str, Callable[[HttpRequest], HttpResponse]] = {
-    "/": landing,
+    "/": landing.landing,
     "/metrics": views.metrics,
+    "/souvenirs/usage.json": views.usage_json,
     "/-/healthy": healthy,
 }
 

@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.views.decorators.gzip import gzip_page
 from django.views.decorators.http import require_safe
 
-from souvenirs_metrics import access, deadline, exposition, formats
+from souvenirs_metrics import access, deadline, exposition, formats, usage
 
 REFUSES_GZIP = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|$)")  # to gzip_page, this is gzip too
 
@@ -42,6 +42,15 @@ def names_in(request: HttpRequest) -> list[str]:
     return parse_qs(request.META.get("QUERY_STRING", ""), keep_blank_values=True).get("name[]", [])
 
 
+@login_not_required
+@require_safe
+@gzip_page
+def usage_json(request: HttpRequest) -> HttpResponse:
+    """The reports as JSON, for whoever may see the metrics, and for staff: see usage.read."""
+    return access.deny_report_response(request) or usage.respond(request)
+
+
 # Outside a transaction, one query that fails does not make the others fail
 for alias in connections:
-    transaction.non_atomic_requests(using=alias)(metrics)
+    for view in (metrics, usage_json):
+        transaction.non_atomic_requests(using=alias)(view)

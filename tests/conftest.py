@@ -25,8 +25,9 @@ flushing.install()
 
 # How many cases hypothesis invents for each property: `--hypothesis-profile`. Those of the first
 # two are the same each time, so a test that fails has a reason in the change at hand; "nightly"
-# looks for new ones.
-for name, examples in {"dev": 10, "gate": 20, "nightly": 500}.items():
+# looks for new ones. A case takes a server several times as long as SQLite.
+IS_SQLITE = os.environ.get("DATABASE", "sqlite") == "sqlite"
+for name, examples in {"dev": 10, "gate": 20 if IS_SQLITE else 10, "nightly": 500}.items():
     settings.register_profile(
         name,
         max_examples=examples,
@@ -47,7 +48,7 @@ DATABASE_FIXTURES = {"db", "transactional_db"}
 def pytest_xdist_auto_num_workers() -> int:
     """On SQLite two for each processor, since a third of the time is waiting for what tests start;
     one beside a database's server, which needs as much as the tests."""
-    return (os.cpu_count() or 1) * (2 if os.environ.get("DATABASE", "sqlite") == "sqlite" else 1)
+    return (os.cpu_count() or 1) * (2 if IS_SQLITE else 1)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -29,6 +29,7 @@ ROOM_BYTES = 4 * 2**30  # which all that is there at a time does not take
 
 # The programs that the tests need, and the Debian packages that have them
 PACKAGES = {
+    "chromium": "chromium",
     "faketime": "faketime",
     "gcc": "build-essential",  # builds mysqlclient, with the next three
     "mariadb_config": "libmariadb-dev",

@@ -18,6 +18,7 @@ if unknown := SHAPE - {"uuid", "string", "naive", "routed"}:
 
 SECRET_KEY = "of the tests"
 SOUVENIRS_ENABLED = True  # as pytest has it off in the tests of sites
+SOUVENIRS_FLUSH_SECONDS = 0  # tests of the writer set it
 USE_TZ = "naive" not in SHAPE
 TIME_ZONE = "Europe/Paris"
 ROOT_URLCONF = "tests.urls"
@@ -30,6 +31,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "tests.users",
+    "tests.segments",
     "souvenirs",
     "souvenirs_metrics",
 ]

@@ -19,21 +19,24 @@ LAYERS = {
         "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods", "bitmaps",
         "databases", "scopes", "isolation", "connections",
     ],
-    "schema": ["fields", "models", "users"],
+    "schema": ["fields", "models", "users", "paths"],
     "since when?": [
         "lastseen.base", "lastseen", "lastseen.ordinals", "lastseen.future", "lastseen.table",
-        "lastseen.database", "lastseen.clients", "lastseen.pending", "lastseen.shards",
-        "lastseen.members", "lastseen.writer", "lastseen.resync", "lastseen.redis",
+        "lastseen.database", "lastseen.segments", "lastseen.clients", "lastseen.pending",
+        "lastseen.shards", "lastseen.members", "lastseen.writer", "lastseen.resync",
+        "lastseen.redis", "lastseen.inactive",
     ],
     "between?": [
         "history", "history.marks", "history.deletion", "history.accounts", "history.rows",
         "history.progress", "history.rollups", "history.roller", "history.maintenance",
-        "history.plans", "history.counting", "history.pruning", "history.repair",
-        "history.cohorts", "history.joined", "history.figures",
+        "history.plans", "history.segments", "history.counting", "history.pruning",
+        "history.repair", "history.cohorts", "history.joined", "history.figures",
     ],
     "recording": [
-        "recording", "recording.memory", "recording.throttle", "recording.results",
-        "recording.turnover", "recording.recorder", "recording.failures", "recording.requests",
+        "recording", "recording.memory", "recording.windows", "recording.throttle",
+        "recording.results", "recording.queue", "recording.batch",
+        "recording.turnover", "recording.recorder", "recording.failures", "recording.writer",
+        "recording.requests",
         "recording.sessions", "recording.hook", "recording.tasks",
     ],
     "backfill": [
@@ -42,28 +45,36 @@ LAYERS = {
         "backfill.candidates", "backfill.loading", "backfill",
     ],
     "what sites use": [
-        "control", "spans", "cohort_reports", "reports", "middleware", "testing", "pytest_plugin",
-        "checks", "apps",
+        "control", "spans", "cohort_reports", "reports", "middleware", "asgi", "testing",
+        "pytest_plugin", "checks", "apps",
+        "spreadsheets",
         "management", "management.base", "management.options", "management.progress",
-        "management.commands",
+        "management.tables", "management.charts", "management.commands",
         "management.commands.show_usage", "management.commands.backfill_souvenirs",
         "management.commands.prune_souvenirs", "management.commands.rollup_souvenirs",
+        "management.commands.list_inactive_users",
+    ],
+    "what people look at": [
+        "selection", "moment", "charts", "templatetags", "templatetags.souvenirs_usage",
+        "admin.lastseen", "admin.tables", "admin.usage", "admin",
     ],
 }  # fmt: skip
 METRICS = [
-    "__init__", "conf", "families", "deadline", "readers.base", "readers.recording",
-    "readers.build", "readers.active_users", "readers.rollup_lag", "readers.closed_periods",
-    "readers.previous_periods", "readers.accounts", "readers", "run", "upkeep", "collector",
-    "replay", "prometheus_history", "allocation", "instruments", "formats", "exposition", "access",
-    "views", "urls", "server", "checks", "apps", "management", "management.commands",
-    "management.commands.souvenirs_exporter",
+    "__init__", "conf", "segments", "cuts", "kept", "families", "deadline", "readers.base",
+    "readers.recording", "readers.build", "readers.active_users", "readers.rollup_lag",
+    "readers.closed_periods", "readers.previous_periods", "readers.accounts",
+    "readers.segments", "readers",
+    "run", "upkeep", "collector", "replay", "prometheus_history", "allocation", "instruments",
+    "formats", "exposition", "access", "usage", "views", "urls", "landing", "server",
+    "checks", "apps",
+    "management", "management.commands", "management.commands.souvenirs_exporter",
     "management.commands.souvenirs_history", "management.commands.souvenirs_dashboards",
 ]  # fmt: skip
 FLOW = [f"souvenirs.{name}" for layer in LAYERS.values() for name in layer]
 FLOW += [f"souvenirs_metrics.{name}" for name in METRICS]
 
-# What Django, or pytest, imports before the models can be
-EARLY = {"souvenirs.apps", "souvenirs.pytest_plugin", "souvenirs_metrics.apps"}
+# What Django, pytest or asgi.py imports before the models can be
+EARLY = {"souvenirs.apps", "souvenirs.asgi", "souvenirs.pytest_plugin", "souvenirs_metrics.apps"}
 
 
 def module_name(path: Path) -> str:

@@ -29,6 +29,7 @@ import souvenirs
 from souvenirs import timestamps
 from souvenirs.control import souvenez
 from souvenirs.history import maintenance
+from souvenirs.history.accounts import has_date_joined
 from souvenirs.models import (
     AccountTotals,
     DeletedMember,
@@ -41,6 +42,7 @@ from souvenirs.models import (
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.deadline import scrape_timeout
 from souvenirs_metrics.readers.base import Families, ReadContext, Reader
+from souvenirs_metrics.run import CollectionRun
 from souvenirs_metrics.upkeep import Upkeep
 from tests import servers
 from tests.people import User, ours, site, with_databases
@@ -159,9 +161,12 @@ def test_collect__takes_a_fixed_number_of_queries(users: int, windows: list[str]
     assert len(of(samples, "souvenirs_previous_calendar_active_users")) == 5
     # last-seen; the lag (2); the first record (2); the state (2, and 1 in a transaction); which
     # Rollups of months and of days (2), their bitmaps; accounts. Growth, retention and active days:
-    # the revision (3); TODO
-    assert len(queries()) == 26
-    assert sum("souvenirs_lastseen" in sql for sql in queries()) == 1
+    # the revision (3); and for all three the state (3), which Rollups (2), their bitmaps, the first
+    # record (2), who joined before it
+    of_joined = [sql for sql in queries() if "date_joined" in sql]
+    assert len(queries()) == 23 + len(of_joined)
+    assert len(of_joined) < 3
+    assert sum("souvenirs_lastseen" in sql for sql in queries() if sql not in of_joined) == 1
 
 
 @with_databases
@@ -498,16 +503,17 @@ def test_collect__leaves_out_a_part_that_fails(
         maintenance.roll_up()
         with missing_table(model):
             samples = collect()
-    assert names(samples) == (ACTIVITY | LAG | PREVIOUS | ACCOUNTS | ALWAYS) - lost
+    parts = [part]
+    if model is Souvenir or has_date_joined():  # growth asks when users joined
+        parts, lost = [part, *GROWTH_PARTS], lost | GROWTH
+    everything = ACTIVITY | LAG | PREVIOUS | ACCOUNTS | GROWTH | ALWAYS
+    assert names(samples) == everything - lost
     assert samples["souvenirs_up", ""] == 0
     success = of(samples, "souvenirs_collection_part_success")
-    # Growth needs souvenirs, who they are of, and when these joined
-    assert {name for name, value in success.items() if not value} == {part, *GROWTH_PARTS}
+    assert [name for name, value in success.items() if not value] == parts
     [line] = caplog.records
     assert (line.name, line.levelno) == ("souvenirs_metrics", logging.ERROR)
-    assert line.getMessage().startswith(
-        f"Left {part}, {', '.join(GROWTH_PARTS)} out of the metrics: "
-    )
+    assert line.getMessage().startswith(f"Left {', '.join(parts)} out of the metrics: ")
     assert model._meta.db_table in line.getMessage()
 
 
@@ -683,6 +689,22 @@ def no_upkeep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Upkeep, "run", lambda self, deadline: None)
 
 
+class Asked(SouvenirsCollector):
+    """Knows how many scrapes have got a collection to wait for."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.asked: list[CollectionRun] = []
+
+    def _current(self, seconds: float) -> CollectionRun:
+        current = super()._current(seconds)
+        self.asked.append(current)
+        return current
+
+    def wait_until_asked(self, times: int) -> None:
+        servers.wait_until(lambda: len(self.asked) == times)
+
+
 def families_of(collector: SouvenirsCollector) -> list[Metric]:
     return list(collector.collect())
 
@@ -690,12 +712,12 @@ def families_of(collector: SouvenirsCollector) -> list[Metric]:
 @pytest.mark.usefixtures("no_upkeep")
 def test_collect__who_asks_while_it_runs_gets_its_result() -> None:
     slow = Slow()
-    collector = SouvenirsCollector(lambda: [slow])
+    collector = Asked(lambda: [slow])
     with ThreadPoolExecutor(20) as pool:
         first = pool.submit(families_of, collector)
         assert slow.begun.wait(30)
         others = [pool.submit(families_of, collector) for _ in range(19)]
-        time.sleep(0.2)  # so that they have asked
+        collector.wait_until_asked(20)
         slow.may_end.set()
         assert all(other.result(30)[0] is first.result()[0] for other in others)
     assert slow.times == 1
@@ -732,11 +754,11 @@ def is_complete(families: dict[str, Metric]) -> bool:
 @pytest.mark.usefixtures("no_upkeep")
 def test_collect__a_scraper_with_no_time_cuts_nothing_that_others_share() -> None:
     slow = Slow()
-    collector = SouvenirsCollector(lambda: [slow])
+    collector = Asked(lambda: [slow])
     assert "times" not in families_within(collector, 0.000001)
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(families_within, collector, 30)
-        time.sleep(0.2)  # so that it has asked
+        collector.wait_until_asked(2)
         slow.may_end.set()
         assert is_complete(other.result(30))
 

@@ -60,6 +60,7 @@ def site(request: Any, redis_url: str, tmp_path: Path) -> Iterator[Site]:
         SOUVENIRS_RATELIMIT_SECONDS=LIMIT,
         SOUVENIRS_LAST_SEEN_SECONDS=RESOLUTION,
         SOUVENIRS_CACHE_PREFIX=tmp_path.name,
+        SOUVENIRS_FLUSH_SECONDS=0.1,
     )
     serving.populate(environment, USERS)
     with serving.serve(environment, tmp_path) as served:
@@ -145,6 +146,12 @@ def slots(pairs: list[tuple[int, float]]) -> Counter[tuple[int, int]]:
     return Counter((pk, int(when // LIMIT)) for pk, when in pairs)
 
 
+def is_written(site: Site, answers: list[Answer]) -> bool:
+    """Whether the writers have written what was queued."""
+    seen = dict(site.get("/seen/").json())
+    return all(seen.get(answer.pk, 0) > answer.start - RESOLUTION for answer in answers)
+
+
 def assert_last_seen_is_not_behind(site: Site, answers: list[Answer]) -> None:
     seen = dict(site.get("/seen/").json())
     for answer in answers:
@@ -180,6 +187,7 @@ def test_processes__that_record_the_same_users_at_once(site: Site, seconds: floa
         (200, "plain"),
         *((200, f"user{pk}") for pk in range(1, USERS + 1)),
     }
+    servers.wait_until(lambda: is_written(site, answers))
     written = slots(rows(site))
     assert {key: count for key, count in written.items() if count != 1} == {}
     for answer in answers:

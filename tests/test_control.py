@@ -185,15 +185,26 @@ def test_souvenez__a_new_minute_costs_one_update(
 # Transactions
 
 
-def test_souvenez__after_a_rollback_the_user_is_recorded_within_a_minute(
-    user: User, traveller: Any
-) -> None:
+def roll_back(user: User) -> None:
     with contextlib.suppress(ZeroDivisionError), transaction.atomic(using=ours().alias):
         assert souvenez(user) == "added"
         raise ZeroDivisionError
+
+
+def test_souvenez__after_a_rollback_the_user_is_recorded_at_once(user: User) -> None:
+    roll_back(user)
+    assert souvenez(user) == "added"
+    assert Souvenir.objects.count() == 1
+
+
+def test_souvenez__after_a_rollback_transactions_record_the_user_within_a_minute(
+    user: User, traveller: Any
+) -> None:
+    roll_back(user)
     results = []
     for _ in range(7):
-        results.append(souvenez(user))
+        with transaction.atomic(using=ours().alias):
+            results.append(souvenez(user))
         traveller.shift(timedelta(seconds=10))
     assert results == ["rate-limited"] * 6 + ["added"]
     assert Souvenir.objects.count() == 1

@@ -96,6 +96,7 @@ def test_dashboards__are_these() -> None:
         "souvenirs-active-users": "Active users",
         "souvenirs-growth": "Growth and retention",
         "souvenirs-exporter": "Souvenirs exporter",
+        "souvenirs-segments": "Segments of active users",
     }
 
 
@@ -107,7 +108,8 @@ def test_dashboard__fits_any_grafana(dashboard: Json) -> None:
     assert dashboard["tags"] == ["souvenirs"]
     assert [link["tags"] for link in dashboard["links"]] == [["souvenirs"]]
     assert "zone" in dashboard["description"]
-    source, job = dashboard["templating"]["list"]
+    source, job, *others = dashboard["templating"]["list"]
+    assert [each["name"] for each in others if each["multi"] or each["includeAll"]] == []
     assert (source["name"], source["label"], source["type"]) == (
         "datasource",
         "Data source",
@@ -227,6 +229,8 @@ ALERTS = (
     ("SouvenirsAbsent", "", 20.1, 20.0),
     ("SouvenirsRollupLag", 'job="learn"', 0.1, 0.0),
 )
+SEGMENT = {"free": 0.7, "pro": 0.25, "none": 0.04, "other": 0.01}  # plan, and its share of users
+CHOSEN = {"$segment": "plan", "$window": "30d"}
 PARTS = [reader.name for reader in load_readers()]
 Figures = Iterator[tuple[str, str, float]]
 
@@ -260,6 +264,12 @@ def site_figures(name: str, now: int) -> Iterator[tuple[int, Figures]]:
         yield t, iter([
             *(("souvenirs_active_users", f'window="{window}"', seen(t - seconds, t))
               for window, seconds in WINDOWS.items()),
+            *(("souvenirs_segment_active_users",
+               f'segment="plan",value="{value}",window="{window}"',
+               round(seen(t - seconds, t) * part))
+              for window, seconds in WINDOWS.items() for value, part in SEGMENT.items()),
+            *(("souvenirs_active_accounts", f'window="{window}"', round(seen(t - seconds, t) / 8))
+              for window, seconds in WINDOWS.items()),
             *calendar_figures(t, seen),
             ("souvenirs_registered_users", "", round(users(t))),
             ("souvenirs_activated_users", "", round(users(t) * 0.93)),
@@ -280,6 +290,10 @@ def calendar_figures(t: int, seen: Callable[[float, float], int]) -> Figures:
     for name in periods.NAMES:
         label, start = f'period="{name}"', periods.calendar_period(name, t, PARIS).start
         yield "souvenirs_calendar_active_users", label, seen(start, t)
+        yield "souvenirs_calendar_active_accounts", label, round(seen(start, t) / 8)
+        for value, part in SEGMENT.items():
+            labels = f'segment="plan",value="{value}",{label}'
+            yield "souvenirs_calendar_segment_active_users", labels, round(seen(start, t) * part)
         yield "souvenirs_calendar_period_start_timestamp_seconds", label, start
         if name != "year":  # of which not all was recorded
             previous = periods.previous_calendar_period(name, t, PARIS)
@@ -403,7 +417,8 @@ class Asker:
 
     def ask(self, target: Json, job: str = ".+", days: float = 30) -> list[Json]:
         """The series that a target has; an instant query's have one value."""
-        query = target["expr"].replace("$job", job).replace("$__rate_interval", self.rate_interval)
+        values = {"$job": job, "$__rate_interval": self.rate_interval, **CHOSEN}
+        query = re.sub(r"\$\w+", lambda match: values[match[0]], target["expr"])
         if target.get("instant"):
             series = self.get("query", query=query, time=self.now)["result"]
             return [{**each, "values": [each["value"]]} for each in series]
@@ -475,6 +490,12 @@ def test_variables_and_annotations__have_data(dashboard: Json, asker: Asker) -> 
     assert query
     values = asker.get(f"label/{query[2]}/values", **{"match[]": query[1]})
     assert values == sorted(SITES)
+    for other in dashboard["templating"]["list"][2:]:
+        query = re.fullmatch(r"label_values\((.+), (\w+)\)", other["definition"])
+        assert query
+        selector = query[1].replace("$job", ".+")
+        values = asker.get(f"label/{query[2]}/values", **{"match[]": selector})
+        assert CHOSEN[f"${other['name']}"] in values
     [annotation] = dashboard["annotations"]["list"]
     fired = asker.ask(annotation["target"], days=WEEKS * 7)
     assert {series["metric"]["alertname"] for series in fired} == {name for name, *_ in ALERTS}
@@ -522,6 +543,11 @@ def test_panels__show_the_figures(asker: Asker) -> None:
     assert shown(table, "B", period="month") == to_date
     assert shown(table, "C", period="month") == last_complete
     assert shown(table, "D", period="month") == pytest.approx(to_date / last_complete)
+    assert shown("Active users by value", value="pro") == round(windows("30d") * SEGMENT["pro"])
+    assert shown("Active users by value", "B") == windows("30d")
+    assert shown("Share of all active users", value="pro") == pytest.approx(0.25, abs=0.01)
+    assert shown("Active accounts by window", window="7d") == round(windows("7d") / 8)
+    assert shown("Active users of an active account") == pytest.approx(8, abs=0.1)
     assert shown("Age of the figures") == 1
     assert shown("Collection") == 1
     assert 0.9 < shown("Rate-limited share") < 1

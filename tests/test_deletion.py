@@ -393,7 +393,8 @@ NOT_LISTED = """
 few, many = make(1), make(2_000)
 before = [(len(page), queries) for page, queries in pages(*few)]
 for (size, queries), (page, more_queries) in zip(before, pages(*many), strict=True):
-    assert "Are you sure" in page and "ouvenir" not in page
+    content = page[page.index('id="content"'):]  # beside it the menu has our pages
+    assert "Are you sure" in content and "ouvenir" not in content
     assert len(page) < size + 500
     assert more_queries == queries
 client.post(f"/admin/crm/person/{few[0].pk}/delete/", {"post": "yes"})

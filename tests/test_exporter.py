@@ -120,7 +120,10 @@ def test_exporter__other_pages(site: Path) -> None:
         landing = requests.get(f"{url}/", timeout=30)
         assert landing.status_code == 200
         links = re.findall(r'href="([^"]+)"', landing.text)
-        assert [requests.get(url + link, timeout=30).status_code for link in links] == [200, 200]
+        assert "/metrics" in links
+        assert {requests.get(url + link, timeout=30).status_code for link in links} == {200}
+        assert '<th scope="row">Active users, last 1h</th><td>1</td>' in landing.text
+        assert "All numbers could be read." in landing.text
         assert requests.get(f"{url}/-/healthy", timeout=30).text == "Healthy\n"
         assert requests.get(f"{url}/admin/", timeout=30).status_code == 404
         assert requests.post(f"{url}/metrics", timeout=30).status_code == 405
@@ -136,6 +139,10 @@ def test_exporter__token_file(site: Path) -> None:
             headers = {"Authorization": f"Bearer {token}"}
             assert requests.get(f"{url}/metrics", headers=headers, timeout=30).status_code == status
         assert requests.get(f"{url}/-/healthy", timeout=30).status_code == 200
+        for token, has_numbers in [("one", True), ("three", False)]:
+            headers = {"Authorization": f"Bearer {token}"}
+            landing = requests.get(f"{url}/", headers=headers, timeout=30)
+            assert ("Active users" in landing.text) == has_numbers
 
 
 def test_exporter__token_file_wins_over_the_sites_settings(site: Path, run_site: RunSite) -> None:

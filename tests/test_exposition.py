@@ -42,6 +42,10 @@ GAUGES = [
     "souvenirs_retention_cohort_users",
     "souvenirs_retention_retained_users",
     "souvenirs_active_days",
+    "souvenirs_active_accounts",
+    "souvenirs_calendar_active_accounts",
+    "souvenirs_segment_active_users",
+    "souvenirs_calendar_segment_active_users",
     "souvenirs_last_seen_timestamp_seconds",
     "souvenirs_rollup_lag_seconds",
     "souvenirs_up",
@@ -224,6 +228,10 @@ def test_render__our_families_once_and_all_of_the_default_registry() -> None:
         *GAUGES,
         "souvenirs_records_total",
         "souvenirs_records_created",
+        "souvenirs_queued_visits_total",
+        "souvenirs_queued_visits_created",
+        "souvenirs_write_errors_total",
+        "souvenirs_write_errors_created",
     }
     assert counts["of_the_site"] == counts["python_info"] == counts["souvenirs_records_total"] == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.conf import settings as django_settings
@@ -23,8 +24,11 @@ from hypothesis.stateful import (
 from souvenirs import backfill, timestamps
 from souvenirs.control import active_users_between, souvenez
 from souvenirs.history import counting, maintenance, pruning, repair
+from souvenirs.history.cohorts import Series
+from souvenirs.history.figures import KeptFigures, read_figures
 from souvenirs.models import Souvenir
-from souvenirs.periods import BUCKET, Interval, bucket_containing
+from souvenirs.periods import BUCKET, Interval, bucket_containing, calendar_period
+from tests.growth import calendar
 from tests.history import DAY, HOUR, MINUTE, at, brute, clear, people, to_when, unix
 from tests.people import User, ours, with_databases
 
@@ -54,6 +58,7 @@ class Machine(RuleBasedStateMachine):
         User.objects.all().delete()
         clear()
         self.now = float(START)
+        self.kept = KeptFigures()
         self.users = people(PEOPLE)
         self.names = list(range(PEOPLE))
         self.facts: list[tuple[int, float]] = []
@@ -149,6 +154,14 @@ class Machine(RuleBasedStateMachine):
         self.zone.disable()
         self.zone = override_settings(TIME_ZONE=name)
         self.zone.enable()
+
+    @rule()
+    def read_kept_figures(self) -> None:
+        zone = ZoneInfo(django_settings.TIME_ZONE)
+        with at(self.now):
+            today = calendar_period("day", self.now, zone).start
+            days = {"day": Series(calendar("day", self.now - 30 * DAY, today, zone), (1,), 7)}
+            assert self.kept.read(days, ours().alias) == read_figures(days, ours().alias)
 
     def to_bounds(self, bounds: tuple[int, int]) -> Interval:
         start, end = (self.now - seconds for seconds in bounds)

@@ -481,9 +481,11 @@ class Crowd:
         def loop(number: int) -> None:
             chance = random.Random(number)
             try:
-                while not self.is_over.is_set():
+                while True:
                     work[number](chance)
                     self.done[work[number].__name__] += 1
+                    if self.is_over.is_set():  # each has done its work once
+                        return
             except BaseException as error:
                 self.errors.append(f"{work[number].__name__}: {error!r}")
             finally:

@@ -32,6 +32,7 @@ COMMANDS = [
     ["rollup_souvenirs", "--repair"],
     ["prune_souvenirs", "--older-than=90d"],
     ["prune_souvenirs", "--older-than=90d", "--dry-run"],
+    ["list_inactive_users", "--older-than=90d"],
     ["backfill_souvenirs", "activity.csv"],
     ["backfill_souvenirs", "--from-last-login"],
     ["souvenirs_history"],

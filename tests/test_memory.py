@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 import pytest
 
-BOUND_MIB = 70
+BOUND_MIB = 90
 
 # What souvenez and the middleware remember of new users, without a database in the way
 RECORD = """
 import time
 from souvenirs.conf import conf
 from souvenirs.periods import slot_containing
-from souvenirs.recording import memory, sessions
+from souvenirs.recording import memory, queue, sessions
 from souvenirs.recording.memory import MAX_USERS
 from souvenirs.recording.throttle import throttle
 
@@ -35,10 +35,13 @@ def record(users):
         memory.recent_sessions[user_pk.to_bytes(16, "big")] = handled
         sessions.unknown_sessions[user_pk.to_bytes(16, "little")] = now + user_pk
         memory.missing_users[-user_pk] = now - user_pk
+        visits.add(user_pk, slot, now + user_pk, has_row=False)
 
 for each in (memory.recent_users, memory.recent_sessions, sessions.unknown_sessions):
     each.size //= SHARE
 throttle._local._max_entries //= SHARE
+queue.MAX_ENTRIES //= SHARE
+visits = queue.VisitQueue()
 record([0])
 before = resident()
 record(range(1, 6 * MAX_USERS // SHARE))

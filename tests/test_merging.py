@@ -13,8 +13,11 @@ from django.core.management import call_command
 from souvenirs.control import last_seen
 from souvenirs.history import maintenance
 from souvenirs.models import Souvenir
+from tests import stores
 from tests.history import DAY, HOUR, assert_counts, at, people, record, unix
 from tests.people import with_databases
+
+store = stores.store
 
 DOCS = Path(__file__).parent.parent / "docs" / "recording.md"
 T = unix(2024, 5, 14, 22)  # Paris: midnight of the 15th
@@ -34,7 +37,7 @@ def merge(user: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize("is_rolled_up", [True, False])
-def test_merging__makes_two_people_one(is_rolled_up: bool) -> None:
+def test_merging__makes_two_people_one(store: Any, is_rolled_up: bool) -> None:
     user, other, third = people(3)
     facts = [(0, T), (0, T + DAY), (1, T + 5), (1, T + HOUR), (1, T + DAY + HOUR), (2, T + HOUR)]
     for who, t in facts:

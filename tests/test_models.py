@@ -273,6 +273,6 @@ def test_orm__bulk_create_makes_few_queries(django_assert_max_num_queries: Any) 
     keys = list(User.objects.values_list("pk", flat=True))
     when = site(datetime.now(timezone.utc))
     for _ in range(2):
-        with django_assert_max_num_queries(22, connection=ours()):
+        with django_assert_max_num_queries(26, connection=ours()):
             Souvenir.objects.bulk_create([Souvenir(user_id=key, when=when) for key in keys])
     assert LastSeen.objects.exclude(seen=None).count() == 500

@@ -40,6 +40,8 @@ EXPECTED = {
         "migrations/0001_initial.py",
         "lastseen/database.py",
         "management/commands/show_usage.py",
+        "templates/admin/souvenirs/usage/change_list.html",
+        "static/souvenirs/usage.css",
     ],
     "souvenirs_metrics": ["py.typed", "collector.py"],
     "souvenirs_metrics.grafana": [

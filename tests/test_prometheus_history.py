@@ -56,6 +56,7 @@ def written(instants: range, **labels: str) -> dict[int, Samples]:
     for lines in by_instant("".join(histogram)):
         families += text_string_to_metric_families(lines)
     assert [(f.name, f.type) for f in families][: len(FAMILIES)] == FAMILIES
+    found: dict[int, Samples] = defaultdict(dict)
     for sample in (sample for family in families for sample in family.samples):
         own = {name: value for name, value in sample.labels.items() if name not in labels}
         assert sample.labels == {**own, **labels}
@@ -290,6 +291,27 @@ def test_openmetrics__writes_accounts_as_they_were_at_midnight() -> None:
     assert of(found[T + DAY], "registered_users") == {"": 2}
     assert of(found[T + 2 * DAY], "registered_users") == {"": 3}
     assert of(found[T + 2 * DAY], "activated_users") == {"": 3}
+
+
+def test_openmetrics__knows_a_week_that_began_in_another_year() -> None:
+    [user] = people(1)
+    new_year = unix(2026, 1, 1)  # a Thursday
+    record(user, new_year - 10 * DAY, new_year - 3 * DAY)
+    instants = range(new_year + DAY, new_year + 2 * DAY, HOUR)
+    expected = {"day": 0, "week": 1, "month": 0, "quarter": 0, "year": 0}
+    for t, samples in written(instants).items():
+        assert of(samples, "calendar_active_users") == expected, t
+
+
+@override_settings(TIME_ZONE="Asia/Kolkata")  # where days begin at half past 18 of UTC
+def test_openmetrics__may_begin_between_midnight_and_the_next_slot() -> None:
+    [user] = people(1)
+    midnight = T + 18 * HOUR + 30 * MINUTE
+    record(user, midnight - 8 * DAY, midnight - HOUR)
+    instants = range(midnight + 15 * MINUTE, midnight + 25 * MINUTE, 300)
+    for samples in written(instants).values():
+        assert of(samples, "active_users")["1d"] == 1
+        assert of(samples, "calendar_active_users")["day"] == 0
 
 
 def test_openmetrics__last_seen_is_to_the_slot() -> None:

@@ -45,9 +45,11 @@ NAMES = {
     "SouvenirsNoActivity",
     "SouvenirsNoNewUsers",
     "SouvenirsRollupLagging",
+    "SouvenirsSeatsNearlyUsed",
     "SouvenirsSeriesDisappeared",
     "SouvenirsStickinessFalling",
     "SouvenirsTargetDown",
+    "SouvenirsWritesFailing",
 }
 
 pytestmark = pytest.mark.own_site
@@ -111,7 +113,8 @@ def test_rule__uses_metrics_that_exist(rule: dict[str, Any]) -> None:
         for family in SouvenirsCollector().families
         if isinstance(family, families.Gauge)
     }
-    assert metrics_of(rule["expr"]) <= {"up", *ours, *RECORDS}
+    counters = {f"{families.RECORDS_NAME}_total", f"{families.WRITE_ERRORS_NAME}_total"}
+    assert metrics_of(rule["expr"]) <= {"up", *ours, *counters, *RECORDS}
 
 
 def metrics_of(promql: str) -> set[str]:
@@ -172,6 +175,8 @@ def test_docs__ask_for_metrics_that_exist() -> None:
 def test_docs__have_the_thresholds() -> None:
     documented = dict(re.findall(r"^\| (souvenirs:threshold:\w+) \| ([\d.]+) \|", DOCS, re.M))
     thresholds = {n: rule["expr"] for n, rule in RECORDS.items() if ":threshold:" in n}
+    assert thresholds.pop("souvenirs:threshold:seats") == "vector(0) > 0"  # which is nothing
+    assert "| souvenirs:threshold:seats | none |" in DOCS
     assert {name: f"vector({value})" for name, value in documented.items()} == thresholds
 
 

@@ -260,9 +260,8 @@ def test_scrape__of_a_server_that_freezes_meanwhile(
         assert not is_up(found)
         (line,) = told()
         assert line.startswith(
-            "Left rollup_lag, previous_periods, accounts, growth, retention, active_days out of the"
-            " metrics:"
-            " the database did not answer within "
+            "Left rollup_lag, previous_periods, accounts, growth, retention, active_days,"
+            " active_accounts, segments out of the metrics: the database did not answer within "
         )
         # The thread does not wait for a server that may never answer
         wait_until(lambda: not collecting())

@@ -15,6 +15,7 @@ from django.core.management import ManagementUtility, call_command
 from django.core.management.base import CommandError
 
 from souvenirs.models import Souvenir
+from tests.history import Terminal
 from tests.people import User, site, with_databases
 
 has_date_joined = pytest.mark.where("string" not in site_settings.SHAPE)
@@ -382,3 +383,101 @@ def test_errors__exit_with_a_code(args: list[str], capsys: pytest.CaptureFixture
         ManagementUtility(["manage.py", "show_usage", *args]).execute()
     assert caught.value.code == 1
     assert capsys.readouterr().err.startswith("CommandError: --")
+
+
+# Growth, retention, active days
+
+
+def test_growth__prints_changes_and_leaves_blank_what_is_not_known() -> None:
+    assert show("--growth", "--yearly", "--before=2016-01-01") == (
+        "year    start       end           active    new    retained    resurrected    churned\n"
+        "------  ----------  ----------  --------  -----  ----------  -------------  ---------\n"
+        "2015    2015-01-01  2016-01-01         2      2           0              0          1\n"
+        "2014    2014-01-01  2015-01-01         1      1           0              0          1\n"
+        "2013    2013-01-01  2014-01-01         1      1           0              0          1\n"
+        "2012    2012-01-01  2013-01-01         1      1           0              0          1\n"
+        "2011    2011-01-01  2012-01-01         1\n"
+        "2010    2010-01-01  2011-01-01         1\n"
+    )
+
+
+def test_growth__for_machines() -> None:
+    assert show("--growth", "--recent=2", "--csv").splitlines() == [
+        "month,start,end,active,new,retained,resurrected,churned,complete",
+        "2017-04,2017-04-01,2017-04-04,0,0,0,0,0,false",
+        "2017-03,2017-03-01,2017-04-01,0,0,0,0,1,true",
+    ]
+    [row] = rows("--growth", "--daily", "--after=2017-02-14", "--before=2017-02-15")
+    assert row == {
+        "date": "2017-02-14",
+        "active": 1,
+        "new": 1,
+        "retained": 0,
+        "resurrected": 0,
+        "churned": 0,
+        "complete": True,
+    }
+
+
+def test_retention__prints_complete_ages_only() -> None:
+    user = User.objects.get(username="user5")
+    Souvenir.objects.create(user_id=user.pk, when=site(TIMES[5] + timedelta(days=58)))
+    options = "--retention", "--after=2015-02-01", "--before=2015-05-10", "--ascending"
+    assert rows(*options) == [
+        {
+            **{"month": "2015-02", "start": "2015-02-01", "end": "2015-03-01"},
+            **{"users": 1, "age 1": 0, "age 2": 1, "complete": True},
+        },
+        {
+            **{"month": "2015-03", "start": "2015-03-01", "end": "2015-04-01"},
+            **{"users": 0, "age 1": 0, "complete": True},
+        },
+        {
+            **{"month": "2015-04", "start": "2015-04-01", "end": "2015-05-01"},
+            **{"users": 0, "complete": True},
+        },
+    ]
+
+
+class Utf8Terminal(Terminal):
+    encoding = "utf-8"  # type: ignore[assignment]
+
+
+def test_retention__is_a_triangle_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    options = "--retention", "--after=2015-02-01", "--before=2015-04-01"
+
+    def printed(terminal: io.StringIO, *more: str) -> str:
+        call_command("show_usage", *options, *more, stdout=terminal)
+        return terminal.getvalue()
+
+    assert "\x1b[" in printed(Utf8Terminal())
+    assert "\x1b[" not in printed(Utf8Terminal(), "--no-color")
+    assert "\x1b[" not in printed(Utf8Terminal(), "--format=json")
+    assert "\x1b[" not in show(*options, "--plot")
+    assert "+1" in show(*options, "--plot")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in printed(Utf8Terminal())
+
+
+def test_active_days__counts_users_by_days() -> None:
+    [first, *others] = rows("--active-days", "--before=2017-02-20")
+    assert first == {"active days": 1, "active": 1, "complete": True}
+    assert [row["active"] for row in others] == [0] * 27
+    table = show("--active-days", "--before=2010-02-16")
+    assert table.endswith("\n\nPartial: 1 to 28 (the record begins within the days)\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--growth", START], "leave out --subscription-start"),
+        (["--active-days", START], "leave out --subscription-start"),
+        (["--active-days", "--weekly"], "leave out --after, --recent and"),
+        (["--active-days", "--after=2016-01-01"], "leave out --after, --recent and"),
+        (["--growth", "--retention"], "not allowed with argument"),
+    ],
+)
+def test_growth__of_options_that_exclude_each_other(options: list[str], words: str) -> None:
+    with pytest.raises(CommandError, match=words):
+        show(*options)

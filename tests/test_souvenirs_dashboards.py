@@ -25,6 +25,7 @@ FILES = {
     "grafana/dashboards/souvenirs-active-users.json",
     "grafana/dashboards/souvenirs-exporter.json",
     "grafana/dashboards/souvenirs-growth.json",
+    "grafana/dashboards/souvenirs-segments.json",
     "prometheus/prometheus.yml",
     "prometheus/souvenirs.rules.yml",
 }

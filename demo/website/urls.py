@@ -3,6 +3,7 @@ from django.contrib.auth.views import LoginView, LogoutView
 from django.contrib.staticfiles.views import serve
 from django.urls import include, path
 
+from demo.population import PASSWORD
 from demo.website import views
 
 urlpatterns = [
@@ -11,7 +12,7 @@ urlpatterns = [
     path("articles/<slug:slug>/", views.article, name="article"),
     path("account/", views.account, name="account"),
     path("join/", views.join, name="join"),
-    path("login/", LoginView.as_view(), name="login"),
+    path("login/", LoginView.as_view(extra_context={"password": PASSWORD}), name="login"),
     path("logout/", LogoutView.as_view(), name="logout"),
     path("admin/", admin.site.urls),
     path("static/<path:path>", serve, {"insecure": True}),  # the admin's; DEBUG is off

@@ -1,10 +1,21 @@
+import time
+from typing import Any
+
+from django.conf import settings
 from django.contrib.auth import login
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.forms import UserCreationForm
+from django.core.cache import cache
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.utils.safestring import mark_safe
 
 import souvenirs.control
+from demo.monitoring import PROMETHEUS_URL
+from demo.rhythm import ZONE
+from souvenirs.charts import Bar, Column, draw
+from souvenirs.moment import read_windows
+from souvenirs.reports import calendar_daily_usage, growth
 
 ARTICLES = {
     "tides": ("Tides", "The sea comes in twice a day, and nobody has to remind it."),
@@ -15,9 +26,38 @@ ARTICLES = {
 }
 
 
+KEPT_SECONDS = 10  # that the numbers of the first page are
+
+
 def home(request: HttpRequest) -> HttpResponse:
     """The same page for everybody: it does not ask who the reader is."""
-    return render(request, "home.html")
+    return render(request, "home.html", cache.get_or_set("numbers", numbers, KEPT_SECONDS))
+
+
+def numbers() -> dict[str, Any]:
+    """What the first page shows of the site's users."""
+    days = list(calendar_daily_usage(recent=30))
+    *earlier, month = list(growth("month", recent=2))
+    columns = [
+        Column(
+            name=f"{day['period']['start'].astimezone(ZONE):%-d %b}",
+            hint=f"{day['labels']['calendar_date']}: {day['usage']['active_users']} users",
+            above=(Bar("active", day["usage"]["active_users"]),),
+            partial=not day["period"]["complete"],
+        )
+        for day in days
+    ]
+    title = "Active users of the last 30 days"
+    chart = draw(columns, name="days", title=title, description="A column for each day.")
+    file = settings.DIRECTORY / PROMETHEUS_URL
+    return {
+        "windows": {each.name: each.active for each in read_windows(time.time())},
+        "month": month["growth"]["active_users"],
+        "last_month": earlier[0]["growth"] if earlier else None,
+        "axis": mark_safe(chart.axis),
+        "plot": mark_safe(chart.plot),
+        "prometheus": file.read_text() if file.exists() else None,
+    }
 
 
 def articles(request: HttpRequest) -> HttpResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from grafana.generate.panels import mapping, stat, steps, timeline
@@ -48,8 +49,33 @@ def layout(panels: list[Json]) -> list[Json]:
     return placed
 
 
+def variable(name: str, label: str, query: str, current: str = "") -> Json:
+    """A variable with one of the values of a query; at first `current`, or the first value."""
+    return {
+        "name": name,
+        "label": label,
+        "type": "query",
+        "datasource": DATASOURCE,
+        "definition": query,
+        "query": {"query": query, "refId": name},
+        "regex": "",
+        "current": {"selected": True, "text": current, "value": current} if current else {},
+        "options": [],
+        "refresh": 2,
+        "sort": 1,
+        "hide": 0,
+        "multi": False,
+        "includeAll": False,
+    }
+
+
 def dashboard(
-    uid: str, title: str, description: str, panels: list[Json], since: str = "now-30d"
+    uid: str,
+    title: str,
+    description: str,
+    panels: list[Json],
+    variables: Sequence[Json] = (),
+    since: str = "now-30d",
 ) -> Json:
     """Classic JSON, which Grafana migrates to what its version keeps."""
     alerts = {
@@ -77,21 +103,10 @@ def dashboard(
         "multi": False,
         "includeAll": False,
     }
-    query = "label_values(souvenirs_up, job)"
     job = {
-        "name": "job",
-        "label": "Job",
+        **variable("job", "Job", "label_values(souvenirs_up, job)"),
         "description": "Sites, by the job of Prometheus that scrapes them.",
-        "type": "query",
-        "datasource": DATASOURCE,
-        "definition": query,
-        "query": {"query": query, "refId": "job"},
-        "regex": "",
         "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
-        "options": [],
-        "refresh": 2,
-        "sort": 1,
-        "hide": 0,
         "multi": True,
         "includeAll": True,
         "allValue": ".+",
@@ -125,7 +140,7 @@ def dashboard(
         "timepicker": {},
         "refresh": "1m",
         "annotations": {"list": [alerts]},
-        "templating": {"list": [datasource, job]},
+        "templating": {"list": [datasource, job, *variables]},
         "links": [link],
         "panels": layout(panels),
     }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
 from django.db import connections, router
@@ -14,10 +15,18 @@ from django.db.models import Q, QuerySet
 from souvenirs import timestamps
 from souvenirs.databases import as_in_list, from_result
 from souvenirs.history import rows as raw
-from souvenirs.history.plans import History
+from souvenirs.history.plans import History, Users
+from souvenirs.history.segments import UsersByValue
 from souvenirs.isolation import repeatable_read
 from souvenirs.models import LastSeen, Rollup, Souvenir, SouvenirQuerySet
 from souvenirs.periods import EARLIEST, LATEST, Interval, bucket_containing
+
+
+class UserCounts(NamedTuple):
+    """Distinct users, and how many of them have each value of a path: see UsersByValue.count."""
+
+    users: int
+    by: Counter[Any]
 
 
 def count_users(
@@ -29,10 +38,19 @@ def count_users(
     if rows is None:
         (count,) = count_users_of_ranges([_range(start, end)])
         return count
-    return rows.between(
-        None if start is None else timestamps.to_site(start),
-        None if end is None else timestamps.to_site(end),
-    ).count_users()
+    return rows.between(*map(_to_site, (start, end))).count_users()
+
+
+def count_users_by(
+    start: datetime | None, end: datetime | None, rows: SouvenirQuerySet | None, path: str
+) -> Counter[Any]:
+    """The users whom `count_users` counts, by the value that the path leads to."""
+    if rows is None:
+        (counts,) = count_users_of_ranges_by([_range(start, end)], path)
+        return counts.by
+    keys = rows.between(*map(_to_site, (start, end))).order_by().values_list("user", flat=True)
+    users = Users(without_ordinal=set(keys.distinct()))
+    return UsersByValue(path, rows.db).count(users)
 
 
 def users_between(start: datetime | None = None, end: datetime | None = None) -> QuerySet[Any]:
@@ -62,6 +80,26 @@ def count_users_of_ranges(ranges: Sequence[Interval], using: str | None = None) 
     on the history's length. The users of those ranges that overlap are in memory at a time.
     """
     counts = _count([_clamped(each) for each in ranges], using or router.db_for_read(Souvenir))
+    return [counts[number] for number in range(len(ranges))]
+
+
+def count_users_of_ranges_by(
+    ranges: Sequence[Interval], path: str, using: str | None = None
+) -> list[UserCounts]:
+    """Distinct users of each range, also by the value that a path from the user model leads to: see
+    `count_users_of_ranges`. In addition, all users' values are read once.
+
+    Raise FieldError if there is no such path.
+    """
+    if not ranges:
+        return []
+    using = using or router.db_for_read(Souvenir)
+    counts: dict[int, UserCounts] = {}
+    by_value = UsersByValue(path, using)
+    with repeatable_read(using) as is_snapshot:
+        history = History([_clamped(each) for each in ranges], using, is_snapshot)
+        for number, users in history.iter_users(range(len(ranges)), with_members=True):
+            counts[number] = UserCounts(len(users), by_value.count(users))
     return [counts[number] for number in range(len(ranges))]
 
 
@@ -106,6 +144,10 @@ def first_recorded(using: str | None = None) -> float | None:
     if first is None or (bucket is not None and bucket < bucket_containing(first)):
         return bucket
     return first
+
+
+def _to_site(bound: datetime | None) -> datetime | None:
+    return None if bound is None else timestamps.to_site(bound)
 
 
 def _range(start: datetime | None, end: datetime | None) -> Interval:

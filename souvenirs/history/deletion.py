@@ -23,11 +23,14 @@ LOCK_SIZE = 50_000  # rows
 def keep_history(user_pks: Sequence[Any], using: str) -> None:
     """Keep the buckets that users were active in, where they are not rolled up yet, as marks.
 
-    Nothing is locked but their souvenirs, so people who delete users do not wait for each other.
-    Marks may say again what a Rollup already knows.
+    Nothing is locked but what is theirs, so people who delete users do not wait for each other.
+    Last-seen rows come first, as where visits are written: no more souvenirs come meanwhile, which
+    nobody would delete. Marks may say again what a Rollup already knows.
     """
     # First, so that SQLite waits for its turn before it reads anything
     UserDeletion.objects.using(using).create()
+    for batch in _batches(user_pks):
+        table.lock_rows(batch, using, skip_locked=False)
     if databases.locks_beyond_keys(using):
         for batch in _batches(user_pks):
             _lock(Souvenir.objects.using(using).filter(user_id__in=batch), using)

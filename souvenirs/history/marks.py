@@ -27,6 +27,11 @@ BATCH_SIZE = 5_000  # marks in a statement
 def mark_dirty(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
     """Mark the buckets of these souvenirs. It receives the signal souvenirs_written."""
     buckets = {bucket_containing(timestamps.to_seconds(souvenir.when)) for souvenir in souvenirs}
+    mark_buckets(buckets, using)
+
+
+def mark_buckets(buckets: Iterable[int], using: str) -> None:
+    """Mark buckets, given by their starts."""
     DirtyBucket.objects.using(using).bulk_create(
         (DirtyBucket(bucket=bucket) for bucket in sorted(buckets)), batch_size=BATCH_SIZE
     )

@@ -62,10 +62,12 @@ class LastSeenStore(ABC):
 
     keeps_scopes_apart: whether users with the same key in two scopes (see scopes) are two users. If
         not, scoped sites cannot use the store.
+    in_table: whether the table has all of the store's times, those between souvenirs too.
     """
 
     name: str
     keeps_scopes_apart = False
+    in_table = False
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         if params:
@@ -74,6 +76,12 @@ class LastSeenStore(ABC):
     @abstractmethod
     def touch(self, update: LastSeenUpdate) -> None:
         """Move the last-seen time of a user forward. They have a souvenir, or are about to."""
+
+    def touch_all(self, updates: Sequence[LastSeenUpdate]) -> None:
+        """`touch` for visits that were queued, in the writer's thread, which may wait. The table is
+        written already. `has_row` is True if it had a row of the user just now."""
+        for update in updates:
+            self.touch(update)
 
     def on_table_updated(self, newest: Mapping[Any, int], latest: int | None = None) -> None:  # noqa: B027
         """The table's times of these users have moved forward to `newest`, and are committed.
@@ -85,6 +93,18 @@ class LastSeenStore(ABC):
     @abstractmethod
     def get(self, user_pk: Any) -> int | None:
         """When the user was last seen, in unix seconds; None for never."""
+
+    def get_many(self, user_pks: Collection[Any]) -> dict[Any, int]:
+        """When each of these users was last seen, in unix seconds, by key. Users who never were are
+        left out."""
+        times = ((user_pk, self.get(user_pk)) for user_pk in user_pks)
+        return {user_pk: seen for user_pk, seen in times if seen is not None}
+
+    def earliest_in_table(self, t: float) -> float:
+        """The earliest time that LastSeen may have of a user who was seen at or after `t`, where
+        `t` is a multiple of SOUVENIRS_LAST_SEEN_SECONDS. Whoever has an earlier one was not seen
+        since."""
+        return t
 
     @abstractmethod
     def count(

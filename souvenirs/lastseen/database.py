@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from itertools import accumulate, pairwise
 from typing import Any
@@ -21,19 +21,34 @@ from souvenirs.lastseen import table
 from souvenirs.lastseen.base import LastSeenCounts, LastSeenStore, LastSeenUpdate, ReadContext
 from souvenirs.models import LastSeen
 
+KEYS_SIZE = 500  # users in a statement
+
 
 class DatabaseStore(LastSeenStore):
     """The LastSeen table is the store."""
 
     name = "database"
     keeps_scopes_apart = True
+    in_table = True
 
     def touch(self, update: LastSeenUpdate) -> None:
         table.touch(update)
 
+    def touch_all(self, updates: Sequence[LastSeenUpdate]) -> None:
+        """There is nothing left to do."""
+
     def get(self, user_pk: Any) -> int | None:
         row = LastSeen.objects.filter(user_id=user_pk).first()
         return None if row is None or row.seen is None else table.seconds(row.seen)
+
+    def get_many(self, user_pks: Collection[Any]) -> dict[Any, int]:
+        keys = list(user_pks)
+        found: dict[Any, int] = {}
+        for at in range(0, len(keys), KEYS_SIZE):
+            rows = LastSeen.objects.filter(user_id__in=keys[at : at + KEYS_SIZE])
+            times = rows.exclude(seen=None).values_list("user_id", "seen")
+            found.update((user_pk, table.seconds(seen)) for user_pk, seen in times)
+        return found
 
     def count(
         self,

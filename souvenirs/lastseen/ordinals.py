@@ -9,20 +9,36 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
+from zlib import crc32
 
 from django.db import connections, transaction
 
-from souvenirs.databases import skip_ids
+from souvenirs.databases import share_name_locks, skip_ids, try_name_locks
 from souvenirs.models import DeletedMember, LastSeen, Rollup
 
 HELD_BY = ((LastSeen, "id"), (Rollup, "last_member"), (DeletedMember, "member"))
+LOCKS, LOCK_COUNT = "souvenirs.lastseen", 64
 TRIES = 10  # who has no row then gets one when their souvenir is rolled up
+
+
+def without_rival(user_pks: Collection[Any], using: str) -> set[Any]:
+    """Those of the users whose rows no other transaction is about to make: to insert them will not
+    wait for anybody. A transaction that makes rows keeps a lock until it ends; users share few of
+    them, since a database has room for so many only."""
+    free = try_name_locks(LOCKS, {_lock_of(user_pk) for user_pk in user_pks}, using)
+    return {user_pk for user_pk in user_pks if _lock_of(user_pk) in free}
+
+
+def _lock_of(user_pk: Any) -> int:
+    return crc32(str(user_pk).encode()) % LOCK_COUNT
 
 
 @contextmanager
 def secured(user_pks: Collection[Any], using: str) -> Iterator[None]:
     """In the block, rows of these users are made, who have none. They get ids that the history does
     not hold."""
+    if connections[using].in_atomic_block:
+        share_name_locks(LOCKS, {_lock_of(user_pk) for user_pk in user_pks}, using)
     newest, held = _newest_and_held(using)
     if newest >= held or skip_ids(LastSeen, held, using):
         yield

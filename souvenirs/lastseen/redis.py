@@ -48,6 +48,7 @@ class RedisStore(LastSeenStore):
     def __init__(self, params: Mapping[str, Any]) -> None:
         """Raises ValueError for options that do not go together, TypeError for unknown ones."""
         make_client, prefix, self.with_table = parse_params(**params)
+        self.in_table = self.with_table
         self.shards = Shards(make_client, prefix)
         self.table = DatabaseStore({})
         self.breaker = Breaker("The Redis of last-seen times")
@@ -66,6 +67,15 @@ class RedisStore(LastSeenStore):
         if update.seen is not None:
             move = Move(update.seen, confirmed=False, latest=update.latest)
             self.writer.put({update.user_pk: move})
+
+    def touch_all(self, updates: Sequence[LastSeenUpdate]) -> None:
+        moves: dict[Any, Move] = {}
+        for update in updates:
+            if update.seen is not None:
+                move = Move(update.seen, confirmed=update.has_row, latest=update.latest)
+                known = moves.get(update.user_pk)
+                moves[update.user_pk] = move if known is None else known.then(move)
+        self.writer.put_and_flush(moves)
 
     def on_table_updated(self, newest: Mapping[Any, int], latest: int | None = None) -> None:
         self.writer.put({user_pk: Move(seen, latest=latest) for user_pk, seen in newest.items()})
@@ -103,6 +113,16 @@ class RedisStore(LastSeenStore):
         """Ask Redis, or the table if Redis is down or does not know."""
         seen = self._ask(lambda: self.shards.get(member_of(user_pk)))
         return self.table.get(user_pk) if seen is None else seen
+
+    def get_many(self, user_pks: Collection[Any]) -> dict[Any, int]:
+        """Ask Redis, and the table for whom it does not know: see `get`."""
+        members = {user_pk: member_of(user_pk) for user_pk in user_pks}
+        known = self._ask(lambda: self.shards.get_many(members.values())) or {}
+        times = {pk: known[member] for pk, member in members.items() if member in known}
+        return {**self.table.get_many([pk for pk in members if pk not in times]), **times}
+
+    def earliest_in_table(self, t: float) -> float:
+        return t if self.with_table else table.slot_start(t)
 
     def count(
         self,

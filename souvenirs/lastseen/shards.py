@@ -9,7 +9,7 @@ no such mark with its own run id.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -94,6 +94,21 @@ class Shards:
         key = self.key_of(member)
         seen = self.server_of(key).zscore(key, member)
         return None if seen is None else int(seen)
+
+    def get_many(self, members: Iterable[bytes]) -> dict[bytes, int]:
+        """In one round trip to each server. Members who are not there are left out."""
+        of_key: dict[str, list[bytes]] = {}
+        for member in members:
+            of_key.setdefault(self.key_of(member), []).append(member)
+        found: dict[bytes, int] = {}
+        for server, keys in group_by_node(self.client, of_key):
+            pipe: Any = server.pipeline(transaction=False)
+            for key in keys:
+                pipe.zmscore(key, of_key[key])
+            for key, scores in zip(keys, pipe.execute()):
+                times = zip(of_key[key], scores)
+                found.update((member, int(seen)) for member, seen in times if seen is not None)
+        return found
 
     def write(self, moves: Mapping[bytes, Move], latest: float) -> dict[bytes, Move]:
         """Write in one round trip to each server, and more for users whose time did not move: one

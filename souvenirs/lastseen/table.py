@@ -17,7 +17,7 @@ from django.db import connections, router, transaction
 
 from souvenirs import timestamps
 from souvenirs.conf import conf
-from souvenirs.databases import to_column, to_parameter, typed_datetime
+from souvenirs.databases import to_column, to_parameter, typed_datetime, update_datetimes
 from souvenirs.lastseen import get_store, ordinals
 from souvenirs.lastseen.base import LastSeenUpdate
 from souvenirs.models import LastSeen, Souvenir
@@ -56,9 +56,10 @@ def exact_from(newest: int | None, now: float) -> int:
     return min(math.floor(now) + 1, math.ceil(slot.end))
 
 
-def touch(update: LastSeenUpdate, using: str | None = None) -> None:
+def touch(update: LastSeenUpdate, using: str | None = None) -> bool:
     """Move a user's last-seen time forward; make the row if there is none. If `has_row` is wrong,
-    because the user was deleted, nothing is written.
+    because the user was deleted, nothing is written. Return True if a row was moved, which is then
+    locked until the transaction ends.
 
     UPDATE comes first, and INSERT only where there is no row: an upsert would burn an id on each
     visit (PostgreSQL takes the sequence's next value before it sees the conflict), and ids have to
@@ -68,14 +69,15 @@ def touch(update: LastSeenUpdate, using: str | None = None) -> None:
     foreign key would burn an id, too, and log an error.
     """
     using = using or router.db_for_write(LastSeen)
-    if _move_forward(update, using):
-        return
+    moved = _move_forward(update, using)
+    if moved is not None:
+        return moved
     rows = LastSeen.objects.using(using)
     if update.seen is None and rows.filter(user_id=update.user_pk).exists():
-        return
+        return False
     require_user(update.user_pk)
     insert(update, using)
-    _move_forward(replace(update, has_row=True), using)
+    return bool(_move_forward(replace(update, has_row=True), using))
 
 
 def insert(update: LastSeenUpdate, using: str) -> None:
@@ -99,6 +101,23 @@ def insert_all(user_pks: Sequence[Any], using: str) -> None:
     with ordinals.secured(user_pks, using):
         rows = (LastSeen(user_id=user_pk) for user_pk in user_pks)
         LastSeen.objects.using(using).bulk_create(rows, ignore_conflicts=True)
+
+
+def lock_rows(
+    user_pks: Sequence[Any], using: str, *, skip_locked: bool
+) -> dict[Any, tuple[int, int | None]]:
+    """Lock the rows of these users until the transaction ends. Return, by user, the row's id and
+    its time in unix seconds (None for none). skip_locked: leave out rows that somebody holds."""
+    rows = LastSeen.objects.using(using).select_for_update(skip_locked=skip_locked)
+    found = rows.filter(user_id__in=user_pks).values_list("user_id", "pk", "seen")
+    return {user: (pk, None if seen is None else seconds(seen)) for user, pk, seen in found}
+
+
+def move_rows(times: Mapping[int, int], using: str) -> None:
+    """Set the times of these rows, which are locked: unix seconds, by the rows' ids."""
+    if times:
+        values = {pk: to_parameter(seen, using) for pk, seen in times.items()}
+        update_datetimes(LastSeen, "seen", values, using)
 
 
 def catch_up(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
@@ -128,10 +147,11 @@ def catch_up(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
     transaction.on_commit(lambda: get_store().on_table_updated(times), using=using)
 
 
-def _move_forward(update: LastSeenUpdate, using: str) -> bool:
-    """The UPDATE of `touch`. Return False if there is nothing to move, or no row."""
+def _move_forward(update: LastSeenUpdate, using: str) -> bool | None:
+    """The UPDATE of `touch`. Return False if the row is recent, None if there is no row or no time
+    to move it to."""
     if update.seen is None:
-        return False
+        return None
     connection = connections[using]
     user, table, key, at = _user_field_and_names(connection)
     values = [
@@ -149,10 +169,10 @@ def _move_forward(update: LastSeenUpdate, using: str) -> bool:
         statement = f"UPDATE {table} SET {at} = %s WHERE {key} = %s AND NOT {is_recent}"  # noqa: S608
         cursor.execute(statement, [to_parameter(update.seen, using), *values])
         if cursor.rowcount or update.has_row:
-            return True
+            return bool(cursor.rowcount)
         select = f"SELECT 1 FROM {table} WHERE {key} = %s AND {is_recent}"  # noqa: S608
         cursor.execute(select, values)
-        return cursor.fetchone() is not None
+        return None if cursor.fetchone() is None else False
 
 
 def _move_all_forward(newest: Mapping[Any, int], using: str) -> None:

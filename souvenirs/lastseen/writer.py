@@ -40,15 +40,25 @@ class Writer:
         self._sending = threading.Lock()
         self._thread: threading.Thread | None = None
 
+    def put_and_flush(self, moves: Mapping[Any, Move]) -> None:
+        """Write moves, by users' keys, in this thread, which may wait. What cannot be written is
+        left to the other one."""
+        self._add(moves)
+        if not self.flush() or self.unconfirmed:
+            self._wake_thread()
+
     def put(self, moves: Mapping[Any, Move]) -> None:
         """Leave moves, by users' keys, to the thread."""
+        self._add(moves)
+        if not (self._has_work.is_set() and self._thread and self._thread.is_alive()):
+            self._wake_thread()
+
+    def _add(self, moves: Mapping[Any, Move]) -> None:
         waiting = iter(moves.items())
         while some := {member_of(user_pk): move for user_pk, move in islice(waiting, BATCH_SIZE)}:
             self.pending.add(some)
             if len(moves) > 1 and len(self.pending) > pending.MAX_PENDING // 2:
                 self.flush()
-        if not (self._has_work.is_set() and self._thread and self._thread.is_alive()):
-            self._wake_thread()
 
     def _wake_thread(self) -> None:
         with self._starting:

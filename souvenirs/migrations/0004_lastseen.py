@@ -60,6 +60,6 @@ class Migration(migrations.Migration):
                     ),
                 ),
             ],
-            options={"verbose_name_plural": "last seen"},
+            options={"verbose_name": "last-seen time", "verbose_name_plural": "last seen"},
         ),
     ]

@@ -103,4 +103,17 @@ class Migration(migrations.Migration):
             ],
             options={"verbose_name_plural": "account totals"},
         ),
+        migrations.CreateModel(
+            name="Usage",
+            fields=[],
+            options={
+                "verbose_name": "usage",
+                "verbose_name_plural": "usage",
+                "proxy": True,
+                "default_permissions": ("view",),
+                "indexes": [],
+                "constraints": [],
+            },
+            bases=("souvenirs.rollup",),
+        ),
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import (
     DatabaseError,
     DataError,
@@ -42,11 +44,21 @@ def is_servers(error: Exception) -> bool:
     harmless: tuple[type[Exception], ...] = (IntegrityError, DataError, TransactionManagementError)
     if any(connection.in_atomic_block for connection in connections.all(initialized_only=True)):
         harmless += (InternalError,)  # PostgreSQL's, for each statement in a broken transaction
-    cause = error.__cause__
-    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
     return (
         isinstance(error, (DatabaseError, InterfaceError))
         and not isinstance(error, harmless)
-        and code not in HARMLESS
-        and (not cause or not cause.args or cause.args[0] not in HARMLESS)
+        and not HARMLESS.intersection(_codes(error))
     )
+
+
+def is_conflict(error: Exception) -> bool:
+    """Whether a transaction came into another's way: the same again may succeed."""
+    return bool(CONFLICTS.intersection(_codes(error)))
+
+
+def _codes(error: Exception) -> list[Any]:
+    """What the driver says the error is: SQLSTATE, or MySQL's number."""
+    cause = error.__cause__
+    sqlstate = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    number = cause.args[0] if cause is not None and cause.args else None
+    return [code for code in (sqlstate, number) if isinstance(code, (str, int))]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from souvenirs import scopes
+from souvenirs.periods import Interval
 
 MAX_USERS = 50_000
 MAX_MISSING = 10_000
@@ -106,6 +108,23 @@ def is_missing(user_pk: Any, now: float) -> bool:
     """Return True if no user had this key a moment ago."""
     until = missing_users.get(user_pk)
     return until is not None and now < until
+
+
+def remember_missing(user_pk: Any) -> None:
+    """No user has this key."""
+    recent_users.forget(user_pk)
+    missing_users[user_pk] = time.time() + MISSING_SECONDS
+
+
+def note_row(user_pk: Any, slot: Interval) -> None:
+    """The user's souvenir of this slot is written, which is known of the present slot only."""
+    known = recent_users.young.get(user_pk)
+    if (
+        known is not None
+        and slot.start <= known.start < slot.end
+        and not known.has_row(known.start)
+    ):
+        recent_users[user_pk] = interned(known.start, known.end, slot.start, slot.end)
 
 
 def forget_user(user_pk: Any) -> None:

@@ -70,6 +70,13 @@ class Recording:
         self.is_nested = connection.in_atomic_block
         # Where autocommit is off Django does not see the commit: nothing is remembered then
         self.is_manual = not self.is_nested and not connection.get_autocommit()
+        # A visit as the writer writes them: a last-seen time in the slot is the claim on it
+        self.is_claimed_in_table = (
+            self.live
+            and self.default_limit
+            and self.slot is not None
+            and not (self.is_nested or self.is_manual)
+        )
 
     def record(self, check_duplicate: bool) -> str:
         """Write what is due. Raises as souvenez does."""
@@ -82,9 +89,9 @@ class Recording:
     def write_unless_limited(self, check_duplicate: bool) -> str:
         claim = self.claim()
         result = RATE_LIMITED
-        is_written = claim is None or claim.granted
-        if is_written:
+        if claim is None or claim.granted:
             result = self.write(claim, check_duplicate)
+        is_written = result != RATE_LIMITED
         written_until = claim.until if claim else 0
         if not self.is_nested:
             self.after_commit(is_written, written_until)
@@ -107,6 +114,8 @@ class Recording:
             if known is not None and known.has_row(self.t):
                 self.has_row = True  # last-seen was written with the slot's souvenir
                 return Claim("", False, self.slot.end)
+        if self.is_claimed_in_table:
+            return Claim("", True, self.slot.end)
         claim = throttle.claim(self.user_pk, self.slot, self.limit)
         is_confirmed = not claim.granted and claim.until == self.slot.end
         if is_confirmed and not self.has_last_seen():
@@ -126,7 +135,10 @@ class Recording:
                 else:
                     # Last-seen first: deleting a user locks their rows in this order too
                     self.require_user_unless_constrained()
-                    table.touch(self.update(), self.using)
+                    moved = table.touch(self.update(), self.using)
+                    if self.is_claimed_in_table and not moved and self.has_souvenir():
+                        self.has_row = True
+                        return RATE_LIMITED
                 result = ADDED
                 if check_duplicate and self.is_duplicate():
                     result = DUPLICATED
@@ -137,10 +149,10 @@ class Recording:
                     if self.is_nested or self.is_manual or time.time() >= self.bucket_end:
                         mark_dirty([row], self.using)
                         self.is_marked = True
-                if claim is not None and self.slot is not None and not self.is_manual:
+                if claim and claim.key and self.slot is not None and not self.is_manual:
                     self.on_commit(partial(throttle.confirm, claim, self.slot))
         except BaseException:
-            if claim is not None:
+            if claim and claim.key:
                 throttle.release(claim)
             raise
         is_late = time.time() > self.bucket_end + GRACE_SECONDS / 2
@@ -177,10 +189,13 @@ class Recording:
     def update(self) -> LastSeenUpdate:
         latest = math.floor(self.now) + conf.last_seen_seconds
         seen = math.floor(self.t)
+        start = self.minute.start
+        if self.is_claimed_in_table and self.slot is not None and not self.has_row:
+            start = self.slot.start
         return LastSeenUpdate(
             user_pk=self.user_pk,
             seen=seen if seen <= latest else None,
-            slot_start=int(self.minute.start),
+            slot_start=int(start),
             latest=latest if self.live else None,
             has_row=self.has_row,
         )
@@ -204,6 +219,14 @@ class Recording:
     def is_duplicate(self) -> bool:
         rows = Souvenir.objects.using(self.using)
         found: bool = rows.filter(user_id=self.user_pk, when=self.when).exists()
+        return found
+
+    def has_souvenir(self) -> bool:
+        """Whether there is a souvenir of the slot: its last-seen time may come from elsewhere."""
+        assert self.slot is not None
+        start, end = map(timestamps.to_datetime, self.slot)
+        rows = Souvenir.objects.using(self.using).between(start, end)
+        found: bool = rows.filter(user_id=self.user_pk).exists()
         return found
 
     def has_last_seen(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from souvenirs.models import Souvenir
 from souvenirs.recording.memory import drain_hits
-from souvenirs.signals import souvenir_recorded
+from souvenirs.signals import souvenir_recorded, visits_queued
 
 ADDED = "added"
 RATE_LIMITED = "rate-limited"
@@ -17,6 +17,10 @@ FAILED = "failed"
 
 def send_recorded(result: str, user_pk: Any = None, count: int = 1) -> None:
     souvenir_recorded.send_robust(sender=Souvenir, result=result, user_pk=user_pk, count=count)
+
+
+def send_queued(count: int) -> None:
+    visits_queued.send_robust(sender=Souvenir, count=count)
 
 
 def flush_hits() -> None:

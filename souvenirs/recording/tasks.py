@@ -17,12 +17,13 @@ from django.http.response import HttpResponseBase
 from souvenirs import scopes
 from souvenirs.conf import conf
 from souvenirs.models import Souvenir
-from souvenirs.recording import memory, sessions
+from souvenirs.recording import memory, sessions, windows
 from souvenirs.recording.failures import breaker, note_failure, session_breaker
 from souvenirs.recording.hook import is_allowed, user_key
 from souvenirs.recording.recorder import record
 from souvenirs.recording.requests import loaded_user_pk
 from souvenirs.recording.results import FAILED, SKIPPED, send_recorded
+from souvenirs.recording.writer import writer
 from souvenirs.users import clean_pk
 
 # Returns what souvenez does, None if there was nothing to write
@@ -47,6 +48,12 @@ def next_step(request: HttpRequest, response: HttpResponseBase) -> RecordTask | 
 
 def run_safely(task: RecordTask) -> None:
     """Do what is left. Whatever goes wrong is counted and logged, and stays here."""
+    if writer.is_used():  # then the database is the writer's concern
+        try:
+            task()
+        except Exception as error:
+            note_failure(error)
+        return
     if not breaker.allows():
         send_recorded(FAILED)
         return
@@ -88,6 +95,8 @@ def _user_task(request: HttpRequest, response: HttpResponseBase) -> RecordTask |
         return None
     if memory.is_missing(user_pk, now):
         return None
+    if conf.should_record is None and writer.is_used():
+        return queue_user(user_pk, now)
     return partial(record_user, user_pk)
 
 
@@ -118,6 +127,9 @@ def record_user(key: Any) -> str | None:
     now = time.time()
     if memory.recent_users.is_handled(key, now) or memory.is_missing(key, now):
         return None
+    if writer.is_used():
+        task = queue_user(key, now)
+        return None if task is None else task()
     try:
         clean_pk(key)
     except (TypeError, ValueError):  # a service's name, say, in a token: users have no such keys
@@ -127,6 +139,27 @@ def record_user(key: Any) -> str | None:
     except get_user_model().DoesNotExist:
         memory.missing_users[key] = now + memory.MISSING_SECONDS
         return None
+
+
+def queue_user(key: Any, now: float) -> RecordTask | None:
+    """Leave the user with this key to the writer, who may need a task to be done for it."""
+    try:
+        user_pk = clean_pk(key)
+    except (TypeError, ValueError):
+        return None
+    now = int(now * 1_000_000) / 1_000_000  # so that no row is rounded into the next slot
+    window = windows.containing(now)
+    known = memory.recent_users.get(user_pk)
+    has_row = known is not None and known.has_row(now)
+    writer.add(user_pk, window.slot, now, has_row)
+    for each in {user_pk, key}:
+        memory.recent_users[each] = window.with_row if has_row else window.without_row
+    return stand_in if writer.is_stalled() else None
+
+
+def stand_in() -> str | None:
+    writer.stand_in()
+    return None
 
 
 def record_session(store: type[SessionBase], cookie: str, digest: bytes) -> str | None:

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from souvenirs import periods
 from souvenirs.conf import conf as souvenirs_conf
 from souvenirs.lastseen import get_store
 from souvenirs.models import LastSeen
 from souvenirs_metrics.conf import conf
+from souvenirs_metrics.cuts import period_starts, window_starts
 from souvenirs_metrics.families import (
     ACTIVE_USERS,
     CALENDAR_ACTIVE_USERS,
@@ -23,15 +23,7 @@ class ActiveUsers(Reader):
 
     def read(self, now: float, context: ReadContext) -> Families:
         resolution = souvenirs_conf.last_seen_seconds
-        starts = {
-            name: periods.calendar_period(name, now, souvenirs_conf.zone).start
-            for name in periods.NAMES
-        }
-        # A window is never short: its beginning is floored to the resolution of last-seen times
-        cuts = {
-            name: (now - seconds) // resolution * resolution
-            for name, seconds in conf.windows.items()
-        }
+        starts, cuts = period_starts(now), window_starts(now)
         activity = get_store().count(
             [*starts.values(), *cuts.values()],
             until=now + resolution,

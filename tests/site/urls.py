@@ -23,6 +23,12 @@ def who(request: HttpRequest) -> HttpResponse:
     return HttpResponse(request.user.get_username())
 
 
+def visit(request: HttpRequest, pk: int) -> HttpResponse:
+    """A page of a user whom the view has authenticated; it tells the process."""
+    request.user = User.objects.get(pk=pk)
+    return HttpResponse(os.getpid())
+
+
 def enter(request: HttpRequest, pk: int) -> HttpResponse:
     login(request, User.objects.get(pk=pk))
     return HttpResponse("in")
@@ -61,6 +67,7 @@ def seen(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("plain/", plain),
     path("who/", who),
+    path("visit/<int:pk>/", visit),
     path("enter/<int:pk>/", enter),
     path("record/<int:pk>/", record),
     path("killed/", killed),

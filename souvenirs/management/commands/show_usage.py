@@ -1,22 +1,23 @@
-"""Prints a usage report: as a table, for machines, or as a bar chart."""
+"""Prints a report: as a table, for machines, or as a chart."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import os
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from django.core.exceptions import FieldError
 from django.core.management.base import CommandError, CommandParser
-from tabulate import tabulate
 
 from souvenirs import checks, reports, timestamps
 from souvenirs.conf import conf
+from souvenirs.management import charts
 from souvenirs.management.base import SouvenirsCommand
 from souvenirs.management.options import to_moment
+from souvenirs.management.tables import FORMATS, Row, Table
 
 
 class Report(NamedTuple):
@@ -31,6 +32,14 @@ SUBSCRIPTION = {
     "quarterly": Report(reports.customer_quarterly_usage, "quarter", "year_quarter"),
     "yearly": Report(reports.customer_yearly_usage, "year", "year"),
 }
+COHORTS = {"growth": reports.growth, "retention": reports.retention}
+PERIODS = {
+    "daily": "day",
+    "weekly": "week",
+    "monthly": "month",
+    "quarterly": "quarter",
+    "yearly": "year",
+}
 CALENDAR = {
     "daily": Report(reports.calendar_daily_usage, "date", None),
     "weekly": Report(reports.calendar_weekly_usage, "week", "calendar_week"),
@@ -39,30 +48,37 @@ CALENDAR = {
     "yearly": Report(reports.calendar_yearly_usage, "year", "calendar_year"),
 }
 COUNTS = ("registered", "activated", "active")
+CHANGES = ("active", "new", "retained", "resurrected", "churned")
+AGES = 12
 DATES = ("subscription_start", "after", "before")
-
-
-class Table(NamedTuple):
-    """What is printed: a row a period. The columns of `text` say which period, the others count."""
-
-    text: list[str]
-    rows: list[list[Any]]
-    complete: list[bool]
-
-    @property
-    def headers(self) -> list[str]:
-        return [*self.text, *COUNTS]
 
 
 class Command(SouvenirsCommand):
     help = (
         "Shows registered, activated and active users in periods of a subscription, or of the"
-        " calendar. Dates such as 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00, by default in"
-        " the site's time zone; periods are shown in it."
+        " calendar; or how many are new, retained, resurrected and churned. Dates such as"
+        " 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00, by default in the site's time zone;"
+        " periods are shown in it."
     )
     requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: CommandParser) -> None:
+        kinds = parser.add_mutually_exclusive_group()
+        kinds.add_argument(
+            "--growth",
+            action="store_true",
+            help="how many active users are new, retained or resurrected, and how many churned",
+        )
+        kinds.add_argument(
+            "--retention",
+            action="store_true",
+            help=f"how many users who were new in a period were active in the {AGES} after it",
+        )
+        kinds.add_argument(
+            "--active-days",
+            action="store_true",
+            help="on how many of the last 28 complete days users were active",
+        )
         parser.add_argument(
             "--subscription-start",
             metavar="DATE",
@@ -104,24 +120,47 @@ class Command(SouvenirsCommand):
             default="%Y-%m-%d",
             help="strftime of the date columns (default: %%Y-%%m-%%d)",
         )
+        parser.add_argument(
+            "--by",
+            metavar="PATH",
+            help="count active users by what they have now, a path from the user model"
+            " such as subscription__plan",
+        )
         outputs = parser.add_mutually_exclusive_group()
         outputs.add_argument(
             "--format", choices=FORMATS, default="table", help="how to print (default: table)"
         )
         outputs.add_argument("--csv", action="store_true", help="the same as --format csv")
         outputs.add_argument(
-            "--plot", action="store_true", help="print a bar chart of active users"
+            "--plot", action="store_true", help="print a chart, in color on a terminal"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         bounds = {name: to_moment(name, options[name]) for name in DATES}
         check(options, bounds)
         table = read(options, bounds)
-        if options["plot"]:
-            output = plot(table, shutil.get_terminal_size().columns)
-        else:
-            output = FORMATS["csv" if options["csv"] else options["format"]](table)
-        self.stdout.write(output)
+        if options["plot"] or (options["retention"] and self.has_color(options)):
+            self.stdout.write(self.chart(table, options))
+            return
+        try:
+            for text in FORMATS["csv" if options["csv"] else options["format"]](table):
+                self.stdout.write(text)
+        except BrokenPipeError:  # the reader has enough, as `head`; Python must not flush again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def has_color(self, options: Mapping[str, Any]) -> bool:
+        is_for_people = options["format"] == "table" and not options["csv"]
+        return is_for_people and charts.has_color(self.stdout, options)
+
+    def chart(self, table: Table, options: Mapping[str, Any]) -> str:
+        width, color = shutil.get_terminal_size().columns, self.has_color(options)
+        if options["growth"]:
+            return charts.growth_bars(table, width, color)
+        if options["retention"]:
+            is_wide = charts.encodes(self.stdout, charts.SHADES)
+            shades = charts.SHADES if is_wide else charts.PLAIN_SHADES
+            return charts.triangle(table, color, shades)
+        return charts.bars(table, width)
 
 
 def length_of(options: dict[str, Any]) -> str:
@@ -131,6 +170,19 @@ def length_of(options: dict[str, Any]) -> str:
 def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
     """Raises CommandError for options that make no report."""
     after, before, report = bounds["after"], bounds["before"], length_of(options)
+    kind = next((name for name in (*COHORTS, "active_days") if options[name]), None)
+    if kind and bounds["subscription_start"]:
+        raise CommandError(
+            f"--{kind.replace('_', '-')} reports on the calendar: leave out --subscription-start,"
+            " and use --after to say where to begin"
+        )
+    if kind == "active_days" and (
+        after or options["recent"] or any(options[length] for length in CALENDAR)
+    ):
+        raise CommandError(
+            "--active-days reports on the 28 days before --before: leave out --after, --recent and"
+            " the length of periods"
+        )
     if options["calendar"] and bounds["subscription_start"]:
         raise CommandError(
             "--subscription-start and --calendar exclude each other: calendar periods have no"
@@ -152,88 +204,82 @@ def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
         )
     if options["recent"] is not None and options["recent"] < 1:
         raise CommandError(f"--recent is {options['recent']}: give a number of periods, from 1 up")
+    if options["by"] and options["plot"]:
+        raise CommandError("--plot draws one bar for each period: leave out --by, or use --format")
+    if options["by"] and kind:
+        raise CommandError(f"--{kind.replace('_', '-')} is of all users: leave out --by")
 
 
 def read(options: dict[str, Any], bounds: dict[str, datetime | None]) -> Table:
+    if options["active_days"]:
+        return days_table(list(reports.active_days(bounds["before"])))
     subscription_start = bounds["subscription_start"]
-    report = (SUBSCRIPTION if subscription_start else CALENDAR)[length_of(options)]
-    start = [subscription_start] if subscription_start else []
+    length = length_of(options)
+    report = (SUBSCRIPTION if subscription_start else CALENDAR)[length]
+    function: Callable[..., Iterator[dict[str, Any]]] = report.usage
+    first: list[Any] = [subscription_start] if subscription_start else []
+    more = {"by": options["by"]}
+    for name, of_cohorts in COHORTS.items():
+        if options[name]:
+            function, first, more = of_cohorts, [PERIODS[length]], {}
     try:
-        usages = list(
-            report.usage(*start, bounds["after"], bounds["before"], recent=options["recent"])
+        found = list(
+            function(*first, bounds["after"], bounds["before"], recent=options["recent"], **more)
         )
     except reports.ReportError as error:
         raise CommandError(f"There is no such report: {error}.") from None
+    except FieldError as error:
+        raise CommandError(f"--by is {options['by']!r}: {error}") from None
     if not options["ascending"]:
-        usages.reverse()
-    rows = []
-    for usage in usages:
-        start_text, end_text = (
-            timestamps.aware(usage["period"][name])
-            .astimezone(conf.zone)
-            .strftime(options["datefmt"])
-            for name in ("start", "end")
-        )
-        label = report.label and usage["labels"][report.label]
-        counts = (usage["usage"][f"{name}_users"] for name in COUNTS)
-        rows.append([*([label, start_text, end_text] if label else [start_text]), *counts])
+        found.reverse()
     text = [report.column, "start", "end"] if report.label else [report.column]
-    return Table(text, rows, [usage["period"]["complete"] for usage in usages])
+    periods = [period_columns(each, report.label, options["datefmt"]) for each in found]
+    if options["retention"]:
+        return retention_table(text, periods, [each["retention"] for each in found])
+    if options["by"]:
+        return Table([*text, options["by"]], ["active"], rows_by_value(periods, found))
+    key, counts = ("growth", CHANGES) if options["growth"] else ("usage", COUNTS)
+    rows = [
+        ([*period, *(each[key][f"{name}_users"] for name in counts)], each["period"]["complete"])
+        for period, each in zip(periods, found)
+    ]
+    return Table(text, counts, rows)
 
 
-def to_csv(table: Table) -> str:
-    lines = io.StringIO()
-    writer = csv.writer(lines)
-    writer.writerow([*table.headers, "complete"])
-    for row, complete in zip(table.rows, table.complete):
-        writer.writerow([*row, str(complete).lower()])
-    return lines.getvalue()
+def rows_by_value(periods: Iterable[list[Any]], found: Iterable[dict[str, Any]]) -> Iterator[Row]:
+    for period, each in zip(periods, found):
+        for value, users in each["usage"]["active_users_by"].items():
+            yield [*period, value, users], each["period"]["complete"]
 
 
-def to_json(table: Table) -> str:
-    headers = [*table.headers, "complete"]
-    rows = zip(table.rows, table.complete)
-    return json.dumps([dict(zip(headers, [*row, complete])) for row, complete in rows], indent=2)
+def period_columns(row: dict[str, Any], label: str | None, datefmt: str) -> list[Any]:
+    dates = [
+        timestamps.aware(row["period"][name]).astimezone(conf.zone).strftime(datefmt)
+        for name in ("start", "end")
+    ]
+    return [row["labels"][label], *dates] if label else dates[:1]
 
 
-def to_text(table: Table, style: str = "simple") -> str:
-    # "2016" is a label, no number (and tabulate cannot be told of columns where it has no rows)
-    labels = list(range(len(table.text))) if table.rows else False
-    lines = tabulate(table.rows, table.headers, tablefmt=style, disable_numparse=labels)
-    return lines + note(table)
+def retention_table(
+    text: list[str], periods: list[list[Any]], found: list[dict[str, Any]]
+) -> Table:
+    """Only cohorts that are known, and ages whose periods are over."""
+    rows: list[Row] = []
+    for period, cohort in zip(periods, found):
+        over = [n for n, complete in zip(cohort["retained_users"], cohort["complete"]) if complete]
+        if over:
+            rows.append(([*period, *over], True))
+    ages = max((len(row) - len(text) for row, _ in rows), default=1) - 1
+    counts = ["users", *(f"age {age}" for age in range(1, ages + 1))]
+    return Table(text, counts, rows)
 
 
-def to_markdown(table: Table) -> str:
-    return to_text(table, "pipe")
-
-
-def note(table: Table) -> str:
-    partial = [str(row[0]) for row, complete in zip(table.rows, table.complete) if not complete]
-    if not partial:
-        return ""
-    names = partial[0] if len(partial) == 1 else f"{partial[0]} to {partial[-1]}"
-    return f"\n\nPartial: {names} (not over yet, or cut by --before)"
-
-
-def plot(table: Table, width: int) -> str:
-    """Bars of active users: `#` of complete periods, `:` of partial ones."""
-    names = [" ".join(map(str, row[: min(len(table.text), 2)])) for row in table.rows]
-    counts = [row[-1] for row in table.rows]
-    margin = max(map(len, names), default=0)
-    digits = max((len(str(count)) for count in counts), default=0)
-    room = max(width - margin - digits - 4, 10)
-    most = max(counts, default=0) or 1
-    lines = ["Active users"]
-    for name, count, complete in zip(names, counts, table.complete):
-        length = max(round(count * room / most), 1) if count else 0
-        bar = ("#" if complete else ":") * length
-        lines.append(f"{name:<{margin}}  {count:>{digits}}  {bar}".rstrip())
-    return "\n".join(lines) + note(table)
-
-
-FORMATS: dict[str, Callable[[Table], str]] = {
-    "table": to_text,
-    "csv": to_csv,
-    "json": to_json,
-    "markdown": to_markdown,
-}
+def days_table(found: list[dict[str, Any]]) -> Table:
+    rows = [
+        (
+            [each["labels"]["active_days"], each["usage"]["active_users"]],
+            each["period"]["complete"],
+        )
+        for each in found
+    ]
+    return Table(["active days"], ["active"], rows, "the record begins within the days")

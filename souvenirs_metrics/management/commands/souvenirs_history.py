@@ -21,7 +21,7 @@ from souvenirs.management.options import duration, show, to_moment
 from souvenirs.management.progress import Progress
 from souvenirs.models import Souvenir
 from souvenirs_metrics.conf import conf
-from souvenirs_metrics.families import ACTIVE_USERS, GROWTH, RETENTION_COHORT
+from souvenirs_metrics.families import ACTIVE_USERS, GROWTH, RETENTION_COHORT, SEGMENT_ACTIVE_USERS
 from souvenirs_metrics.prometheus_history import openmetrics
 
 STEP = "5m"
@@ -29,7 +29,13 @@ LOOKBACK = 300  # seconds: Prometheus shows a sample for so long
 # Prometheus has the last two to three hours in no block yet. When it starts it drops of these what
 # is older than the end of the newest block
 UNSAVED = 4 * 3600
-OURS = {*ACTIVE_USERS.labels, *GROWTH.labels, *RETENTION_COHORT.labels, "le"}
+OURS = {
+    *ACTIVE_USERS.labels,
+    *GROWTH.labels,
+    *RETENTION_COHORT.labels,
+    *SEGMENT_ACTIVE_USERS.labels,
+    "le",
+}
 
 
 def label(text: str | tuple[str, str]) -> tuple[str, str]:
@@ -82,12 +88,20 @@ class Command(SouvenirsCommand):
             metavar="NAME=VALUE",
             help="add it to each series, such as the job and instance of the scrape; repeatable",
         )
+        parser.add_argument(
+            "--segments",
+            action="store_true",
+            help="write the segments of SOUVENIRS_METRICS_SEGMENTS too, by the values that users"
+            " have now, whatever they had then, and without the users who have been deleted since",
+        )
         parser.add_argument("--output", metavar="FILE", help="write there (default: to stdout)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         first = first_recorded(conf.database(Souvenir))
         if first is None:
             raise CommandError("There are no souvenirs, so there is no history to write.")
+        if options["segments"] and not conf.segments:
+            raise CommandError("--segments has nothing to write: set SOUVENIRS_METRICS_SEGMENTS")
         labels = dict(options["label"])
         if len(labels) < len(options["label"]):
             raise CommandError("--label gives two values to the same name: leave one of them out")
@@ -100,7 +114,7 @@ class Command(SouvenirsCommand):
         samples = 0
         try:
             with self.opened(options["output"]) as output:
-                for line in openmetrics(instants, labels, track):
+                for line in openmetrics(instants, labels, track, options["segments"]):
                     output.write(line)
                     samples += line[0] != "#"
                 output.flush()

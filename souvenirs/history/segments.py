@@ -1,0 +1,96 @@
+"""Between, by something that users have now, such as their plan."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from django.contrib.auth import get_user_model
+
+from souvenirs.bitmaps import bitmap, union
+from souvenirs.history.plans import Users
+from souvenirs.models import LastSeen
+from souvenirs.users import has_constraint
+
+if TYPE_CHECKING:
+    from pyroaring import BitMap
+
+DELETED = "deleted"
+CHUNK = 10_000  # rows that are read at once
+MAX_KEYS = 900  # in a query: SQLite may take no more than 999 parameters
+
+
+class UsersByValue:
+    """The users that exist, by the value that a path leads to.
+
+    It reads them once (in one query, or two where they are in another database than souvenirs), and
+    then counts any number of sets of users without further queries, except for those who have no
+    ordinal.
+    """
+
+    def __init__(self, path: str, using: str) -> None:
+        self.path, self.using = path, using
+
+    @cached_property
+    def members(self) -> dict[Any, BitMap]:
+        """The ordinals of the users with each value."""
+        ordinals: dict[Any, array[int]] = defaultdict(lambda: array("I"))
+        for ordinal, value in self._ordinals():
+            ordinals[value].append(ordinal)
+        return {value: bitmap(each) for value, each in ordinals.items()}
+
+    @cached_property
+    def existing(self) -> BitMap:
+        return union([bitmap(), *self.members.values()])
+
+    def count(self, users: Users) -> Counter[Any]:
+        """How many of these users have each value, the most frequent first, and then, as DELETED,
+        how many do not exist any more. Without zeros; None is a value.
+
+        Raise FieldError if no such path leads on from the user model.
+        """
+        counts: Counter[Any] = Counter()
+        deleted = 0
+        if users.members:
+            for value, members in self.members.items():
+                if number := members.intersection_cardinality(users.members):
+                    counts[value] = number
+            deleted = len(users.members) - self.existing.intersection_cardinality(users.members)
+        if users.without_ordinal:
+            pairs = set(self._values_of(users.without_ordinal))
+            counts.update(value for _, value in pairs)
+            deleted += len(users.without_ordinal) - len({key for key, _ in pairs})
+        counts = Counter(dict(sorted(counts.items(), key=_by_size)))
+        if deleted:
+            counts[DELETED] += deleted
+        return counts
+
+    def _ordinals(self) -> Iterator[tuple[int, Any]]:
+        rows = LastSeen.objects.using(self.using)
+        if has_constraint():
+            yield from rows.values_list("id", f"user__{self.path}").iterator(CHUNK)
+            return
+        ordinals = dict(rows.values_list("user_id", "id").iterator(CHUNK))
+        users = get_user_model()._base_manager.values_list("pk", self.path)
+        for key, value in users.iterator(CHUNK):
+            if key in ordinals:
+                yield ordinals[key], value
+
+    def _values_of(self, raw_keys: Collection[Any]) -> Iterator[tuple[Any, Any]]:
+        """The keys that are still users', each with its values."""
+        users = get_user_model()._base_manager
+        if has_constraint():
+            users = users.using(self.using)
+        user: Any = LastSeen._meta.get_field("user")
+        keys = [user.target_field.to_python(key) for key in raw_keys]
+        for at in range(0, len(keys), MAX_KEYS):
+            found = users.filter(pk__in=keys[at : at + MAX_KEYS])
+            yield from found.values_list("pk", self.path).iterator(CHUNK)
+
+
+def _by_size(item: tuple[Any, int]) -> tuple[int, str]:
+    value, number = item
+    return -number, str(value)

@@ -1,0 +1,78 @@
+"""Who was not seen lately: conditions on the table, for lists of users and of their times."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.core.exceptions import FieldDoesNotExist
+from django.db import router
+from django.db.models import DateTimeField, Q, QuerySet
+
+from souvenirs import databases, timestamps
+from souvenirs.conf import conf
+from souvenirs.lastseen import get_store
+from souvenirs.models import LastSeen
+from souvenirs.users import has_constraint
+
+SEEN = "souvenirs_last_seen__seen"  # of a user
+
+
+def first_time_of(t: float) -> datetime:
+    """The column's earliest time of a user who was seen at or after `t` (unix seconds)."""
+    resolution = conf.last_seen_seconds
+    start = get_store().earliest_in_table(t // resolution * resolution)
+    using = router.db_for_read(LastSeen)
+    return databases.to_column(databases.shown_from(math.floor(start), using), using)
+
+
+def seen_since(t: float, column: str = SEEN) -> Q:
+    """The condition of users seen at or after `t` (unix seconds), give or take what the table does
+    not know: with last-seen times in Redis, the rate limit's slot. Nobody is missing."""
+    return Q(**{f"{column}__gte": first_time_of(t)})
+
+
+def not_seen_since(t: float, column: str = SEEN) -> Q:
+    """The condition of users who were seen, but not since `t`: the others of `seen_since`."""
+    return Q(**{f"{column}__lt": first_time_of(t)})
+
+
+def never_seen(column: str = SEEN) -> Q:
+    """The condition of users without a last-seen time."""
+    return Q(**{f"{column}__isnull": True})
+
+
+def inactive_users(since: float, joined_before: float) -> Any:
+    """See control.inactive_users. Times are in unix seconds."""
+    model = get_user_model()
+    users = model._base_manager.all()
+    if not has_constraint():
+        return users.filter(pk__in=_inactive_keys(users, since, joined_before))
+    inactive = not_seen_since(since)
+    if (joined := _joined_before(model, joined_before)) is not None:
+        inactive |= never_seen() & joined
+    return users.filter(inactive)
+
+
+def _joined_before(model: Any, t: float) -> Q | None:
+    try:
+        field = model._meta.get_field("date_joined")
+    except FieldDoesNotExist:
+        return None
+    if not isinstance(field, DateTimeField):
+        return None
+    return Q(date_joined__lt=timestamps.to_datetime(t))
+
+
+def _inactive_keys(users: QuerySet[Any], since: float, joined_before: float) -> list[Any]:
+    """The keys of inactive users, who are in another database than the table."""
+    rows = LastSeen.objects.all()
+    inactive = rows.filter(not_seen_since(since, "seen")).values_list("user_id", flat=True)
+    keys = set(inactive.iterator())
+    if (joined := _joined_before(users.model, joined_before)) is not None:
+        never = set(users.filter(joined).values_list("pk", flat=True).iterator())
+        seen = rows.exclude(never_seen("seen")).values_list("user_id", flat=True)
+        keys |= never.difference(seen.iterator())
+    return list(keys)

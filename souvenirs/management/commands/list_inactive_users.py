@@ -1,0 +1,147 @@
+"""Lists users who were not active lately."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from itertools import chain, islice
+from typing import Any
+
+from django.core.management.base import CommandError
+from django.db.models import QuerySet
+from tabulate import tabulate
+
+from souvenirs import checks, control, timestamps
+from souvenirs.conf import conf
+from souvenirs.history import counting
+from souvenirs.lastseen import get_store
+from souvenirs.management.base import SouvenirsCommand
+from souvenirs.management.options import duration, show, to_moment
+from souvenirs.periods import EARLIEST
+from souvenirs.spreadsheets import csv_lines
+
+COLUMNS = ("key", "username", "is_active", "joined", "last_seen")
+BATCH_SIZE = 2_000
+LISTED = 3  # exit code, with --exit-code
+
+Row = list[Any]
+
+
+class Command(SouvenirsCommand):
+    help = (
+        "Lists the users who were not seen for some time, and those who joined before and were"
+        " never seen. It changes nothing."
+    )
+    requires_system_checks = (checks.TAG,)
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--older-than",
+            type=duration,
+            metavar="DURATION",
+            help="how long they have not been seen, such as 90d or 1y",
+        )
+        parser.add_argument(
+            "--joined-before",
+            metavar="DATE",
+            help="list users who were never seen only if they joined before that date (default:"
+            " before the time from which on nobody on the list was seen)",
+        )
+        parser.add_argument(
+            "--format", choices=FORMATS, default="table", help="how to print (default: table)"
+        )
+        parser.add_argument(
+            "--exit-code",
+            action="store_true",
+            help=f"exit with {LISTED} if anybody is on the list, with 0 if nobody is",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        age = options["older_than"]
+        if age is None:
+            # Not by argparse, which call_command would give str() of a timedelta
+            raise CommandError("Error: --older-than is required, such as 90d", returncode=2)
+        since = max(time.time() - age, EARLIEST)
+        require_record(since)
+        users = control.inactive_users(
+            timestamps.to_datetime(since), to_moment("joined_before", options["joined_before"])
+        )
+        listed = iter(rows(users))
+        first = list(islice(listed, 1))
+        for text in FORMATS[options["format"]](chain(first, listed)):
+            self.stdout.write(text, ending="")
+        if first and options["exit_code"]:
+            self.stdout.flush()
+            sys.exit(LISTED)
+
+
+def require_record(since: float) -> None:
+    """Raise CommandError if nothing is known from before `since`: users who were only there then
+    would be listed as never seen."""
+    first = counting.first_recorded()
+    if first is None:
+        raise CommandError("Nobody has been recorded yet, so nobody is known to be inactive.")
+    if first > since:
+        raise CommandError(
+            f"The record begins at {show(first)}, later than the {show(since)} of --older-than:"
+            " users who were active before would be listed as never seen. Give a shorter time, or"
+            " load the past with backfill_souvenirs."
+        )
+
+
+def rows(users: QuerySet[Any]) -> Iterator[Row]:
+    """The users in the order of their keys."""
+    everybody = users.order_by("pk").iterator(BATCH_SIZE)
+    while batch := list(islice(everybody, BATCH_SIZE)):
+        times = get_store().get_many([user.pk for user in batch])
+        for user in batch:
+            seen = times.get(user.pk)
+            yield [
+                user.pk if isinstance(user.pk, int) else str(user.pk),
+                user.get_username(),
+                user.is_active,
+                local(getattr(user, "date_joined", None)),
+                None if seen is None else local(timestamps.to_datetime(seen)),
+            ]
+
+
+def local(when: datetime | None) -> str | None:
+    """In the site's time zone, with the offset."""
+    if when is None:
+        return None
+    return timestamps.aware(when).astimezone(conf.zone).isoformat(timespec="seconds")
+
+
+def to_table(listed: Iterable[Row]) -> Iterator[str]:
+    cells = [["" if cell is None else str(cell) for cell in row] for row in listed]
+    if not cells:
+        yield "Nobody.\n"
+        return
+    cells = [[*row[:-1], row[-1] or "never"] for row in cells]
+    yield tabulate(cells, COLUMNS, tablefmt="simple", disable_numparse=True) + "\n"
+
+
+def to_csv(listed: Iterable[Row]) -> Iterator[str]:
+    words = {True: "true", False: "false"}
+    cells = ([words.get(c, c) if isinstance(c, bool) else c for c in row] for row in listed)
+    return csv_lines(COLUMNS, cells)
+
+
+def to_json(listed: Iterable[Row]) -> Iterator[str]:
+    """A list of dictionaries, of which each is a line."""
+    separator = "[\n"
+    for row in listed:
+        yield separator + json.dumps(dict(zip(COLUMNS, row)))
+        separator = ",\n"
+    yield "[]\n" if separator == "[\n" else "\n]\n"
+
+
+FORMATS: dict[str, Callable[[Iterable[Row]], Iterator[str]]] = {
+    "table": to_table,
+    "csv": to_csv,
+    "json": to_json,
+}

@@ -1,0 +1,79 @@
+"""Tables that commands print, for people and for machines."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from tabulate import tabulate
+
+Row = tuple[list[Any], bool]  # with whether it is complete
+
+
+class Table(NamedTuple):
+    """A row for each period, or for each value in it. The columns of `text` say which, those of
+    `counts` count; a row may end before the last of them.
+
+    rows: may be an iterator, for reports that are too long for memory.
+    partial: why rows are not complete, for people.
+    """
+
+    text: Sequence[str]
+    counts: Sequence[str]
+    rows: Iterable[Row]
+    partial: str = "not over yet, or cut by --before"
+
+    @property
+    def headers(self) -> list[str]:
+        return [*self.text, *self.counts]
+
+    def name(self, row: list[Any]) -> str:
+        """What a row is called where there is little room."""
+        return " ".join(map(str, row[: min(len(self.text), 2)]))
+
+    def note(self, rows: Iterable[Row]) -> str:
+        """Which of its rows are not complete, in words; empty if all are."""
+        partial = list(dict.fromkeys(str(row[0]) for row, complete in rows if not complete))
+        if not partial:
+            return ""
+        names = partial[0] if len(partial) == 1 else f"{partial[0]} to {partial[-1]}"
+        return f"\n\nPartial: {names} ({self.partial})"
+
+
+def to_csv(table: Table) -> Iterator[str]:
+    echo: Any = SimpleNamespace(write=str)  # what the writer's methods return
+    writer = csv.writer(echo)
+    yield writer.writerow([*table.headers, "complete"])
+    for row, complete in table.rows:
+        blank = [""] * (len(table.headers) - len(row))
+        yield writer.writerow([*row, *blank, str(complete).lower()])
+
+
+def to_json(table: Table) -> Iterator[str]:
+    rows = [{**dict(zip(table.headers, row)), "complete": complete} for row, complete in table.rows]
+    yield json.dumps(rows, indent=2, default=str)
+
+
+def to_text(table: Table, style: str = "simple") -> Iterator[str]:
+    rows = list(table.rows)
+    # "2016" is a label, no number (and tabulate cannot be told of columns where it has no rows)
+    labels = list(range(len(table.text))) if rows else False
+    lines = tabulate(
+        [row for row, _ in rows], table.headers, tablefmt=style, disable_numparse=labels
+    )
+    yield lines + table.note(rows)
+
+
+def to_markdown(table: Table) -> Iterator[str]:
+    return to_text(table, "pipe")
+
+
+FORMATS: dict[str, Callable[[Table], Iterator[str]]] = {
+    "table": to_text,
+    "csv": to_csv,
+    "json": to_json,
+    "markdown": to_markdown,
+}

@@ -1,0 +1,64 @@
+"""The rolling windows that end now, each beside the one before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from django.db import router
+
+from souvenirs.conf import conf
+from souvenirs.history import counting
+from souvenirs.lastseen import get_store
+from souvenirs.models import LastSeen
+from souvenirs.periods import Interval
+
+WINDOWS = {"1h": 3_600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
+# In so many rate limits, what a window misses at its beginning is not worth mentioning
+COMPARABLE = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowFigures:
+    """Users active in a window that ends now, and in the one that ended when it began.
+
+    active: None if the last-seen store does not know it for a while.
+    before: None if the record does not reach back so far, or the window is too short to be compared
+        by souvenirs, of which there is one in a rate limit.
+    """
+
+    name: str
+    active: int | None
+    before: int | None
+
+    @property
+    def change(self) -> float | None:
+        """Of `before`, such as 0.5 for half as many users more. None where it says nothing."""
+        if self.active is None or not self.before:
+            return None
+        return self.active / self.before - 1
+
+
+def read_windows(now: float) -> list[WindowFigures]:
+    """The figures of WINDOWS at `now` (unix seconds), in a fixed number of queries."""
+    resolution, limit = conf.last_seen_seconds, conf.ratelimit_seconds
+    # A window is never short: its beginning is floored to the resolution of last-seen times
+    cuts = {name: (now - length) // resolution * resolution for name, length in WINDOWS.items()}
+    counts = get_store().count(
+        list(cuts.values()), until=now + resolution, using=router.db_for_read(LastSeen)
+    )
+    known = {
+        name: counts.since[cut]
+        for name, cut in cuts.items()
+        if cut >= counts.exact_from or WINDOWS[name] >= 2 * limit
+    }
+    first = counting.first_recorded()
+    earlier = {
+        name: Interval(now - 2 * length, now - length)
+        for name, length in WINDOWS.items()
+        if length >= COMPARABLE * limit and first is not None and first <= now - 2 * length
+    }
+    before = dict(zip(earlier, counting.count_users_of_ranges(list(earlier.values()))))
+    return [
+        WindowFigures(name=name, active=known.get(name), before=before.get(name))
+        for name in WINDOWS
+    ]

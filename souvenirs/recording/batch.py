@@ -1,0 +1,239 @@
+"""Entries of the queue -> rows, in one transaction that waits for no row.
+
+Whoever holds a user's rows delays that user only: they are skipped, and left for the next batch. A
+batch that waited for one row, while it held others, would delay everybody, and could be in a
+deadlock with the site.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db import connections, router, transaction
+
+from souvenirs import timestamps
+from souvenirs.conf import conf
+from souvenirs.databases import (
+    can_skip_locked,
+    checks_keys_late,
+    insert_values,
+    set_isolation_level,
+    to_parameter,
+)
+from souvenirs.history.marks import GRACE_SECONDS, mark_buckets
+from souvenirs.lastseen import ordinals, table
+from souvenirs.models import LastSeen, Souvenir
+from souvenirs.periods import BUCKET, bucket_containing, slot_containing
+from souvenirs.recording.queue import Entry
+from souvenirs.users import existing_users, has_constraint, lock_users
+
+Known = dict[Any, "tuple[int, int | None]"]  # by user: the LastSeen row's id and time
+
+
+@dataclass
+class Outcome:
+    """What became of entries.
+
+    added, limited: those whose souvenir was written now, or before.
+    skipped: somebody holds a row of theirs.
+    nobody: keys that no user has. Their entries are dropped.
+    moved: the last-seen times that the table now has.
+    """
+
+    added: list[Entry] = field(default_factory=list)
+    limited: list[Entry] = field(default_factory=list)
+    skipped: list[Entry] = field(default_factory=list)
+    nobody: set[Any] = field(default_factory=set)
+    moved: dict[Any, int] = field(default_factory=dict)
+
+
+def write(entries: Sequence[Entry], each_minute: bool) -> Outcome:
+    """Write the souvenirs that are due, and move last-seen times forward.
+
+    each_minute: whether the table has every move of last-seen, or only those with a souvenir.
+
+    Raises what the database raises; then nothing is written.
+    """
+    using = router.db_for_write(Souvenir)
+    batch = Batch(entries, using, each_minute)
+    with transaction.atomic(using=using):
+        set_isolation_level(using, "READ COMMITTED")
+        batch.write()
+    batch.mark_late()
+    return batch.outcome
+
+
+class Batch:
+    def __init__(self, entries: Sequence[Entry], using: str, each_minute: bool) -> None:
+        self.using = using
+        self.each_minute = each_minute
+        self.outcome = Outcome()
+        self.of_user: dict[Any, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            self.of_user[entry.user_pk].append(entry)
+        self.skips = can_skip_locked(using)
+        # Not as it was when the visits were queued: what others wrote since is no clock's mistake
+        self.latest = latest()
+        self.marked: set[int] = set()
+
+    def write(self) -> None:
+        known = self.lock_last_seen()
+        new = [user_pk for user_pk in self.of_user if user_pk not in known]
+        due = self.due_entries(known)
+        self.require_users(due, new)
+        new = [user_pk for user_pk in new if user_pk in self.of_user]
+        due = [entry for entry in due if entry.user_pk in self.of_user]
+        if new and self.skips:
+            self.skip(set(new) - ordinals.without_rival(new, self.using))
+            new = [user_pk for user_pk in new if user_pk in self.of_user]
+        if new:
+            table.insert_all(sorted(new, key=str), self.using)
+            made = table.lock_rows(new, self.using, skip_locked=self.skips)
+            self.skip(set(new) - set(made))
+            known |= made
+        due = [entry for entry in due if entry.user_pk in self.of_user]
+        self.move(known, {entry.user_pk for entry in due})
+        self.insert(due)
+        is_due = {id(entry) for entry in due}
+        for entries in self.of_user.values():
+            for entry in entries:
+                added = id(entry) in is_due
+                (self.outcome.added if added else self.outcome.limited).append(entry)
+        self.mark()
+
+    def skip(self, user_pks: Iterable[Any]) -> None:
+        for user_pk in user_pks:
+            self.outcome.skipped += self.of_user.pop(user_pk)
+
+    def lock_last_seen(self) -> Known:
+        """Lock the LastSeen rows of these users that nobody holds, and skip whose somebody does."""
+        known = table.lock_rows(list(self.of_user), self.using, skip_locked=self.skips)
+        if rest := [user_pk for user_pk in self.of_user if user_pk not in known]:
+            rows = LastSeen.objects.using(self.using).filter(user_id__in=rest)
+            self.skip(rows.values_list("user_id", flat=True))
+        return known
+
+    def due_entries(self, known: Known) -> list[Entry]:
+        """The entries whose souvenir is to be written. A last-seen time before the slot says so;
+        one in the slot, or after it, may come from elsewhere: then look for the row."""
+        due, unsure = [], []
+        for user_pk, entries in self.of_user.items():
+            _, seen = known.get(user_pk, (0, None))
+            is_behind = seen is None or seen > self.latest
+            for entry in entries:
+                if user_pk not in known:  # also if there was such a user before, and a row
+                    due.append(entry)
+                elif entry.has_row:
+                    continue
+                elif is_behind or seen < math.floor(entry.slot.start):  # type: ignore[operator]
+                    due.append(entry)
+                else:
+                    unsure.append(entry)
+        written = self.written_slots(unsure)
+        due += [entry for entry in unsure if (entry.user_pk, entry.slot.start) not in written]
+        return due
+
+    def written_slots(self, entries: Sequence[Entry]) -> set[tuple[Any, float]]:
+        """Of these entries, user and slot of those with a souvenir. One query."""
+        if not entries:
+            return set()
+        slots = {entry.slot for entry in entries}
+        rows = Souvenir.objects.using(self.using).order_by()
+        rows = rows.filter(
+            user_id__in={entry.user_pk for entry in entries},
+            when__gte=timestamps.to_datetime(min(slot.start for slot in slots)),
+            when__lt=timestamps.to_datetime(max(slot.end for slot in slots)),
+        )
+        found = set()
+        for user_pk, when in rows.values_list("user_id", "when"):
+            t = timestamps.to_seconds(when)
+            found |= {(user_pk, slot.start) for slot in slots if slot.start <= t < slot.end}
+        return found
+
+    def require_users(self, due: Iterable[Entry], new: Iterable[Any]) -> None:
+        """Keep the users of souvenirs from being deleted until the commit. Drop keys of nobody, and
+        skip users whom somebody is deleting."""
+        wanted = {*new, *(entry.user_pk for entry in due)}
+        if not wanted:
+            return
+        if not has_constraint():
+            self.drop(wanted - existing_users(wanted))
+            return
+        if not self.skips:
+            self.drop(set(new) - existing_users(new))
+            return
+        # Whoever has inserted a new user's row shares a lock of the user, as a rule, and an insert
+        # of ours would wait for that
+        alone = set() if checks_keys_late(self.using) else set(new)
+        locked = lock_users(wanted - alone, self.using, shared=True)
+        locked |= lock_users(alone, self.using, shared=False)
+        if missing := wanted - locked:
+            existing = existing_users(missing, self.using)
+            self.skip(missing & existing)
+            self.drop(missing - existing)
+
+    def drop(self, user_pks: set[Any]) -> None:
+        self.outcome.nobody |= user_pks
+        for user_pk in user_pks:
+            del self.of_user[user_pk]
+
+    def move(self, known: Known, due: set[Any]) -> None:
+        times: dict[int, int] = {}
+        for user_pk, entries in self.of_user.items():
+            pk, seen = known[user_pk]
+            newest = max((math.floor(e.last) for e in entries if e.last <= self.latest), default=-1)
+            if seen is None or seen > self.latest:
+                seen = -1
+            is_due = user_pk in due
+            if newest <= seen or not (is_due or self.each_minute):
+                continue
+            if is_due or seen < minute_start(newest):
+                times[pk] = self.outcome.moved[user_pk] = newest
+        table.move_rows(times, self.using)
+
+    def insert(self, due: Sequence[Entry]) -> None:
+        user: Any = Souvenir._meta.get_field("user")
+        connection = connections[self.using]
+        rows = [
+            (
+                user.get_db_prep_save(entry.user_pk, connection),
+                to_parameter(entry.first, self.using),
+            )
+            for entry in due
+        ]
+        insert_values(Souvenir, (user.column, "when"), rows, self.using)
+
+    def mark(self) -> None:
+        """Mark the buckets of new souvenirs that have ended by now. The clock is read again once
+        all is written."""
+        while True:
+            now = time.time()
+            buckets = {bucket for bucket in self.buckets() if bucket + BUCKET <= now}
+            if not buckets - self.marked:
+                return
+            mark_buckets(buckets - self.marked, self.using)
+            self.marked |= buckets
+
+    def mark_late(self) -> None:
+        """After the commit, mark the buckets that the roller may have read before it."""
+        late = time.time() - GRACE_SECONDS / 2
+        buckets = {bucket for bucket in self.buckets() if bucket + BUCKET < late} - self.marked
+        if buckets:
+            mark_buckets(buckets, self.using)
+
+    def buckets(self) -> set[int]:
+        return {bucket_containing(entry.first) for entry in self.outcome.added}
+
+
+def latest() -> int:
+    """The latest last-seen time, in unix seconds, that is not a wrong clock's."""
+    return math.floor(time.time()) + conf.last_seen_seconds
+
+
+def minute_start(t: int) -> int:
+    return int(slot_containing(t, conf.last_seen_seconds, conf.zone).start)

@@ -1,0 +1,360 @@
+"""The queue's writer: a thread that writes what has gathered, while there is something to write.
+
+It starts with the first visit that is queued, and ends, with its connections, when nothing came for
+IDLE_SECONDS. Where it gets no time to run, as under uWSGI without threads, visits write in its
+place.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from django.core.signals import setting_changed
+from django.db import connections, router
+
+from souvenirs import scopes, timestamps
+from souvenirs.conf import conf
+from souvenirs.connections import dropping_dead_connections
+from souvenirs.databases import in_transaction, takes_writers
+from souvenirs.lastseen import get_store
+from souvenirs.lastseen.base import LastSeenUpdate
+from souvenirs.logs import LogLimit
+from souvenirs.models import Souvenir
+from souvenirs.periods import Interval
+from souvenirs.recording import batch, memory
+from souvenirs.recording.failures import breaker, is_conflict, is_servers
+from souvenirs.recording.queue import Entry, VisitQueue
+from souvenirs.recording.results import (
+    ADDED,
+    FAILED,
+    RATE_LIMITED,
+    flush_hits,
+    send_queued,
+    send_recorded,
+)
+from souvenirs.signals import write_failed
+from souvenirs.users import has_constraint
+
+logger = logging.getLogger("souvenirs")
+
+BATCH_SIZE = 500  # entries in a transaction
+IDLE_SECONDS = 10
+EXIT_SECONDS = 3  # how long the end of a process may wait for its last visits
+RETRY_SECONDS = 0.05  # at that end, for rows that somebody holds
+
+_log_limit = LogLimit()
+
+
+@cache
+def has_writer(using: str) -> bool:
+    """Whether the settings let a thread write to this database."""
+    scopes.note_database(using)
+    is_wanted = bool(conf.flush_seconds and conf.ratelimit_seconds) and not scopes.is_scoped()
+    return is_wanted and takes_writers(using)
+
+
+def _on_setting_changed(**kwargs: Any) -> None:
+    has_writer.cache_clear()
+
+
+setting_changed.connect(_on_setting_changed)
+
+
+class Writer:
+    """Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._of_parents: list[Any] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self.queue = VisitQueue()
+        self._flushing = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()  # the thread's
+        self._stop_at = 0.0
+        self._drivers: list[Any] = []  # the connections that the thread has open
+        self._queued = 0  # of the visits queued, those that the signal has been sent for
+
+    # Visits
+
+    def is_used(self) -> bool:
+        """Whether visits of this thread wait for the writer, rather than being written at once."""
+        using = router.db_for_write(Souvenir)
+        return has_writer(using) and not in_transaction(using)
+
+    def add(self, user_pk: Any, slot: Interval, t: float, has_row: bool) -> None:
+        """Leave a visit to the writer. It raises nothing, and asks no server."""
+        dropped = self.queue.add(user_pk, slot, t, has_row)
+        if dropped:
+            self._note_dropped(dropped)
+        if self._thread is None:
+            self._start()
+
+    def is_stalled(self) -> bool:
+        """Whether visits wait so long that the thread cannot be at work."""
+        since = self.queue.waiting_since
+        if since is None or breaker.is_open:
+            return False
+        return time.monotonic() - since > max(1.0, 2 * conf.flush_seconds)
+
+    def stand_in(self) -> None:
+        """Write a batch in this thread, unless somebody does now."""
+        if not self.is_stalled() or not self._flushing.acquire(blocking=False):
+            return
+        try:
+            with dropping_dead_connections():
+                self._flush_batch()
+        finally:
+            self._flushing.release()
+
+    # The thread
+
+    def _start(self) -> None:
+        stop = threading.Event()
+        thread = threading.Thread(
+            target=self._run, args=(stop,), name="souvenirs-writer", daemon=True
+        )
+        with self.queue.lock:
+            if self._thread is not None:
+                return
+            self._thread, self._stop = thread, stop
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads: visits will write
+            self._thread = None
+            breaker.failure(error, opens=False)
+
+    def _run(self, stop: threading.Event) -> None:
+        idle_since = time.monotonic()
+        try:
+            while True:
+                is_last = stop.wait(conf.flush_seconds)
+                if self.queue:
+                    idle_since = time.monotonic()
+                    self.flush()
+                if is_last:
+                    self._finish()
+                    return
+                if time.monotonic() - idle_since > IDLE_SECONDS and self._may_end():
+                    return
+        finally:
+            if self._thread is threading.current_thread():
+                self._thread = None
+            connections.close_all()
+            self._drivers = []
+
+    def _may_end(self) -> bool:
+        with self.queue.lock:  # so no visit can be added between the look and the end
+            if self.queue:
+                return False
+            self._thread = None
+            return True
+
+    def _finish(self) -> None:
+        """Write what is left until the time of `stop` is over, or the database fails."""
+        breaker.untried()
+        while self.queue and time.monotonic() < self._stop_at:
+            if not self.flush():
+                return
+            if self.queue:
+                time.sleep(RETRY_SECONDS)
+
+    def flush(self) -> bool:
+        """Write all that is queued. Return False if the database fails. What is locked by somebody
+        stays in the queue."""
+        with self._flushing, dropping_dead_connections():
+            left = len(self.queue)
+            try:
+                while left > 0:
+                    if not self._flush_batch():
+                        return False
+                    left -= BATCH_SIZE
+            except Exception as error:  # of the settings, say
+                self._note_failure(error, opens=False)
+                return False
+        return True
+
+    def stop(self, seconds: float = EXIT_SECONDS) -> bool:
+        """Write what is queued, end the thread, and close its connections. Return False if that
+        takes longer. The next visit starts another thread."""
+        thread = self._thread
+        if thread is None or not thread.is_alive():
+            return not self.queue or self.flush()
+        self._stop_at = time.monotonic() + seconds
+        self._stop.set()
+        thread.join(seconds)
+        return not (thread.is_alive() or self.queue)
+
+    def discard(self) -> None:
+        """Forget what is queued, as the end of a process without warning does."""
+        self.queue.clear()
+        if self._thread is not None:
+            self.stop()
+
+    def send_queued(self) -> None:
+        """Send the signal for visits queued since the last call."""
+        with self.queue.lock:
+            new = self.queue.queued - self._queued
+            self._queued += new
+        if new:
+            send_queued(new)
+
+    # Writing, under the lock `_flushing`
+
+    def _flush_batch(self) -> bool:
+        flush_hits()
+        self.send_queued()
+        store = get_store()
+        if not breaker.allows():
+            if not store.in_table:
+                entries = self.queue.take_new_for_store()
+                self._give_to_store(entries, confirmed=False)
+                self._restore(entries)
+            return False
+        entries = self.queue.take(BATCH_SIZE)
+        # Where the table has not every move, and the souvenir is written, the store is all there is
+        limited = [] if store.in_table else [entry for entry in entries if entry.has_row]
+        due = [entry for entry in entries if store.in_table or not entry.has_row]
+        works = self._write(due)
+        if works:
+            breaker.success()
+        elif works is None:
+            breaker.untried()
+        self._count([], limited)
+        self._give_to_store(limited, confirmed=False)
+        return works is not False
+
+    def _write(self, entries: Sequence[Entry]) -> bool | None:
+        """Return True if the database works, False if it does not, None if that is unknown."""
+        if not entries:
+            return None
+        try:
+            outcome = batch.write(entries, each_minute=get_store().in_table)
+        except Exception as error:
+            return self._handle(error, entries)
+        except BaseException:
+            self._restore(entries)
+            raise
+        finally:
+            self._keep_drivers()
+        self._restore(outcome.skipped)
+        for user_pk in outcome.nobody:
+            memory.remember_missing(user_pk)
+        written = [*outcome.added, *outcome.limited]
+        for entry in written:
+            memory.note_row(entry.user_pk, entry.slot)
+        self._count(outcome.added, outcome.limited)
+        self._give_to_store(written, confirmed=True)
+        return True
+
+    def _handle(self, error: Exception, entries: Sequence[Entry]) -> bool | None:
+        opens = is_servers(error)
+        self._note_failure(error, opens=opens)
+        if opens or is_conflict(error):
+            if opens and threading.current_thread() is self._thread:
+                connections.close_all()  # to ask a frozen server whether it is there would wait
+            if opens and not get_store().in_table:
+                self._give_to_store(entries, confirmed=False)
+            self._restore(entries)
+            return False if opens else None
+        if len(entries) == 1:  # it is to blame: a key that the column cannot hold, say
+            send_recorded(FAILED, entries[0].user_pk, entries[0].visits)
+            return None
+        half = len(entries) // 2
+        results = {self._write(entries[:half]), self._write(entries[half:])}
+        return False if False in results else True if True in results else None
+
+    def _note_failure(self, error: Exception, *, opens: bool) -> None:
+        breaker.failure(error, opens=opens)
+        write_failed.send_robust(sender=Souvenir)
+
+    def _give_to_store(self, entries: Sequence[Entry], *, confirmed: bool) -> None:
+        """Move last-seen times in the store. confirmed: the table has just said that the users
+        exist."""
+        latest = batch.latest()
+        updates = []
+        for entry in entries:
+            if entry.last <= latest and (confirmed or not entry.in_store):
+                seen = int(entry.last)
+                update = LastSeenUpdate(
+                    user_pk=entry.user_pk, seen=seen, latest=latest, has_row=confirmed
+                )
+                updates.append(update)
+            entry.in_store = True
+        try:
+            if updates:
+                get_store().touch_all(updates)
+        except Exception as error:
+            self._note_failure(error, opens=False)
+
+    def _count(self, added: Sequence[Entry], limited: Sequence[Entry]) -> None:
+        for entry in added:
+            send_recorded(ADDED, entry.user_pk)
+        tally = sum(entry.visits for entry in (*added, *limited)) - len(added)
+        if tally:
+            send_recorded(RATE_LIMITED, count=tally)
+
+    def _restore(self, entries: Sequence[Entry]) -> None:
+        if dropped := self.queue.restore(entries):
+            self._note_dropped(dropped)
+
+    def _note_dropped(self, visits: int) -> None:
+        send_recorded(FAILED, count=visits)
+        if _log_limit.allows("dropped"):
+            logger.error("Too many visits wait for the database: the oldest are dropped")
+
+    # Processes
+
+    def _keep_drivers(self) -> None:
+        """Hold on to the drivers' connections of this thread: see `after_fork`."""
+        if threading.current_thread() is self._thread:
+            self._drivers = [
+                wrapper.connection
+                for wrapper in connections.all(initialized_only=True)
+                if wrapper.connection is not None
+            ]
+
+    def after_fork(self) -> None:
+        """Begin with nothing: what is queued belongs to the parent.
+
+        So do the connections of its thread. Once nobody refers to them, some drivers say good-bye
+        to the server, which would end the parent's session: they are kept, and lead nowhere.
+        """
+        self._of_parents += self._drivers
+        null = os.open(os.devnull, os.O_RDWR)
+        for driver in self._drivers:
+            try:
+                os.dup2(null, driver.fileno())
+            except Exception as error:  # closed meanwhile, or a driver without a socket of its own
+                logger.debug("A connection of the parent is left open: %r", error)
+        os.close(null)
+        self._reset()
+
+
+def write_before_deletion(user_pks: Sequence[Any], using: str, **kwargs: Any) -> None:
+    """Write the visits that wait, of users who are about to be deleted, so that the history keeps
+    them. It receives the signal deleting_users."""
+    waiting = writer.queue.of_users(set(user_pks))
+    if not waiting:
+        return
+    if has_constraint():  # in the deletion's transaction; the entries stay, in case that fails
+        Souvenir.objects.using(using).bulk_create(
+            Souvenir(user_id=entry.user_pk, when=timestamps.to_datetime(entry.first))
+            for entry in waiting
+        )
+    else:
+        writer.flush()
+
+
+writer = Writer()
+atexit.register(writer.stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=writer.after_fork)

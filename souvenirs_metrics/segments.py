@@ -1,0 +1,144 @@
+"""What SOUVENIRS_METRICS_SEGMENTS and SOUVENIRS_METRICS_ACCOUNTS declare.
+
+A label must neither identify anybody nor have any number of values: a segment has the values that
+are declared, "none" and "other".
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
+from django.db import models
+
+from souvenirs.bitmaps import bitmap
+from souvenirs.history.segments import UsersByValue
+from souvenirs.paths import PathError, UserPath, resolve
+
+if TYPE_CHECKING:
+    from pyroaring import BitMap
+
+MAX_VALUES = 20
+NONE_LABEL, OTHER_LABEL = "none", "other"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Users by the value that a path leads to.
+
+    values: the declared ones.
+    labels: of each of them.
+    """
+
+    path: UserPath
+    values: tuple[Any, ...]
+    labels: tuple[str, ...]
+
+
+def make_segment(entry: Any) -> Segment:
+    """The segment that an entry of SOUVENIRS_METRICS_SEGMENTS declares. Raise ValueError, with the
+    problem as a sentence without a full stop, if it declares none."""
+    if isinstance(entry, str):
+        entry = {"FIELD": entry}
+    if not isinstance(entry, dict) or "FIELD" not in entry or entry.keys() - {"FIELD", "VALUES"}:
+        raise ValueError(f"{entry!r} is neither a path nor a dictionary with FIELD and VALUES")
+    path = joinable_path(entry["FIELD"])
+    if path.field.is_relation or path.field.primary_key:
+        raise ValueError(
+            f"{path.name!r} ends at a key, and a label must not identify anybody: name a column"
+            " of what it leads to"
+        )
+    if path.is_unique and not path.is_shared:
+        raise ValueError(
+            f"{path.name!r} is different for every user, and a label must not identify anybody"
+        )
+    values = declared_values(path.field, entry.get("VALUES"))
+    labels = tuple(label_of(value) for value in values)
+    counts = Counter([*labels, NONE_LABEL, OTHER_LABEL])
+    if repeated := [label for label, count in counts.items() if count > 1]:
+        raise ValueError(
+            f"several of its values would have the label {repeated[0]!r} (null is {NONE_LABEL!r},"
+            f" and what is not declared is {OTHER_LABEL!r})"
+        )
+    if "" in labels:
+        raise ValueError("the empty string cannot be a label: without it, it is 'other'")
+    return Segment(path=path, values=values, labels=labels)
+
+
+def present_members(entries: Mapping[str, Any], using: str) -> dict[tuple[str, str], BitMap]:
+    """The LastSeen ids of the users who have each label of each segment now."""
+    found: dict[tuple[str, str], BitMap] = {}
+    for name, entry in entries.items():
+        segment = make_segment(entry)
+        labels = dict(zip(segment.values, segment.labels))
+        for label in (*segment.labels, NONE_LABEL, OTHER_LABEL):
+            found[name, label] = bitmap()
+        for value, members in UsersByValue(segment.path.name, using).members.items():
+            label = NONE_LABEL if value is None else labels.get(value, OTHER_LABEL)
+            found[name, label] |= members
+    return found
+
+
+def joinable_path(name: Any) -> UserPath:
+    """Raise ValueError for a path that does not exist, or leaves the database of souvenirs."""
+    try:
+        path = resolve(name)
+    except PathError as error:
+        raise ValueError(f"{name!r} is no path from the user model, {error}") from None
+    if not path.is_joinable():
+        databases = ", ".join(map(repr, sorted(path.databases())))
+        raise ValueError(
+            f"{name!r} is in {databases}, and last-seen times are in another database: they cannot"
+            " be joined"
+        )
+    return path
+
+
+def account_path(name: Any) -> UserPath:
+    """The path that SOUVENIRS_METRICS_ACCOUNTS names. Raise ValueError as `make_segment` does."""
+    path = joinable_path(name)
+    leads_to = path.field.related_model if path.field.is_relation else path.field.model
+    is_user = leads_to is get_user_model() and (path.field.is_relation or path.field.primary_key)
+    if is_user or (path.is_unique and not path.field.is_relation and not path.is_shared):
+        raise ValueError(f"{name!r} is different for every user: each would be an account")
+    return path
+
+
+def declared_values(field: Any, given: Any) -> tuple[Any, ...]:
+    """Those that are given, or the field's choices, or True and False. Raise ValueError for values
+    that the field cannot have, too many of them, or none."""
+    if given is None:
+        given = [value for value, _ in field.flatchoices if value not in (None, "")]
+        if not given and isinstance(field, models.BooleanField):
+            given = [True, False]
+        if not given:
+            raise ValueError(f"{field} has no choices: give the VALUES that are to be told apart")
+    if not isinstance(given, (list, tuple)):
+        raise ValueError(f"VALUES is {given!r}, which is not a list")
+    if len(given) > MAX_VALUES:
+        raise ValueError(
+            f"it has {len(given)} values, and {MAX_VALUES} are the most: give the VALUES that are"
+            f" to be told apart, the rest is {OTHER_LABEL!r}"
+        )
+    if not given:
+        raise ValueError("VALUES is empty")
+    return tuple(clean_value(field, value) for value in given)
+
+
+def clean_value(field: Any, value: Any) -> Any:
+    value = value.value if isinstance(value, Enum) else value
+    if value is None:
+        raise ValueError(f"VALUES has None, which is {NONE_LABEL!r} in any case: leave it out")
+    try:
+        return field.to_python(value)
+    except (ValidationError, ValueError, TypeError):
+        raise ValueError(f"VALUES has {value!r}, which {field} cannot be") from None
+
+
+def label_of(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,122 @@
+"""The reports of souvenirs as JSON, within a deadline."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import DatabaseError, InterfaceError, connections, router
+from django.http import HttpRequest, JsonResponse
+
+from souvenirs import reports, timestamps
+from souvenirs.conf import conf as souvenirs_conf
+from souvenirs.history.segments import DELETED
+from souvenirs.logs import LogLimit, cause_of
+from souvenirs.models import Souvenir
+from souvenirs.selection import USAGE, Selection, SelectionError, select
+from souvenirs_metrics import deadline
+from souvenirs_metrics.conf import conf
+from souvenirs_metrics.deadline import Deadline
+from souvenirs_metrics.segments import NONE_LABEL, OTHER_LABEL, make_segment
+
+logger = logging.getLogger("souvenirs_metrics")
+log_limit = LogLimit()
+
+REPORTS = {"growth": reports.growth, "retention": reports.retention}
+CANCEL_GRACE_SECONDS = 0.5  # that databases have to cancel statements by themselves
+HEADERS = {"Cache-Control": "no-store"}
+
+
+class Encoder(DjangoJSONEncoder):
+    """Datetimes with the offset of the site's time zone."""
+
+    def default(self, o: Any) -> Any:
+        if isinstance(o, datetime):
+            return timestamps.aware(o).astimezone(souvenirs_conf.zone).isoformat()
+        return super().default(o)
+
+
+def read(params: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """The reports that the parameters of a URL ask for, by name: see docs/usage-json.md.
+
+    Raises SelectionError.
+    """
+    found = {}
+    for name, report in REPORTS.items():
+        if period := params.get(name):
+            selection = select(params, period)
+            found[name] = selection.read(partial(report, selection.period))
+    if params.get("period") or not found:
+        selection = select(params)
+        found["usage"] = read_usage(selection, params.get("by"))
+    return found
+
+
+def read_usage(selection: Selection, by: str | None) -> list[dict[str, Any]]:
+    """The usage; with `by`, also by the values that a segment declares, "none" and "other", and
+    "deleted" for users who are."""
+    report = USAGE[selection.period]
+    if not by:
+        return selection.read(report)
+    if by not in conf.segments:
+        raise SelectionError(
+            f"by is {by!r}: it must be a segment that SOUVENIRS_METRICS_SEGMENTS declares, of which"
+            f" there are {', '.join(conf.segments) or 'none'}."
+        )
+    segment = make_segment(conf.segments[by])
+    labels = {DELETED: DELETED, None: NONE_LABEL, **dict(zip(segment.values, segment.labels))}
+    rows = selection.read(partial(report, by=segment.path.name))
+    for row in rows:
+        counts = dict.fromkeys([*segment.labels, NONE_LABEL, OTHER_LABEL, DELETED], 0)
+        for value, number in row["usage"]["active_users_by"].items():
+            counts[labels.get(value, OTHER_LABEL)] += number
+        row["usage"]["active_users_by"] = counts
+    return rows
+
+
+def respond(request: HttpRequest) -> JsonResponse:
+    """The JSON document; an error as {"error": "..."}, 400 for wrong parameters and 503 where the
+    database does not answer in time."""
+    seconds = deadline.seconds_for(request.headers.get(deadline.HEADER, ""))
+    try:
+        with read_within(seconds):
+            body: dict[str, Any] = read(request.GET.dict())
+    except SelectionError as error:
+        return JsonResponse({"error": str(error)}, status=400, headers=HEADERS)
+    except (DatabaseError, InterfaceError, TimeoutError) as error:
+        cause = cause_of(error)
+        if log_limit.allows(cause):
+            logger.error("The usage could not be read: %s", cause, exc_info=error)
+        message = f"The database did not answer within {seconds:g} s."
+        return JsonResponse({"error": message}, status=503, headers=HEADERS)
+    return JsonResponse(body, encoder=Encoder, headers=HEADERS)
+
+
+@contextmanager
+def read_within(seconds: float) -> Iterator[None]:
+    """Limit what is read inside, from the databases of souvenirs and of users, to so many seconds.
+    Inside a transaction of the caller's, whose connections are not ours to limit, do not."""
+    if any(each.in_atomic_block for each in connections.all(initialized_only=True)):
+        yield
+        return
+    aliases = dict.fromkeys(router.db_for_read(model) for model in (Souvenir, get_user_model()))
+    limit = Deadline(seconds, keeps_connections=True)
+    # For a server that is silent, and does not cancel statements by itself
+    timer = threading.Timer(seconds + CANCEL_GRACE_SECONDS, limit.abort)
+    timer.daemon = True
+    timer.start()
+    try:
+        with ExitStack() as contexts:
+            for alias in aliases:
+                contexts.enter_context(limit.read_context(alias))
+            yield
+    finally:
+        timer.cancel()
+        limit.close()

@@ -1,0 +1,385 @@
+"""Visits that the middleware leaves to the writer: what is written, whoever holds rows."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.conf import settings
+from django.db import connections, router, transaction
+from django.http import HttpRequest, HttpResponse
+from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
+
+from souvenirs import testing, timestamps
+from souvenirs.control import souvenez
+from souvenirs.history import counting, maintenance
+from souvenirs.middleware import SouvenirsMiddleware
+from souvenirs.models import DirtyBucket, LastSeen, Souvenir
+from souvenirs.periods import BUCKET, Interval
+from souvenirs.recording import memory
+from souvenirs.recording.throttle import throttle
+from souvenirs.recording.writer import writer
+from tests.history import DAY, HOUR, MINUTE, at, brute, people, record, unix
+from tests.people import NOBODY, User, ours, with_databases
+
+pytestmark = [
+    with_databases,
+    pytest.mark.where("sqlite" not in settings.DATABASES["default"]["ENGINE"]),
+]
+
+T = unix(2024, 5, 14, 10)
+
+
+@pytest.fixture(autouse=True)
+def queued(transactional_db: None) -> Iterator[None]:
+    """Visits wait for the writer, whose thread writes when the test says so."""
+    with override_settings(SOUVENIRS_FLUSH_SECONDS=60):
+        yield
+        testing.forget()
+
+
+def visit(user: Any) -> None:
+    """A request whose view has loaded the user."""
+    request = HttpRequest()
+    request.user = user
+    response = HttpResponse()
+    assert SouvenirsMiddleware(lambda request: response)(request) is response
+
+
+def visits() -> list[tuple[Any, float]]:
+    """All souvenirs: who, when."""
+    rows = Souvenir.objects.order_by("when").values_list("user_id", "when")
+    return [(user, timestamps.to_seconds(when)) for user, when in rows]
+
+
+def seen() -> dict[Any, float]:
+    return {row.user_id: timestamps.to_seconds(row.seen) for row in LastSeen.objects.all()}
+
+
+def restart() -> None:
+    """As another process sees it, or this one after a restart."""
+    throttle.clear()
+
+
+# What is written
+
+
+def test_visit__makes_no_query_and_is_written_by_the_thread(
+    django_assert_num_queries: Any, results: list[str]
+) -> None:
+    [user] = people(1)
+    with at(T + 5), django_assert_num_queries(0), CaptureQueriesContext(ours()) as queries:
+        visit(user)
+    assert not queries
+    assert results == []
+    with at(T + 7):
+        testing.flush()
+    assert visits() == [(user.pk, T + 5)]
+    assert seen() == {user.pk: T + 5}
+    assert results == ["added"]
+
+
+def test_visits__of_a_slot_are_one_row_and_move_last_seen_by_the_minute(
+    results: list[str],
+) -> None:
+    [user] = people(1)
+    for minute in range(65):
+        with at(T + minute * MINUTE + 3):
+            visit(user)
+            visit(user)
+            if minute % 3 == 0:
+                testing.flush()
+    testing.flush()
+    assert visits() == [(user.pk, T + 3), (user.pk, T + HOUR + 3)]
+    assert seen() == {user.pk: T + 64 * MINUTE + 3}
+    memory_hits = 65
+    assert results.count("added") == 2
+    assert len(results) == 65 + memory_hits
+
+
+def test_visits__that_waited_are_written_with_their_times() -> None:
+    """As after an outage: each slot has its row, and last-seen is the last."""
+    [user] = people(1)
+    for minute in range(0, 150, 7):
+        with at(T + minute * MINUTE):
+            visit(user)
+    with at(T + DAY):
+        testing.flush()
+    assert [t for _, t in visits()] == [T, T + 63 * MINUTE, T + 126 * MINUTE]
+    assert seen() == {user.pk: T + 147 * MINUTE}
+
+
+def test_visit__that_waited_does_not_set_a_newer_last_seen_back() -> None:
+    [user] = people(1)
+    with at(T):
+        visit(user)
+    with at(T + 2 * HOUR):
+        souvenez(user)
+        testing.flush()
+    assert [t for _, t in visits()] == [T, T + 2 * HOUR]
+    assert seen() == {user.pk: T + 2 * HOUR}
+
+
+def test_visit__replaces_a_last_seen_that_lies_in_the_future() -> None:
+    [user] = people(1)
+    with at(T + DAY):
+        souvenez(user)
+    restart()
+    with at(T):
+        visit(user)
+        testing.flush()
+    assert seen() == {user.pk: T}
+    assert (user.pk, T) in visits()
+
+
+def test_two_processes__write_one_row() -> None:
+    users = people(3)
+    for minute in range(4):
+        with at(T + minute * MINUTE):
+            for user in users:
+                visit(user)
+            testing.flush()
+        restart()
+    assert sorted(visits(), key=str) == sorted([(user.pk, T) for user in users], key=str)
+
+
+def test_visit__in_a_slot_that_only_last_seen_knows_of_has_a_row() -> None:
+    """`souvenez` with a longer limit moves last-seen without a row of the usual slot."""
+    [user] = people(1)
+    with at(T):
+        souvenez(user, ratelimit=DAY)
+    with at(T + HOUR):
+        souvenez(user, ratelimit=DAY)
+    with at(T + HOUR + 2 * MINUTE):
+        visit(user)
+        testing.flush()
+    assert [t for _, t in visits()] == [T, T + HOUR + 2 * MINUTE]
+
+
+def test_visit__of_nobody_is_dropped_and_remembered(results: list[str]) -> None:
+    users = people(2)
+    for each in [users[0], User(pk=NOBODY), users[1]]:
+        visit(each)
+    testing.flush()
+    assert sorted(user for user, _ in visits()) == sorted(user.pk for user in users)
+    assert results == ["added", "added"]
+    assert memory.is_missing(NOBODY, time.time())
+
+
+def test_visit__of_a_user_who_got_the_key_of_another_is_recorded() -> None:
+    [user] = people(1)
+    with at(T):
+        visit(user)
+        testing.flush()
+        User.objects.filter(pk=user.pk).delete()
+        User.objects.create(pk=user.pk, username="user0")
+        memory.recent_users[user.pk] = memory.interned(T, T + 60, T, T + HOUR)  # another process
+    with at(T + MINUTE):
+        visit(user)
+        testing.flush()
+    assert visits() == [(user.pk, T + MINUTE)]
+    assert seen() == {user.pk: T + MINUTE}
+
+
+def test_batch__takes_a_handful_of_statements() -> None:
+    users = people(100)
+
+    def statements(t: float) -> int:
+        with at(t):
+            for user in users:
+                visit(user)
+            with CaptureQueriesContext(ours()) as queries:
+                writer.flush()
+        return len(queries)
+
+    newcomers = statements(T)
+    assert len(visits()) == 100
+    assert newcomers <= 16
+    assert statements(T + MINUTE) <= 6  # a minute: the rows' locks, the times
+    assert statements(T + HOUR) <= 9  # an hour: the users' locks, and souvenirs, too
+    restart()
+    assert statements(T + HOUR + MINUTE) <= 7  # is the row of each written?
+    assert len(visits()) == 200
+
+
+@pytest.mark.parametrize("t", [T + BUCKET - 1, T + BUCKET])
+def test_batch__marks_the_buckets_that_have_ended(t: float) -> None:
+    [user] = people(1)
+    with at(T + BUCKET - 2):
+        visit(user)
+    with at(t):
+        testing.flush()
+    marked = list(DirtyBucket.objects.values_list("bucket", flat=True))
+    assert marked == ([T] if t == T + BUCKET else [])
+
+
+def test_batch__whose_statements_take_until_a_bucket_has_ended_marks_it() -> None:
+    users = people(2)
+    with at(T + BUCKET - 2) as traveller:
+        visit(users[0])
+
+        def late(execute: Any, sql: str, *args: Any) -> Any:
+            done = execute(sql, *args)
+            if sql.startswith("INSERT") and "souvenirs_souvenir" in sql:
+                traveller.move_to(T + BUCKET)
+            return done
+
+        with ours().execute_wrapper(late):
+            writer.flush()
+    assert list(DirtyBucket.objects.values_list("bucket", flat=True)) == [T]
+
+
+def test_numbers__equal_brute_force(django_db_blocker: Any) -> None:
+    """Random visits of several processes, flushed at random times, rolled up in between."""
+    chance = random.Random(7)
+    users = people(12)
+    facts: list[tuple[Any, float]] = []
+    t: float = T
+    while t < T + 30 * HOUR:
+        t += chance.expovariate(1 / 600)
+        with at(t):
+            user = chance.choice(users)
+            visit(user)
+            facts.append((user.pk, t))
+            if chance.random() < 0.3:
+                testing.flush()
+            if chance.random() < 0.1:
+                testing.flush()
+                restart()
+            if chance.random() < 0.03:
+                maintenance.roll_up()
+    with at(t + HOUR):
+        testing.flush()
+        maintenance.roll_up()
+        hours = [Interval(T + n * HOUR, T + (n + m) * HOUR) for n in range(30) for m in (1, 5, 24)]
+        assert counting.count_users_of_ranges(hours) == [brute(facts, *each) for each in hours]
+    newest = dict(sorted(facts, key=lambda fact: fact[1]))
+    for user, last in newest.items():
+        assert last - MINUTE < seen()[user] <= last
+
+
+# Whoever holds rows
+
+
+@contextmanager
+def elsewhere(do: Callable[[], object], using: str) -> Iterator[threading.Event]:
+    """`do` is done in a transaction of another session, which stays open in the block."""
+    is_done, may_end = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with transaction.atomic(using=using):
+                do()
+                is_done.set()
+                may_end.wait(30)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            is_done.set()
+            connections.close_all()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert is_done.wait(30)
+    try:
+        yield may_end
+    finally:
+        may_end.set()
+        thread.join(30)
+        assert not thread.is_alive()
+        if errors:
+            raise errors[0]
+
+
+def users_database() -> str:
+    return str(router.db_for_write(User))
+
+
+def lock_user(user: Any) -> Any:
+    return User.objects.select_for_update().get(pk=user.pk)
+
+
+def lock_last_seen(user: Any) -> Any:
+    return LastSeen.objects.select_for_update().get(user_id=user.pk)
+
+
+def insert_row(user: Any) -> None:
+    Souvenir.objects.create(user_id=user.pk)
+
+
+IS_ROUTED = "routed" in settings.SHAPE
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("hold", [lock_user, lock_last_seen, insert_row])
+def test_row__that_somebody_holds_delays_nobody_else(
+    hold: Callable[[Any], object], is_known: bool
+) -> None:
+    if IS_ROUTED and (hold is lock_user or not is_known):
+        return  # nothing of users is locked from there
+    if hold is lock_last_seen and not is_known:
+        return  # there is no such row
+    # New keys: beside one that was deleted a moment ago, InnoDB locks the gap to its neighbours
+    users = [User.objects.create(username=uuid4().hex) for _ in range(4)]
+    held = users[1]
+    if is_known:
+        record(held, T - DAY)
+    record(users[2], T - DAY)
+    using = users_database() if hold is lock_user else ours().alias
+    for user in users:
+        visit(user)
+    with elsewhere(lambda: hold(held), using):
+        start = time.monotonic()
+        writer.flush()
+        assert time.monotonic() - start < 5
+        recent = {user for user, t in visits() if t > T}
+        assert recent == {user.pk for user in users if user != held}
+        assert len(writer.queue) == 1
+    testing.flush()
+    assert held.pk in {user for user, t in visits() if t > T}
+
+
+@pytest.mark.where(not IS_ROUTED)
+def test_site__that_locks_one_user_and_deletes_another_is_no_deadlocks_victim() -> None:
+    is_locked = threading.Event()
+    errors: list[BaseException] = []
+
+    def work(one: Any, other: Any, seconds: float) -> None:
+        try:
+            with transaction.atomic():
+                lock_user(one)
+                is_locked.set()
+                time.sleep(seconds)
+                other.delete()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            is_locked.set()
+            connections.close_all()
+
+    for number in range(5):
+        is_locked.clear()
+        names = [f"{name}{number}" for name in ("one", "other", "third")]
+        one, other, third = (User.objects.create(username=name) for name in names)
+        for user in (one, other, third):
+            record(user, T)
+            visit(user)
+        site = threading.Thread(target=work, args=(one, other, 0.02 * number))
+        site.start()
+        assert is_locked.wait(30)
+        while site.is_alive():
+            writer.flush()
+        site.join()
+        testing.flush()
+        assert errors == []
+        recent = {user for user, t in visits() if t > T}
+        assert {one.pk, third.pk} <= recent
+        assert not User.objects.filter(username=names[1]).exists()
