@@ -418,8 +418,8 @@ print("logged", log.getvalue())
     assert not re.search(TELLING, shown)
     labels = set(re.findall(r'[{,](\w+)="', shown))
     assert labels == {
-        "window", "period", "result", "version", "python", "django", "database", "last_seen_store",
-        "implementation", "major", "minor", "patchlevel", "generation",
+        "window", "period", "part", "result", "version", "python", "django", "database",
+        "last_seen_store", "implementation", "major", "minor", "patchlevel", "generation",
     }  # fmt: skip
 
 

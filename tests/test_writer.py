@@ -210,7 +210,7 @@ def test_thread__writes_by_itself_and_ends_when_nothing_comes(
         visit(user)
         servers.wait_until(lambda: Souvenir.objects.count() == number)  # noqa: B023
         servers.wait_until(lambda: threads() == [])
-    assert sessions() == 1  # this thread's
+    servers.wait_until(lambda: sessions() == 1)  # this thread's
 
 
 def sessions() -> int:
@@ -223,7 +223,7 @@ def test_flush__in_tests_closes_the_threads_connection(history: None) -> None:
     [user] = people(1)
     visit(user)
     testing.flush()
-    assert sessions() == 1
+    servers.wait_until(lambda: sessions() == 1)
     assert Souvenir.objects.count() == LastSeen.objects.count() == 1
 
 
