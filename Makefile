@@ -26,7 +26,6 @@ demo: .venv/demo
 test: lint
 	DATABASE=sqlite     SHAPE=""             $(PYTEST) -m "$(FAST)"
 	DATABASE=postgresql SHAPE="uuid routed"  $(PYTEST) -m "database and $(FAST)"
-	DATABASE=mariadb    SHAPE="string naive" $(PYTEST) -m "database and $(FAST)"
 
 gate: .venv/test
 	DATABASE=sqlite     SHAPE=""             $(PYTEST) $(GATE) -m "not soak"

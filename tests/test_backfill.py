@@ -443,6 +443,7 @@ def test_load__queries_do_not_grow_with_gaps(users: list[Any]) -> None:
     assert number_of_queries(shuffled) <= candidates.MAX_SPANS + 5
 
 
+@pytest.mark.slow
 def test_load__memory_is_a_batch(users: list[Any]) -> None:
     def peak(number: int) -> int:
         tracemalloc.start()

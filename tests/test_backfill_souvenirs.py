@@ -211,6 +211,7 @@ def test_fields__that_there_are_not(run: Load, name: str, text: str, message: st
 # Limits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "access.log.gz"])
 def test_file__of_one_line_is_in_memory_in_pieces(run: Load, name: str) -> None:
     compressed = gzip.compress(b"x" * 100_000_000)

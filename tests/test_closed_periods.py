@@ -95,6 +95,7 @@ def brute(facts: Facts, founders: set[int], now: float) -> Samples:
     return found
 
 
+@pytest.mark.slow
 @in_transaction
 @given(
     past=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 120 * DAY)), min_size=1, max_size=15),

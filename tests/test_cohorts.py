@@ -161,6 +161,7 @@ def test_read_figures__is_what_brute_force_counts(
     play(visits, zone, ages, steps)
 
 
+@pytest.mark.slow
 def test_read_figures__is_what_brute_force_counts_in_an_example() -> None:
     chance = random.Random(3)
     visits = [

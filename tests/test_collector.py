@@ -140,6 +140,7 @@ def test_describe__names_what_is_collected() -> None:
 # What it costs
 
 
+@pytest.mark.slow
 @in_transaction
 @pytest.mark.parametrize(
     ("users", "windows"),
@@ -170,6 +171,7 @@ def test_collect__takes_a_fixed_number_of_queries(users: int, windows: list[str]
     assert of_last_seen == 1 + bool(joined)
 
 
+@pytest.mark.slow
 @with_databases
 @time_machine.travel(NOW, tick=False)
 def test_collect__rolls_up_an_hour_of_what_is_due() -> None:
@@ -192,6 +194,7 @@ def test_collect__in_a_transaction_of_somebody_rolls_up_nothing() -> None:
     assert not Watermark.objects.exists()
 
 
+@pytest.mark.slow
 @with_databases
 def test_collect__the_day_before_is_the_day_to_date_of_its_end() -> None:
     people = make_users(3)
@@ -590,6 +593,7 @@ def parts_of(families: dict[str, Metric], name: str) -> dict[str, float]:
     return {sample.labels["part"]: sample.value for sample in samples}
 
 
+@pytest.mark.slow
 @with_databases
 def test_collect__a_slow_part_costs_the_others_one_collection_at_most(
     monkeypatch: pytest.MonkeyPatch,

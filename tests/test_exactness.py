@@ -367,6 +367,7 @@ def test_windows__are_what_happened_whatever_the_limit_and_the_resolution(
         site.check_last_seen()
 
 
+@pytest.mark.slow
 @ways
 @given(data=st.data())
 def test_windows_and_periods_to_date__are_what_happened_without_use_tz(

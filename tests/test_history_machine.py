@@ -197,6 +197,7 @@ def run(steps: int) -> None:
     run_state_machine_as_test(machine, settings=settings(stateful_step_count=steps))
 
 
+@pytest.mark.slow
 def test_history__counts_what_happened() -> None:
     run(steps=30)
 

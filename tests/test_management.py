@@ -172,6 +172,7 @@ def test_call_command__show_usage_refuses_what_the_command_line_does(
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("label", "step"),
     [
@@ -233,6 +234,7 @@ def test_limits__show_usage(old_souvenir: None, name: str, text: str, length: st
     assert any(each in str(caught.value) for each in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["start", "end"])
 @pytest.mark.parametrize("text", ["0001-01-01", "9999-12-31"])
 def test_limits__souvenirs_history(old_souvenir: None, name: str, text: str) -> None:

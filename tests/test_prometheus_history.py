@@ -135,6 +135,7 @@ moments = st.integers(T, T + 2 * DAY) | st.integers(0, 2 * 24 * 4).map(lambda n:
 activity = st.lists(st.tuples(st.integers(0, 4), moments), max_size=20)
 
 
+@pytest.mark.slow
 @given(
     before=activity,
     after=activity,

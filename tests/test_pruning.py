@@ -164,6 +164,7 @@ def at_once(*work: Callable[[], object]) -> None:
         raise errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.where(ours().vendor != "sqlite")  # in memory, SQLite lets nobody wait
 def test_prune__several_at_once_while_people_are_recorded(
     users: list[Any], monkeypatch: pytest.MonkeyPatch

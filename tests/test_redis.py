@@ -426,6 +426,7 @@ def test_wiped__is_noticed_and_filled_from_the_table(
     assert store.get(user.pk) == (NOON + 2 * HOUR - MINUTE).timestamp()
 
 
+@pytest.mark.slow
 @with_databases
 def test_windows__are_back_as_soon_as_they_are_known(
     store: RedisStore, clock: Any, visits: Any
@@ -487,6 +488,7 @@ def test_wiped__where_the_table_is_kept_too_loses_nothing(redis_entry: Any, cloc
             assert windows(samples) == windows(before)
 
 
+@pytest.mark.slow
 @with_databases
 def test_move__to_redis_and_back_leaves_no_gap(redis_entry: Any, clock: Any) -> None:
     """As docs/scaling.md has it."""
@@ -657,6 +659,7 @@ def test_sweep__removes_what_is_no_key_of_a_user(
     assert store.shards.count([0], LATER).since == {0: 31}
 
 
+@pytest.mark.slow
 @with_databases
 def test_filling__that_fails_is_told_once_a_minute(
     redis_entry: Any, clock: Any, caplog: pytest.LogCaptureFixture

@@ -240,6 +240,7 @@ def test_metrics__are_what_brute_force_counts(store: Any, ops: list[Any]) -> Non
     assert shown["up"] == {(): 1}
 
 
+@pytest.mark.slow
 @given(ops=OPS, days=st.integers(0, 41), rolled_up=st.booleans(), pruned=st.booleans())
 def test_counts_of_the_past__are_what_brute_force_counts(
     ops: list[Any], days: int, rolled_up: bool, pruned: bool
