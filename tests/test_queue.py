@@ -24,6 +24,7 @@ from souvenirs.middleware import SouvenirsMiddleware
 from souvenirs.models import DirtyBucket, LastSeen, Souvenir
 from souvenirs.periods import BUCKET, Interval
 from souvenirs.recording import memory
+from souvenirs.recording import writer as writing
 from souvenirs.recording.throttle import throttle
 from souvenirs.recording.writer import writer
 from tests.history import DAY, HOUR, MINUTE, at, brute, people, record, unix
@@ -345,6 +346,21 @@ def test_row__that_somebody_holds_delays_nobody_else(
         assert len(writer.queue) == 1
     testing.flush()
     assert held.pk in {user for user, t in visits() if t > T}
+
+
+def test_rows__that_somebody_holds_delay_nobody_even_if_they_are_a_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writing, "BATCH_SIZE", 1)
+    users = people(4)
+    for user in users:
+        record(user, T - DAY)
+        visit(user)
+    with elsewhere(lambda: lock_last_seen(users[0]), ours().alias):
+        writer.flush()
+        assert {user for user, t in visits() if t > T} == {user.pk for user in users[1:]}
+    testing.flush()
+    assert {user for user, t in visits() if t > T} == {user.pk for user in users}
 
 
 @pytest.mark.where(not IS_ROUTED)

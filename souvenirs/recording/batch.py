@@ -95,6 +95,8 @@ class Batch:
             table.insert_all(sorted(new, key=str), self.using)
             made = table.lock_rows(new, self.using, skip_locked=self.skips)
             self.skip(set(new) - set(made))
+            # Another process has made the row since, and perhaps written the slot
+            self.skip({user for user, (_, seen) in made.items() if seen is not None})
             known |= made
         due = [entry for entry in due if entry.user_pk in self.of_user]
         self.move(known, {entry.user_pk for entry in due})

@@ -48,11 +48,12 @@ def next_step(request: HttpRequest, response: HttpResponseBase) -> RecordTask | 
 
 def run_safely(task: RecordTask) -> None:
     """Do what is left. Whatever goes wrong is counted and logged, and stays here."""
-    if writer.is_used():  # then the database is the writer's concern
-        try:
+    try:
+        if writer.is_used():  # then the database is the writer's concern
             task()
-        except Exception as error:
-            note_failure(error)
+            return
+    except Exception as error:
+        note_failure(error)
         return
     if not breaker.allows():
         send_recorded(FAILED)

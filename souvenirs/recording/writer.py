@@ -80,6 +80,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()  # the thread's
         self._stop_at = 0.0
+        self._skipped: list[Entry] = []  # by this flush: they come after all others
         self._drivers: list[Any] = []  # the connections that the thread has open
         self._queued = 0  # of the visits queued, those that the signal has been sent for
 
@@ -113,6 +114,7 @@ class Writer:
             with dropping_dead_connections():
                 self._flush_batch()
         finally:
+            self._restore_skipped()
             self._flushing.release()
 
     # The thread
@@ -180,6 +182,8 @@ class Writer:
             except Exception as error:  # of the settings, say
                 self._note_failure(error, opens=False)
                 return False
+            finally:
+                self._restore_skipped()
         return True
 
     def stop(self, seconds: float = EXIT_SECONDS) -> bool:
@@ -187,7 +191,7 @@ class Writer:
         takes longer. The next visit starts another thread."""
         thread = self._thread
         if thread is None or not thread.is_alive():
-            return not self.queue or self.flush()
+            return not self.queue or (self.flush() and not self.queue)
         self._stop_at = time.monotonic() + seconds
         self._stop.set()
         thread.join(seconds)
@@ -245,7 +249,7 @@ class Writer:
             raise
         finally:
             self._keep_drivers()
-        self._restore(outcome.skipped)
+        self._skipped += outcome.skipped
         for user_pk in outcome.nobody:
             memory.remember_missing(user_pk)
         written = [*outcome.added, *outcome.limited]
@@ -301,6 +305,13 @@ class Writer:
         tally = sum(entry.visits for entry in (*added, *limited)) - len(added)
         if tally:
             send_recorded(RATE_LIMITED, count=tally)
+
+    def _restore_skipped(self) -> None:
+        skipped, self._skipped = self._skipped, []
+        if skipped:
+            if not get_store().in_table:
+                self._give_to_store(skipped, confirmed=False)
+            self._restore(skipped)
 
     def _restore(self, entries: Sequence[Entry]) -> None:
         if dropped := self.queue.restore(entries):
