@@ -109,7 +109,8 @@ class CollectionRun:
         self._now = time.time()
         self._log_limit = log_limit
         self._parts = [Part(reader) for reader in readers]
-        self._read_last = previous.cut_off if previous else set()
+        # Parts that take turns at the same long work stay last until they have been read
+        self._read_last = previous.to_read_last if previous else set()
         self._upkeep = upkeep
         self._ended = threading.Event()
         self._lock = threading.Lock()  # of what both a waiting scrape and the thread change
@@ -135,6 +136,11 @@ class CollectionRun:
     def cut_off(self) -> set[str]:
         """The names of the parts that took, or are taking, all the time that there was."""
         return {part.reader.name for part in self._parts if part.is_cut_off or part.is_running}
+
+    @property
+    def to_read_last(self) -> set[str]:
+        """The names of the parts that the next collection reads after all others."""
+        return self.cut_off | self._read_last.intersection(self.missing)
 
     def can_answer(self, max_age: float) -> bool:
         """Whether a scrape may share it: it is running and has time left, or it read everything

@@ -627,6 +627,19 @@ def test_collect__a_slow_part_costs_the_others_one_collection_at_most(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
+@with_databases
+@pytest.mark.usefixtures("no_upkeep")
+def test_collect__slow_parts_do_not_take_turns_before_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("souvenirs_metrics.collector.MIN_COLLECTION_SECONDS", 0.1)
+    slow = [Waiting("slow", is_slow=True), Waiting("slower", is_slow=True)]
+    collector = SouvenirsCollector(lambda: [*slow, Waiting("last")])
+    read = [parts_of(families_within(collector, 0.5), "success")["last"] for _ in range(5)]
+    assert read == [0, 0, 1, 1, 1]
+
+
 @pytest.mark.usefixtures("no_upkeep")
 def test_collect__tells_how_long_a_part_has_taken_that_still_runs() -> None:
     slow, last = Slow(), Waiting("last")
