@@ -22,7 +22,7 @@ from tests import admin_site as admin_site_module
 from tests.admin_site import signed_in
 from tests.history import people, record
 from tests.people import User, ours, with_databases
-from tests.segments.models import Subscription
+from tests.segments.models import Club, ClubMember, Subscription
 
 admin_site = admin_site_module.admin_site
 pytestmark = pytest.mark.django_db(databases=list(settings.DATABASES))
@@ -93,6 +93,22 @@ def test_usage__by_a_declared_segment(history: list[Any], client: Client) -> Non
     (month,) = get(client, period="month", recent=1, by="plan")["usage"]
     assert month["usage"]["active_users"] == 6
     assert month["usage"]["active_users_by"] == {"pro": 2, "none": 3, "other": 1, "deleted": 0}
+
+
+@override_settings(
+    SOUVENIRS_METRICS_SEGMENTS={"club": {"FIELD": "clubs__name", "VALUES": ["chess"]}}
+)
+@pytest.mark.where("routed" not in settings.SHAPE)
+def test_usage__by_a_segment_of_several_values_counts_a_user_once_in_each(
+    history: list[Any], client: Client
+) -> None:
+    clubs = {name: Club.objects.create(name=name) for name in ("chess", "go", "bridge")}
+    for user, names in zip(history, [["go", "bridge"], ["chess", "go", "bridge"], ["chess"]]):
+        for name in names:
+            ClubMember.objects.create(user_id=user.pk, club=clubs[name])
+    (month,) = get(client, period="month", recent=1, by="club")["usage"]
+    assert month["usage"]["active_users"] == 6
+    assert month["usage"]["active_users_by"] == {"chess": 2, "none": 3, "other": 2, "deleted": 0}
 
 
 @pytest.mark.parametrize(

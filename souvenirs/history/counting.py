@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from souvenirs import timestamps
 from souvenirs.databases import as_in_list, from_result
 from souvenirs.history import rows as raw
 from souvenirs.history.plans import History, Users
-from souvenirs.history.segments import UsersByValue
+from souvenirs.history.segments import UsersByValue, same
 from souvenirs.isolation import repeatable_read
 from souvenirs.models import LastSeen, Rollup, Souvenir, SouvenirQuerySet
 from souvenirs.periods import EARLIEST, LATEST, Interval, bucket_containing
@@ -84,10 +84,14 @@ def count_users_of_ranges(ranges: Sequence[Interval], using: str | None = None) 
 
 
 def count_users_of_ranges_by(
-    ranges: Sequence[Interval], path: str, using: str | None = None
+    ranges: Sequence[Interval],
+    path: str,
+    using: str | None = None,
+    label_of: Callable[[Any], Any] = same,
 ) -> list[UserCounts]:
-    """Distinct users of each range, also by the value that a path from the user model leads to: see
-    `count_users_of_ranges`. In addition, all users' values are read once.
+    """Distinct users of each range, also by the value that a path from the user model leads to, or
+    by what `label_of` makes of it: see `count_users_of_ranges`. In addition, all users' values are
+    read once.
 
     Raise FieldError if there is no such path.
     """
@@ -95,7 +99,7 @@ def count_users_of_ranges_by(
         return []
     using = using or router.db_for_read(Souvenir)
     counts: dict[int, UserCounts] = {}
-    by_value = UsersByValue(path, using)
+    by_value = UsersByValue(path, using, label_of)
     with repeatable_read(using) as is_snapshot:
         history = History([_clamped(each) for each in ranges], using, is_snapshot)
         for number, users in history.iter_users(range(len(ranges)), with_members=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,23 +23,27 @@ CHUNK = 10_000  # rows that are read at once
 MAX_KEYS = 900  # in a query: SQLite may take no more than 999 parameters
 
 
+def same(value: Any) -> Any:
+    return value
+
+
 class UsersByValue:
-    """The users that exist, by the value that a path leads to.
+    """The users that exist, by the value that a path leads to, or by what `label_of` makes of it.
 
     It reads them once (in one query, or two where they are in another database than souvenirs), and
     then counts any number of sets of users without further queries, except for those who have no
     ordinal.
     """
 
-    def __init__(self, path: str, using: str) -> None:
-        self.path, self.using = path, using
+    def __init__(self, path: str, using: str, label_of: Callable[[Any], Any] = same) -> None:
+        self.path, self.using, self.label_of = path, using, label_of
 
     @cached_property
     def members(self) -> dict[Any, BitMap]:
         """The ordinals of the users with each value."""
         ordinals: dict[Any, array[int]] = defaultdict(lambda: array("I"))
         for ordinal, value in self._ordinals():
-            ordinals[value].append(ordinal)
+            ordinals[self.label_of(value)].append(ordinal)
         return {value: bitmap(each) for value, each in ordinals.items()}
 
     @cached_property
@@ -60,7 +64,8 @@ class UsersByValue:
                     counts[value] = number
             deleted = len(users.members) - self.existing.intersection_cardinality(users.members)
         if users.without_ordinal:
-            pairs = set(self._values_of(users.without_ordinal))
+            found = self._values_of(users.without_ordinal)
+            pairs = {(key, self.label_of(value)) for key, value in found}
             counts.update(value for _, value in pairs)
             deleted += len(users.without_ordinal) - len({key for key, _ in pairs})
         counts = Counter(dict(sorted(counts.items(), key=_by_size)))
