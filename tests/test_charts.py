@@ -1,4 +1,4 @@
-"""What show_usage draws."""
+"""What show_usage draws and prints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from souvenirs.management import charts
-from souvenirs.management.tables import Table
+from souvenirs.management.tables import Table, to_csv
 from tests.history import Terminal
 
 GROWTH = Table(
@@ -46,6 +46,11 @@ def test_growth_bars__grow_from_an_axis() -> None:
         "\n"
         "Partial: W3 (not over yet, or cut by --before)"
     )
+
+
+def test_growth_bars__say_so_where_it_is_not_known_who_is_new() -> None:
+    table = GROWTH._replace(rows=[(["W1", "01-01", "01-08", 7, None, 3, None, 2], True)])
+    assert "| not known" in charts.growth_bars(table, width=34, color=False)
 
 
 def test_growth_bars__have_the_same_lengths_in_color() -> None:
@@ -117,3 +122,8 @@ def test_has_color(
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert charts.has_color(stream, options) is expected
+
+
+def test_csv__has_no_cell_that_a_spreadsheet_would_compute() -> None:
+    table = Table(["organization"], ["active"], [(["=HYPERLINK(1)", 2], True)])
+    assert list(to_csv(table)) == ["organization,active,complete\r\n", "'=HYPERLINK(1),2,true\r\n"]

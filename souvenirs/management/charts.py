@@ -62,7 +62,7 @@ def growth_bars(table: Table, width: int, color: bool) -> str:
     left_room = _length(left, most, room)
     lines = ["  ".join(_block(name, 1, color) + " " + name for name in reversed(CHANGES)), ""]
     for name, (row, _), each in zip(names, rows, changes):
-        if row[columns["churned"]] is None:
+        if any(row[at] is None for at in columns.values()):
             lines.append(f"{name:<{margin}}  {' ' * left_room}| not known")
             continue
         churned = _length(each["churned"], most, room)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
+
+from souvenirs.spreadsheets import csv_lines
 
 Row = tuple[list[Any], bool]  # with whether it is complete
 
@@ -44,12 +44,11 @@ class Table(NamedTuple):
 
 
 def to_csv(table: Table) -> Iterator[str]:
-    echo: Any = SimpleNamespace(write=str)  # what the writer's methods return
-    writer = csv.writer(echo)
-    yield writer.writerow([*table.headers, "complete"])
-    for row, complete in table.rows:
-        blank = [""] * (len(table.headers) - len(row))
-        yield writer.writerow([*row, *blank, str(complete).lower()])
+    width = len(table.headers)
+    rows = (
+        [*row, *[""] * (width - len(row)), str(complete).lower()] for row, complete in table.rows
+    )
+    return csv_lines([*table.headers, "complete"], rows)
 
 
 def to_json(table: Table) -> Iterator[str]:
