@@ -53,7 +53,8 @@ def make_segment(entry: Any) -> Segment:
             f"{path.name!r} ends at a key, and a label must not identify anybody: name a column"
             " of what it leads to"
         )
-    if path.is_unique and not path.is_shared:
+    names_user = issubclass(get_user_model(), path.field.model)
+    if path.is_unique and (names_user or not path.is_shared):
         raise ValueError(
             f"{path.name!r} is different for every user, and a label must not identify anybody"
         )

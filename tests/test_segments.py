@@ -396,6 +396,7 @@ BAD_SEGMENTS = [
     ({"x": "clubs"}, f"ends at a key, and {A_LABEL}"),
     ({"x": "subscription__number"}, f"is different for every user, and {A_LABEL}"),
     ({"x": "memberships__token"}, f"is different for every user, and {A_LABEL}"),
+    ({"x": "clubs__members__username"}, f"is different for every user, and {A_LABEL}"),
     ({"x": "memberships__role"}, "role has no choices: give the VALUES"),
     ({"x": {"FIELD": "memberships__role", "VALUES": "owner"}}, "VALUES is 'owner', which is not a"),
     ({"x": {"FIELD": "memberships__role", "VALUES": []}}, "VALUES is empty"),
