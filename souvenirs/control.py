@@ -114,7 +114,8 @@ def count_active_users(
     by: a path from the user model, such as "is_staff" or "subscription__plan". Then the result is a
         Counter: users by the value that they have now, None where there is none, and "deleted" for
         those who do not exist any more. A user with several values, as of a many-to-many relation,
-        counts once in each. Raises django.core.exceptions.FieldError if there is no such path.
+        counts once in each. Raises django.core.exceptions.FieldError if there is no such path, or
+        it leads to documents or lists.
     """
     if by is not None:
         return counting.count_users_by(start, end, qs, by)

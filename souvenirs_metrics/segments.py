@@ -27,6 +27,10 @@ MAX_VALUES = 20
 NONE_LABEL, OTHER_LABEL = "none", "other"
 
 
+# Of fields whose values cannot be labels
+DOCUMENTS = {"JSONField", "ArrayField"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Segment:
     """Users by the value that a path leads to.
@@ -58,6 +62,8 @@ def make_segment(entry: Any) -> Segment:
         raise ValueError(
             f"{path.name!r} is different for every user, and a label must not identify anybody"
         )
+    if path.field.get_internal_type() in DOCUMENTS:
+        raise ValueError(f"{path.name!r} holds documents or lists, and a label is a single value")
     values = declared_values(path.field, entry.get("VALUES"))
     labels = tuple(label_of(value) for value in values)
     counts = Counter([*labels, NONE_LABEL, OTHER_LABEL])

@@ -297,6 +297,14 @@ def test_by__a_path_that_leads_nowhere(site: Site, path: str) -> None:
         count_active_users(by=path)
 
 
+def test_by__a_path_that_leads_to_documents(site: Site) -> None:
+    record(site.users[0], NOON)
+    user_pk = site.users[0].pk
+    Subscription.objects.create(user_id=user_pk, features={"beta": True})
+    with pytest.raises(FieldError, match="'subscription__features' leads to documents or lists"):
+        count_active_users(by="subscription__features")
+
+
 def test_by__a_path_in_the_report_function_of_a_site(site: Site) -> None:
     site.set(0, {**EMPTY, "subscription": ("pro", None, None, None)})
     record(site.users[0], NOON)
@@ -396,6 +404,7 @@ BAD_SEGMENTS = [
     ({"x": "clubs"}, f"ends at a key, and {A_LABEL}"),
     ({"x": "subscription__number"}, f"is different for every user, and {A_LABEL}"),
     ({"x": "memberships__token"}, f"is different for every user, and {A_LABEL}"),
+    ({"x": "subscription__features"}, "holds documents or lists, and a label is a single value"),
     ({"x": "clubs__members__username"}, f"is different for every user, and {A_LABEL}"),
     ({"x": "memberships__role"}, "role has no choices: give the VALUES"),
     ({"x": {"FIELD": "memberships__role", "VALUES": "owner"}}, "VALUES is 'owner', which is not a"),

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import get_user_model
+from django.core.exceptions import FieldError
 
 from souvenirs.bitmaps import bitmap, union
 from souvenirs.history.plans import Users
@@ -42,8 +43,13 @@ class UsersByValue:
     def members(self) -> dict[Any, BitMap]:
         """The ordinals of the users with each value."""
         ordinals: dict[Any, array[int]] = defaultdict(lambda: array("I"))
-        for ordinal, value in self._ordinals():
-            ordinals[self.label_of(value)].append(ordinal)
+        try:
+            for ordinal, value in self._ordinals():
+                ordinals[self.label_of(value)].append(ordinal)
+        except TypeError:  # a list, say, which is no key of a dictionary
+            raise FieldError(
+                f"{self.path!r} leads to documents or lists: users are counted by a single value"
+            ) from None
         return {value: bitmap(each) for value, each in ordinals.items()}
 
     @cached_property

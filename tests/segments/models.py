@@ -36,6 +36,7 @@ class Subscription(models.Model):
     plan = models.CharField(max_length=20, choices=PLANS, null=True)  # noqa: DJ001
     seats = models.IntegerField(null=True)
     is_trial = models.BooleanField(null=True)
+    features = models.JSONField(null=True)
     number = models.CharField(max_length=20, unique=True, null=True)  # noqa: DJ001
 
     def __str__(self) -> str:

@@ -92,6 +92,7 @@ class Migration(migrations.Migration):
                 ),
                 ("seats", models.IntegerField(null=True)),
                 ("is_trial", models.BooleanField(null=True)),
+                ("features", models.JSONField(null=True)),
                 ("number", models.CharField(max_length=20, null=True, unique=True)),
                 (
                     "organization",
