@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib.auth import get_user_model
-from django.core.exceptions import ValidationError
+from django.core.exceptions import FieldDoesNotExist, ValidationError
 from django.core.signals import setting_changed
 from django.db import models, router
 
@@ -112,6 +112,25 @@ def is_storable(key: Any) -> bool:
 
 def _key_field() -> Any:
     return get_user_model()._meta.pk
+
+
+def column(name: str) -> Any:
+    """The field of this name that the user model has; None if it has none."""
+    try:
+        return get_user_model()._meta.get_field(name)
+    except FieldDoesNotExist:
+        return None
+
+
+def has_date_joined() -> bool:
+    """Whether the user model has a datetime column `date_joined`."""
+    return isinstance(column("date_joined"), models.DateTimeField)
+
+
+def key_of_row(raw: Any) -> Any:
+    """The key of a user as the user model has it, of one that a raw statement returned."""
+    user: Any = Souvenir._meta.get_field("user")
+    return user.target_field.to_python(raw)
 
 
 def require_user(user_pk: Any) -> None:

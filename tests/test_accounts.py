@@ -200,9 +200,9 @@ def test_totals__without_date_joined_are_unknown() -> None:
 
 @has_date_joined
 def test_totals__without_a_column_is_active_everybody_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    column = accounts._column
+    column = accounts.column
     monkeypatch.setattr(
-        accounts, "_column", lambda name: None if name == "is_active" else column(name)
+        accounts, "column", lambda name: None if name == "is_active" else column(name)
     )
     join("ada", T - 5, is_active=False)
     close(T + CLOSED)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from souvenirs.conf import conf
 from souvenirs.control import souvenez
 from souvenirs.history import pruning
-from souvenirs.history.accounts import has_date_joined
 from souvenirs.models import Souvenir
 from souvenirs.periods import NAMES, Interval, bucket_containing, previous_calendar_period
+from souvenirs.users import has_date_joined
 from souvenirs_metrics.readers.base import Reader
 from souvenirs_metrics.readers.closed_periods import AGES, make_readers
 from tests.history import DAY, HOUR, at, clear, people, record, roll_up, to_when, unix

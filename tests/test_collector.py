@@ -29,7 +29,6 @@ import souvenirs
 from souvenirs import timestamps
 from souvenirs.control import souvenez
 from souvenirs.history import maintenance
-from souvenirs.history.accounts import has_date_joined
 from souvenirs.models import (
     AccountTotals,
     DeletedMember,
@@ -39,7 +38,7 @@ from souvenirs.models import (
     Souvenir,
     Watermark,
 )
-from souvenirs.users import has_constraint
+from souvenirs.users import has_constraint, has_date_joined
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.deadline import scrape_timeout
 from souvenirs_metrics.readers.base import Families, ReadContext, Reader

@@ -16,10 +16,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from souvenirs.conf import conf as souvenirs_conf
 from souvenirs.control import souvenez
 from souvenirs.history import counting, progress, pruning
-from souvenirs.history.accounts import has_date_joined
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import BUCKET, NAMES, bucket_containing, calendar_period
 from souvenirs.timestamps import to_site
+from souvenirs.users import has_date_joined
 from souvenirs_metrics import prometheus_history, replay
 from souvenirs_metrics.conf import conf
 from tests.history import DAY, HOUR, MINUTE, at, clear, people, record, roll_up, to_when, unix

@@ -603,9 +603,9 @@ def test_registered_users_as_of__without_date_joined_is_unknown_and_not_queried(
 def test_accounts__without_a_column_is_active_everybody_is(monkeypatch: pytest.MonkeyPatch) -> None:
     join("ada", NOW - DAY)
     join("grace", NOW - DAY, is_active=False)
-    column = accounts._column
+    column = accounts.column
     monkeypatch.setattr(
-        accounts, "_column", lambda name: None if name == "is_active" else column(name)
+        accounts, "column", lambda name: None if name == "is_active" else column(name)
     )
     assert registered_users_as_of(NOW) == (2, 2)
     [usage] = usage_for_periods([(NOW - DAY, NOW)])

@@ -9,15 +9,15 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
-from django.core.exceptions import FieldDoesNotExist
 from django.db import router
-from django.db.models import Case, Count, DateTimeField, Model, Q, Value, When
+from django.db.models import Case, Count, Model, Q, Value, When
 
 from souvenirs import timestamps
 from souvenirs.conf import conf
 from souvenirs.isolation import repeatable_read
 from souvenirs.models import AccountTotals
 from souvenirs.periods import calendar_period, day_containing, previous_calendar_period
+from souvenirs.users import column, has_date_joined
 
 
 class Totals(NamedTuple):
@@ -145,16 +145,4 @@ def _first_after(times: Sequence[datetime], low: int, high: int) -> Any:
 
 def is_activated() -> Q:
     """The condition of an account with is_active; all, where the user model has no such column."""
-    return Q(is_active=True) if _column("is_active") else Q()
-
-
-def has_date_joined() -> bool:
-    """Whether the user model has a datetime column `date_joined`."""
-    return isinstance(_column("date_joined"), DateTimeField)
-
-
-def _column(name: str) -> Any:
-    try:
-        return get_user_model()._meta.get_field(name)
-    except FieldDoesNotExist:
-        return None
+    return Q(is_active=True) if column("is_active") else Q()

@@ -12,10 +12,9 @@ from django.db.models import QuerySet
 from souvenirs import timestamps
 from souvenirs.bitmaps import bitmap
 from souvenirs.databases import as_in_list
-from souvenirs.history.accounts import has_date_joined
 from souvenirs.lastseen.base import ReadContext
 from souvenirs.models import LastSeen
-from souvenirs.users import has_constraint
+from souvenirs.users import has_constraint, has_date_joined, key_of_row
 
 if TYPE_CHECKING:
     from pyroaring import BitMap
@@ -73,8 +72,7 @@ def keys_joined_before(t: float, keys: Iterable[Any], read_context: ReadContext)
     for each BATCH_SIZE of them."""
     if not has_date_joined():
         return []
-    field: Any = LastSeen._meta.get_field("user")
-    raw = {field.target_field.to_python(key): key for key in keys}
+    raw = {key_of_row(key): key for key in keys}
     pks, found = list(raw), []
     for at in range(0, len(pks), BATCH_SIZE):
         joined = {"pk__in": pks[at : at + BATCH_SIZE], "date_joined__lt": timestamps.to_datetime(t)}

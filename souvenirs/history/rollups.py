@@ -25,6 +25,7 @@ from souvenirs.lastseen import table
 from souvenirs.lastseen.base import LastSeenUpdate
 from souvenirs.models import LastSeen, Rollup
 from souvenirs.periods import BUCKET, Interval, gaps, merged
+from souvenirs.users import key_of_row
 
 if TYPE_CHECKING:
     from pyroaring import BitMap
@@ -110,10 +111,9 @@ def read_members(
 
 def _make_ordinals(users: Mapping[Any, set[int]], using: str) -> dict[Any, int]:
     """Make LastSeen rows of these users, who were active in these buckets. Return their ids."""
-    user_field: Any = LastSeen._meta.get_field("user")
     found = {}
     for user, buckets in users.items():
-        key, last = user_field.target_field.to_python(user), max(buckets)
+        key, last = key_of_row(user), max(buckets)
         table.touch(LastSeenUpdate(user_pk=key, seen=last, slot_start=last), using)
         found[user] = LastSeen.objects.using(using).get(user_id=key).pk
     return found
