@@ -8,7 +8,7 @@ from django.db import router
 
 from souvenirs.conf import conf
 from souvenirs.history import counting
-from souvenirs.lastseen import get_store
+from souvenirs.lastseen import get_store, table
 from souvenirs.models import LastSeen
 from souvenirs.periods import Interval
 
@@ -42,14 +42,12 @@ def read_windows(now: float) -> list[WindowFigures]:
     """The figures of WINDOWS at `now` (unix seconds), in a fixed number of queries."""
     resolution, limit = conf.last_seen_seconds, conf.ratelimit_seconds
     # A window is never short: its beginning is floored to the resolution of last-seen times
-    cuts = {name: (now - length) // resolution * resolution for name, length in WINDOWS.items()}
+    cuts = {name: table.resolution_start(now - length) for name, length in WINDOWS.items()}
     counts = get_store().count(
         list(cuts.values()), until=now + resolution, using=router.db_for_read(LastSeen)
     )
     known = {
-        name: counts.since[cut]
-        for name, cut in cuts.items()
-        if cut >= counts.exact_from or WINDOWS[name] >= 2 * limit
+        name: counts.since[cut] for name, cut in cuts.items() if counts.knows(cut, WINDOWS[name])
     }
     first = counting.first_recorded()
     earlier = {

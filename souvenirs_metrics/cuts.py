@@ -19,10 +19,7 @@ def period_starts(now: float) -> dict[str, float]:
 def window_starts(now: float) -> dict[str, float]:
     """When the rolling windows begin. None is short: they are floored to the resolution of
     last-seen times."""
-    resolution = souvenirs_conf.last_seen_seconds
-    return {
-        name: (now - seconds) // resolution * resolution for name, seconds in conf.windows.items()
-    }
+    return {name: table.resolution_start(now - s) for name, s in conf.windows.items()}
 
 
 def window_starts_in_table(now: float) -> dict[str, float]:
@@ -34,7 +31,5 @@ def window_starts_in_table(now: float) -> dict[str, float]:
         return starts
     least = 2 * souvenirs_conf.ratelimit_seconds
     return {
-        name: table.slot_start(start)
-        for name, start in starts.items()
-        if conf.windows[name] >= least
+        name: table.earliest(start) for name, start in starts.items() if conf.windows[name] >= least
     }

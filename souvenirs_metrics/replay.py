@@ -27,6 +27,7 @@ from souvenirs.history.plans import History, Users
 from souvenirs.isolation import repeatable_read
 from souvenirs.periods import BUCKET, Interval, bucket_containing
 from souvenirs_metrics.conf import conf
+from souvenirs_metrics.cuts import period_starts
 from souvenirs_metrics.families import (
     ACTIVE_USERS,
     CALENDAR_ACTIVE_USERS,
@@ -90,7 +91,7 @@ def replay(
     lengths = {name: math.ceil(seconds / size) for name, seconds in windows.items()}
     first = min(
         instants[0] - (max(lengths.values(), default=0) + 1) * size,
-        *_period_starts(instants[0], zone).values(),
+        *period_starts(instants[0]).values(),
     )
     bounds = cut(bucket_containing(max(first, recorded)), instants[-1], size, zone)
     numbers = {bound: number for number, bound in enumerate(bounds)}
@@ -101,7 +102,7 @@ def replay(
     of_day: dict[str, float] = {}
     for bound in bounds[shown:]:
         if not of_day or bound == periods.calendar_period("day", bound, zone).start:
-            of_day = _period_starts(bound, zone)
+            of_day = period_starts(bound)
         starts.append(of_day)
         begins = {("period", name): start for name, start in of_day.items()}
         number = int(bound // size)
@@ -137,10 +138,6 @@ def replay(
                 LAST_SEEN.family(None if counts.newest is None else bounds[counts.newest + 1]),
             ],
         )
-
-
-def _period_starts(t: float, zone: ZoneInfo) -> dict[str, float]:
-    return {name: periods.calendar_period(name, t, zone).start for name in periods.NAMES}
 
 
 def only(blocks: Iterable[Block], members: BitMap) -> Iterator[Block]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from django.core.checks import CheckMessage
 
+from souvenirs.conf import conf
+
 # Given the alias of a database, the context in which to read from it
 ReadContext = Callable[[str], AbstractContextManager[object]]
 
@@ -49,6 +51,11 @@ class LastSeenCounts:
     newest: int | None
     exact_from: float = -math.inf
     cause: str = ""
+
+    def knows(self, start: float, seconds: float) -> bool:
+        """Whether the count since `start` will do for a window of so many seconds. Where times are
+        known to the rate limit's slot only, it does not if the window is shorter than two."""
+        return start >= self.exact_from or seconds >= 2 * conf.ratelimit_seconds
 
 
 class LastSeenStore(ABC):
@@ -99,12 +106,6 @@ class LastSeenStore(ABC):
         left out."""
         times = ((user_pk, self.get(user_pk)) for user_pk in user_pks)
         return {user_pk: seen for user_pk, seen in times if seen is not None}
-
-    def earliest_in_table(self, t: float) -> float:
-        """The earliest time that LastSeen may have of a user who was seen at or after `t`, where
-        `t` is a multiple of SOUVENIRS_LAST_SEEN_SECONDS. Whoever has an earlier one was not seen
-        since."""
-        return t
 
     @abstractmethod
     def count(

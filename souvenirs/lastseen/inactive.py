@@ -7,23 +7,20 @@ from datetime import datetime
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.core.exceptions import FieldDoesNotExist
 from django.db import router
-from django.db.models import DateTimeField, Q, QuerySet
+from django.db.models import Q, QuerySet
 
 from souvenirs import databases, timestamps
-from souvenirs.conf import conf
-from souvenirs.lastseen import get_store
+from souvenirs.lastseen import table
 from souvenirs.models import LastSeen
-from souvenirs.users import has_constraint
+from souvenirs.users import has_constraint, has_date_joined
 
 SEEN = "souvenirs_last_seen__seen"  # of a user
 
 
 def first_time_of(t: float) -> datetime:
     """The column's earliest time of a user who was seen at or after `t` (unix seconds)."""
-    resolution = conf.last_seen_seconds
-    start = get_store().earliest_in_table(t // resolution * resolution)
+    start = table.earliest(table.resolution_start(t))
     using = router.db_for_read(LastSeen)
     return databases.to_column(databases.shown_from(math.floor(start), using), using)
 
@@ -46,24 +43,17 @@ def never_seen(column: str = SEEN) -> Q:
 
 def inactive_users(since: float, joined_before: float) -> Any:
     """See control.inactive_users. Times are in unix seconds."""
-    model = get_user_model()
-    users = model._base_manager.all()
+    users = get_user_model()._base_manager.all()
     if not has_constraint():
         return users.filter(pk__in=_inactive_keys(users, since, joined_before))
     inactive = not_seen_since(since)
-    if (joined := _joined_before(model, joined_before)) is not None:
+    if (joined := _joined_before(joined_before)) is not None:
         inactive |= never_seen() & joined
     return users.filter(inactive)
 
 
-def _joined_before(model: Any, t: float) -> Q | None:
-    try:
-        field = model._meta.get_field("date_joined")
-    except FieldDoesNotExist:
-        return None
-    if not isinstance(field, DateTimeField):
-        return None
-    return Q(date_joined__lt=timestamps.to_datetime(t))
+def _joined_before(t: float) -> Q | None:
+    return Q(date_joined__lt=timestamps.to_datetime(t)) if has_date_joined() else None
 
 
 def _inactive_keys(users: QuerySet[Any], since: float, joined_before: float) -> list[Any]:
@@ -71,7 +61,7 @@ def _inactive_keys(users: QuerySet[Any], since: float, joined_before: float) -> 
     rows = LastSeen.objects.all()
     inactive = rows.filter(not_seen_since(since, "seen")).values_list("user_id", flat=True)
     keys = set(inactive.iterator())
-    if (joined := _joined_before(users.model, joined_before)) is not None:
+    if (joined := _joined_before(joined_before)) is not None:
         never = set(users.filter(joined).values_list("pk", flat=True).iterator())
         seen = rows.exclude(never_seen("seen")).values_list("user_id", flat=True)
         keys |= never.difference(seen.iterator())

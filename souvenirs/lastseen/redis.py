@@ -47,8 +47,7 @@ class RedisStore(LastSeenStore):
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         """Raises ValueError for options that do not go together, TypeError for unknown ones."""
-        make_client, prefix, self.with_table = parse_params(**params)
-        self.in_table = self.with_table
+        make_client, prefix, self.in_table = parse_params(**params)
         self.shards = Shards(make_client, prefix)
         self.table = DatabaseStore({})
         self.breaker = Breaker("The Redis of last-seen times")
@@ -62,7 +61,7 @@ class RedisStore(LastSeenStore):
     # Writing
 
     def touch(self, update: LastSeenUpdate) -> None:
-        if self.with_table:
+        if self.in_table:
             self.table.touch(update)
         if update.seen is not None:
             move = Move(update.seen, confirmed=False, latest=update.latest)
@@ -121,9 +120,6 @@ class RedisStore(LastSeenStore):
         times = {pk: known[member] for pk, member in members.items() if member in known}
         return {**self.table.get_many([pk for pk in members if pk not in times]), **times}
 
-    def earliest_in_table(self, t: float) -> float:
-        return t if self.with_table else table.slot_start(t)
-
     def count(
         self,
         cuts: Sequence[float],
@@ -137,14 +133,14 @@ class RedisStore(LastSeenStore):
         now = time.time()
         if counts is not None and counts.is_whole:
             is_old = counts.whole_since <= now - conf.ratelimit_seconds
-            if is_old or not self.with_table:
+            if is_old or not self.in_table:
                 return LastSeenCounts(
                     since=counts.since,
                     newest=counts.newest,
                     exact_from=counts.whole_since,
                     cause="Redis has been filled anew",
                 )
-        if self.with_table:
+        if self.in_table:
             return self.table.count(cuts, until, using, read_context)
         starts = {cut: table.slot_start(cut) for cut in cuts}
         from_table = self.table.count(list(starts.values()), until, using, read_context)
@@ -186,7 +182,7 @@ class RedisStore(LastSeenStore):
     def resync(self) -> None:
         started = time.monotonic()
         try:
-            filled = resync(self.shards, whole_too=self.with_table)
+            filled = resync(self.shards, whole_too=self.in_table)
         except Exception as error:  # a later scrape begins again
             self._resync_breaker.failure(error)
             return

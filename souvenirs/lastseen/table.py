@@ -32,9 +32,21 @@ def seconds(seen: datetime) -> int:
     return math.floor(timestamps.to_seconds(seen))
 
 
-def latest() -> float:
+def latest() -> int:
     """The latest last-seen time, in unix seconds, that a right clock can have made."""
-    return time.time() + conf.last_seen_seconds
+    return math.floor(time.time()) + conf.last_seen_seconds
+
+
+def resolution_start(t: float) -> float:
+    """`t`, floored to SOUVENIRS_LAST_SEEN_SECONDS: from there on, last-seen times count everybody
+    who was seen at or after `t`."""
+    return t // conf.last_seen_seconds * conf.last_seen_seconds
+
+
+def earliest(t: float) -> float:
+    """The earliest time that the table may have of a user who was seen at or after `t`, where `t`
+    is a multiple of SOUVENIRS_LAST_SEEN_SECONDS. Users with an earlier one were not seen since."""
+    return t if get_store().in_table else slot_start(t)
 
 
 def slot_start(t: float) -> float:

@@ -34,7 +34,7 @@ class ActiveUsers(Reader):
         coarse = [
             name
             for name, seconds in conf.windows.items()
-            if seconds < 2 * limit and cuts[name] < activity.exact_from
+            if not activity.knows(cuts[name], seconds)
         ]
         for name in coarse:
             del cuts[name]
