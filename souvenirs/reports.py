@@ -44,6 +44,7 @@ from souvenirs import periods, spans
 from souvenirs.cohort_reports import active_days, growth, retention
 from souvenirs.conf import conf
 from souvenirs.history import accounts, counting
+from souvenirs.history.segments import By
 from souvenirs.periods import Interval
 from souvenirs.spans import Labels, ReportError, Span
 
@@ -74,7 +75,7 @@ def daily_usage(
     end: date | None = None,
     *,
     recent: int | None = None,
-    by: str | None = None,
+    by: By | None = None,
 ) -> Iterator[Usage]:
     """Days from the subscription start's time of day, with the labels of their subscription month:
     see `customer_monthly_usage`."""
@@ -87,7 +88,7 @@ def customer_monthly_usage(
     end: date | None = None,
     *,
     recent: int | None = None,
-    by: str | None = None,
+    by: By | None = None,
 ) -> Iterator[Usage]:
     """Months from the subscription start. Labels: year_month "Y01 M01", year_quarter "Y01 Q1",
     year "Y01"."""
@@ -101,7 +102,7 @@ def customer_quarterly_usage(
     end: date | None = None,
     *,
     recent: int | None = None,
-    by: str | None = None,
+    by: By | None = None,
 ) -> Iterator[Usage]:
     """Three months each from the subscription start. Labels: year_quarter "Y01 Q1", year "Y01"."""
     quarters = enumerate(periods.iter_quarters(_anchor(subscription_start)))
@@ -115,7 +116,7 @@ def customer_yearly_usage(
     end: date | None = None,
     *,
     recent: int | None = None,
-    by: str | None = None,
+    by: By | None = None,
 ) -> Iterator[Usage]:
     """Years from the subscription start. Label: year "Y01"."""
     years = enumerate(periods.iter_years(_anchor(subscription_start)))
@@ -127,7 +128,7 @@ def calendar_daily_usage(
     end: date | None = None,
     *,
     recent: int | None = None,
-    by: str | None = None,
+    by: By | None = None,
 ) -> Iterator[Usage]:
     """Calendar days from that of `start` on; without, from that of the first souvenir on. Labels:
     calendar_date "2016-01-31", calendar_year_month "2016-01", calendar_year 2016."""
@@ -139,7 +140,7 @@ def calendar_weekly_usage(
     end: date | None = None,
     *,
     recent: int | None = None,
-    by: str | None = None,
+    by: By | None = None,
 ) -> Iterator[Usage]:
     """ISO weeks, from Monday to Sunday, from that of `start` on; without, from that of the first
     souvenir on. Label: calendar_week "2016-W05", of the ISO year."""
@@ -151,7 +152,7 @@ def calendar_monthly_usage(
     end: date | None = None,
     *,
     recent: int | None = None,
-    by: str | None = None,
+    by: By | None = None,
 ) -> Iterator[Usage]:
     """Calendar months from that of `start` on; without, from that of the first souvenir on. Labels:
     calendar_year_month "2016-01", calendar_year 2016."""
@@ -163,7 +164,7 @@ def calendar_quarterly_usage(
     end: date | None = None,
     *,
     recent: int | None = None,
-    by: str | None = None,
+    by: By | None = None,
 ) -> Iterator[Usage]:
     """Calendar quarters from that of `start` on; without, from that of the first souvenir on.
     Labels: calendar_year_quarter "2016-Q1", calendar_year 2016."""
@@ -175,7 +176,7 @@ def calendar_yearly_usage(
     end: date | None = None,
     *,
     recent: int | None = None,
-    by: str | None = None,
+    by: By | None = None,
 ) -> Iterator[Usage]:
     """Calendar years from that of `start` on; without, from that of the first souvenir on. Label:
     calendar_year 2016."""
@@ -183,7 +184,7 @@ def calendar_yearly_usage(
 
 
 def usage_for_periods(
-    periods: Iterable[tuple[date, date]], *, by: str | None = None
+    periods: Iterable[tuple[date, date]], *, by: By | None = None
 ) -> Iterator[Usage]:
     """The usage of each of the (start, end), in their order, as dictionaries without labels.
 
@@ -212,7 +213,7 @@ def usage_for_periods(
         }
 
 
-def _count(ranges: Sequence[Interval], by: str | None) -> tuple[list[int], list[Usage]]:
+def _count(ranges: Sequence[Interval], by: By | None) -> tuple[list[int], list[Usage]]:
     """The active users of each range; and what `by` adds to its usage."""
     if by is None:
         return counting.count_users_of_ranges(ranges), [{}] * len(ranges)
@@ -231,7 +232,7 @@ def registered_users_as_of(date: date) -> tuple[int | None, int | None]:
 
 
 def _calendar_report(
-    name: str, start: date | None, end: date | None, recent: int | None, by: str | None
+    name: str, start: date | None, end: date | None, recent: int | None, by: By | None
 ) -> Iterator[Usage]:
     yield from _usage(spans.choose_calendar(name, start, end, recent), by)
 
@@ -241,12 +242,12 @@ def _report(
     start: date | None,
     end: date | None,
     recent: int | None,
-    by: str | None,
+    by: By | None,
 ) -> Iterator[Usage]:
     yield from _usage(spans.choose(of_subscription, start, end, recent), by)
 
 
-def _usage(chosen: Sequence[Span], by: str | None) -> Iterator[Usage]:
+def _usage(chosen: Sequence[Span], by: By | None) -> Iterator[Usage]:
     pairs = [(spans.shown(span.start), spans.shown(span.end)) for span in chosen]
     function = conf.usage_reports_function
     usages = list(usage_for_periods(pairs, by=by) if function is None else function(pairs))

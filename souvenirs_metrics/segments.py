@@ -17,7 +17,7 @@ from django.core.exceptions import ValidationError
 from django.db import models
 
 from souvenirs.bitmaps import bitmap
-from souvenirs.history.segments import UsersByValue
+from souvenirs.history.segments import Grouping, UsersByValue
 from souvenirs.paths import PathError, UserPath, resolve
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 MAX_VALUES = 20
 NONE_LABEL, OTHER_LABEL = "none", "other"
-
-
 # Of fields whose values cannot be labels
 DOCUMENTS = {"JSONField", "ArrayField"}
 
@@ -42,6 +40,12 @@ class Segment:
     path: UserPath
     values: tuple[Any, ...]
     labels: tuple[str, ...]
+
+    @property
+    def grouping(self) -> Grouping:
+        """Users by these labels, NONE_LABEL and OTHER_LABEL."""
+        labels = {None: NONE_LABEL, **dict(zip(self.values, self.labels))}
+        return Grouping(self.path.name, lambda value: labels.get(value, OTHER_LABEL))
 
 
 def make_segment(entry: Any) -> Segment:
@@ -82,12 +86,9 @@ def present_members(entries: Mapping[str, Any], using: str) -> dict[tuple[str, s
     found: dict[tuple[str, str], BitMap] = {}
     for name, entry in entries.items():
         segment = make_segment(entry)
-        labels = dict(zip(segment.values, segment.labels))
+        members = UsersByValue(segment.grouping, using).members
         for label in (*segment.labels, NONE_LABEL, OTHER_LABEL):
-            found[name, label] = bitmap()
-        for value, members in UsersByValue(segment.path.name, using).members.items():
-            label = NONE_LABEL if value is None else labels.get(value, OTHER_LABEL)
-            found[name, label] |= members
+            found[name, label] = members.get(label, bitmap())
     return found
 
 

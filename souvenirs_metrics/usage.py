@@ -17,11 +17,9 @@ from django.http import HttpRequest, JsonResponse
 
 from souvenirs import reports, timestamps
 from souvenirs.conf import conf as souvenirs_conf
-from souvenirs.history import counting
 from souvenirs.history.segments import DELETED
 from souvenirs.logs import LogLimit, cause_of
 from souvenirs.models import Souvenir
-from souvenirs.periods import Interval
 from souvenirs.selection import USAGE, Selection, SelectionError, select
 from souvenirs_metrics import deadline
 from souvenirs_metrics.conf import conf
@@ -73,20 +71,10 @@ def read_usage(selection: Selection, by: str | None) -> list[dict[str, Any]]:
             f" there are {', '.join(conf.segments) or 'none'}."
         )
     segment = make_segment(conf.segments[by])
-    labels: dict[Any, str] = {None: NONE_LABEL, **dict(zip(segment.values, segment.labels))}
-
-    def label_of(value: Any) -> str:
-        return labels.get(value, OTHER_LABEL)
-
-    rows = selection.read(report)
-    ranges = [
-        Interval(*(timestamps.to_seconds(row["period"][bound]) for bound in ("start", "end")))
-        for row in rows
-    ]
-    found = counting.count_users_of_ranges_by(ranges, segment.path.name, label_of=label_of)
-    for row, counts in zip(rows, found):
-        known = dict.fromkeys([*segment.labels, NONE_LABEL, OTHER_LABEL, DELETED], 0)
-        row["usage"]["active_users_by"] = {**known, **counts.by}
+    none = dict.fromkeys([*segment.labels, NONE_LABEL, OTHER_LABEL, DELETED], 0)
+    rows = selection.read(partial(report, by=segment.grouping))
+    for row in rows:
+        row["usage"]["active_users_by"] = {**none, **row["usage"]["active_users_by"]}
     return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -16,10 +16,11 @@ from souvenirs import timestamps
 from souvenirs.databases import as_in_list, from_result
 from souvenirs.history import rows as raw
 from souvenirs.history.plans import History, Users
-from souvenirs.history.segments import UsersByValue, same
+from souvenirs.history.segments import By, UsersByValue
 from souvenirs.isolation import repeatable_read
 from souvenirs.models import LastSeen, Rollup, Souvenir, SouvenirQuerySet
 from souvenirs.periods import EARLIEST, LATEST, Interval, bucket_containing
+from souvenirs.users import key_of_row
 
 
 class UserCounts(NamedTuple):
@@ -44,7 +45,7 @@ def count_users(
 def count_users_by(
     start: datetime | None, end: datetime | None, rows: SouvenirQuerySet | None, path: str
 ) -> Counter[Any]:
-    """The users whom `count_users` counts, by the value that the path leads to."""
+    """Count the users of `count_users` by the value that the path leads to."""
     if rows is None:
         (counts,) = count_users_of_ranges_by([_range(start, end)], path)
         return counts.by
@@ -63,7 +64,7 @@ def users_between(start: datetime | None = None, end: datetime | None = None) ->
         history = History([_clamped(_range(start, end))], using, is_snapshot)
         ((_, users),) = history.iter_users([0], with_members=True)
     user: Any = LastSeen._meta.get_field("user")
-    keys = [user.target_field.to_python(key) for key in users.without_ordinal]
+    keys = [key_of_row(key) for key in users.without_ordinal]
     ordinals = as_in_list(users.members, using)
     condition = Q(souvenirs_last_seen__id__in=ordinals)
     if not user.db_constraint:  # users are in another database: they go by their keys
@@ -84,13 +85,10 @@ def count_users_of_ranges(ranges: Sequence[Interval], using: str | None = None) 
 
 
 def count_users_of_ranges_by(
-    ranges: Sequence[Interval],
-    path: str,
-    using: str | None = None,
-    label_of: Callable[[Any], Any] = same,
+    ranges: Sequence[Interval], by: By, using: str | None = None
 ) -> list[UserCounts]:
     """Distinct users of each range, also by the value that a path from the user model leads to, or
-    by what `label_of` makes of it: see `count_users_of_ranges`. In addition, all users' values are
+    by a grouping of such values: see `count_users_of_ranges`. In addition, all users' values are
     read once.
 
     Raise FieldError if there is no such path.
@@ -99,7 +97,7 @@ def count_users_of_ranges_by(
         return []
     using = using or router.db_for_read(Souvenir)
     counts: dict[int, UserCounts] = {}
-    by_value = UsersByValue(path, using, label_of)
+    by_value = UsersByValue(by, using)
     with repeatable_read(using) as is_snapshot:
         history = History([_clamped(each) for each in ranges], using, is_snapshot)
         for number, users in history.iter_users(range(len(ranges)), with_members=True):

@@ -6,7 +6,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldError
@@ -14,7 +14,7 @@ from django.core.exceptions import FieldError
 from souvenirs.bitmaps import bitmap, union
 from souvenirs.history.plans import Users
 from souvenirs.models import LastSeen
-from souvenirs.users import has_constraint
+from souvenirs.users import has_constraint, key_of_row
 
 if TYPE_CHECKING:
     from pyroaring import BitMap
@@ -24,20 +24,29 @@ CHUNK = 10_000  # rows that are read at once
 MAX_KEYS = 900  # in a query: SQLite may take no more than 999 parameters
 
 
-def same(value: Any) -> Any:
-    return value
+class Grouping(NamedTuple):
+    """What users are counted by: what `label_of` makes of the value that a path leads to, or, for
+    None, the value."""
+
+    path: str
+    label_of: Callable[[Any], Any] | None = None
+
+
+By = str | Grouping  # a path alone is a grouping by its values
 
 
 class UsersByValue:
-    """The users that exist, by the value that a path leads to, or by what `label_of` makes of it.
+    """The users that exist, by the value that a path leads to, or by a label of it.
 
     It reads them once (in one query, or two where they are in another database than souvenirs), and
     then counts any number of sets of users without further queries, except for those who have no
     ordinal.
     """
 
-    def __init__(self, path: str, using: str, label_of: Callable[[Any], Any] = same) -> None:
-        self.path, self.using, self.label_of = path, using, label_of
+    def __init__(self, by: By, using: str) -> None:
+        self.using = using
+        self.path, label_of = by if isinstance(by, Grouping) else Grouping(by)
+        self.label_of = label_of or (lambda value: value)
 
     @cached_property
     def members(self) -> dict[Any, BitMap]:
@@ -95,8 +104,7 @@ class UsersByValue:
         users = get_user_model()._base_manager
         if has_constraint():
             users = users.using(self.using)
-        user: Any = LastSeen._meta.get_field("user")
-        keys = [user.target_field.to_python(key) for key in raw_keys]
+        keys = [key_of_row(key) for key in raw_keys]
         for at in range(0, len(keys), MAX_KEYS):
             found = users.filter(pk__in=keys[at : at + MAX_KEYS])
             yield from found.values_list("pk", self.path).iterator(CHUNK)
