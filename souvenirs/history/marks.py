@@ -6,6 +6,7 @@ transaction that honours them.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +16,7 @@ from django.db.models import Min, QuerySet, Value
 from souvenirs import timestamps
 from souvenirs.databases import as_in_list
 from souvenirs.models import DeletedMember, DirtyBucket, Souvenir
-from souvenirs.periods import Interval, bucket_containing
+from souvenirs.periods import BUCKET, Interval, bucket_containing
 
 # A bucket that has ended so long ago is rolled up. A writer who takes over half as long to write a
 # souvenir marks its bucket; so clocks of a site's machines may differ by the other half.
@@ -35,6 +36,12 @@ def mark_buckets(buckets: Iterable[int], using: str) -> None:
     DirtyBucket.objects.using(using).bulk_create(
         (DirtyBucket(bucket=bucket) for bucket in sorted(buckets)), batch_size=BATCH_SIZE
     )
+
+
+def may_be_rolled_up(bucket: int) -> bool:
+    """Whether the roller may have read this bucket (by its start) by now, so that a souvenir in it
+    which was committed just now has to be marked."""
+    return time.time() > bucket + BUCKET + GRACE_SECONDS / 2
 
 
 def mark_deleted(members: Iterable[tuple[int, int]], using: str) -> None:

@@ -11,7 +11,7 @@ from django.db import connections, transaction
 from django.db.models import F
 
 from souvenirs import timestamps
-from souvenirs.databases import delete_rows, set_isolation_level
+from souvenirs.databases import can_skip_locked, delete_rows, set_isolation_level
 from souvenirs.history.marks import GRACE_SECONDS, MARKS_PER_TRANSACTION, oldest_mark
 from souvenirs.history.rows import first_day_with_rows
 from souvenirs.models import Souvenir, UserDeletion, Watermark
@@ -98,8 +98,7 @@ def rollup_lock(using: str, wait: bool = True) -> Iterator[Watermark]:
             # Rows that are locked, or in sight of a DELETE, must be in sight of each SELECT too
             set_isolation_level(using, "READ COMMITTED")
         rows = Watermark.objects.using(using)
-        can_skip = connection.features.has_select_for_update_skip_locked
-        if not wait and can_skip and not rows.select_for_update(skip_locked=True):
+        if not wait and can_skip_locked(using) and not rows.select_for_update(skip_locked=True):
             raise LockNotAcquired
         # A write comes first, so that SQLite waits for its turn before it reads anything
         if not rows.update(revision=F("revision") + 1):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from django.db import connections, router
+from django.db import router
 
 from souvenirs import timestamps
-from souvenirs.databases import delete_rows
+from souvenirs.databases import can_skip_locked, delete_rows
 from souvenirs.history.progress import rollup_lock, watermark
 from souvenirs.history.rollups import merge_into_rollups, read_members
 from souvenirs.models import Souvenir, SouvenirQuerySet
@@ -37,7 +37,7 @@ def prune(older_than: float, on_batch: Callable[[int], object] | None = None) ->
     using = router.db_for_write(Souvenir)
     # Rows that another transaction is deleting are left to it. So nobody waits here for a row while
     # holding others, which a transaction that deletes a user might want.
-    skip = connections[using].features.has_select_for_update_skip_locked
+    skip = can_skip_locked(using)
     deleted = 0
     if watermark(using).rolled_up == EARLIEST:
         return deleted

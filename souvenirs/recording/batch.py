@@ -25,7 +25,7 @@ from souvenirs.databases import (
     set_isolation_level,
     to_parameter,
 )
-from souvenirs.history.marks import GRACE_SECONDS, mark_buckets
+from souvenirs.history.marks import mark_buckets, may_be_rolled_up
 from souvenirs.lastseen import ordinals, table
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import BUCKET, bucket_containing, slot_containing
@@ -78,7 +78,7 @@ class Batch:
             self.of_user[entry.user_pk].append(entry)
         self.skips = can_skip_locked(using)
         # Not as it was when the visits were queued: what others wrote since is no clock's mistake
-        self.latest = latest()
+        self.latest = table.latest()
         self.marked: set[int] = set()
 
     def write(self) -> None:
@@ -223,18 +223,11 @@ class Batch:
 
     def mark_late(self) -> None:
         """After the commit, mark the buckets that the roller may have read before it."""
-        late = time.time() - GRACE_SECONDS / 2
-        buckets = {bucket for bucket in self.buckets() if bucket + BUCKET < late} - self.marked
-        if buckets:
-            mark_buckets(buckets, self.using)
+        if late := set(filter(may_be_rolled_up, self.buckets())) - self.marked:
+            mark_buckets(late, self.using)
 
     def buckets(self) -> set[int]:
         return {bucket_containing(entry.first) for entry in self.outcome.added}
-
-
-def latest() -> int:
-    """The latest last-seen time, in unix seconds, that is not a wrong clock's."""
-    return math.floor(time.time()) + conf.last_seen_seconds
 
 
 def minute_start(t: int) -> int:

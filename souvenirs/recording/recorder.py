@@ -14,7 +14,7 @@ from django.db import DataError, IntegrityError, connections, router, transactio
 
 from souvenirs import scopes, timestamps
 from souvenirs.conf import conf
-from souvenirs.history.marks import GRACE_SECONDS, mark_dirty
+from souvenirs.history.marks import mark_dirty, may_be_rolled_up
 from souvenirs.lastseen import get_store, table
 from souvenirs.lastseen.base import LastSeenUpdate
 from souvenirs.models import LastSeen, Souvenir
@@ -61,7 +61,7 @@ class Recording:
         self.minute = slot_containing(self.t, conf.last_seen_seconds, conf.zone)
         self.slot = slot_containing(self.t, self.limit, conf.zone) if self.limit else None
         self.has_row = False
-        self.bucket_end = bucket_containing(self.t) + BUCKET
+        self.bucket = bucket_containing(self.t)
         self.is_marked = False
         self.using = router.db_for_write(Souvenir)
         self.scope = scopes.current()
@@ -146,7 +146,7 @@ class Recording:
                     row = Souvenir(user_id=self.user_pk, when=self.when)
                     row.save(force_insert=True, using=self.using, announce=False)
                     # When a transaction that is not ours will be over, nobody knows
-                    if self.is_nested or self.is_manual or time.time() >= self.bucket_end:
+                    if self.is_nested or self.is_manual or time.time() >= self.bucket + BUCKET:
                         mark_dirty([row], self.using)
                         self.is_marked = True
                 if claim and claim.key and self.slot is not None and not self.is_manual:
@@ -155,8 +155,7 @@ class Recording:
             if claim and claim.key:
                 throttle.release(claim)
             raise
-        is_late = time.time() > self.bucket_end + GRACE_SECONDS / 2
-        if result == ADDED and is_late and not self.is_marked:  # the roller may have been here
+        if result == ADDED and not self.is_marked and may_be_rolled_up(self.bucket):
             mark_dirty([row], self.using)
         return result
 

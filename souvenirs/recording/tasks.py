@@ -138,7 +138,7 @@ def record_user(key: Any) -> str | None:
     try:
         return record(key)
     except get_user_model().DoesNotExist:
-        memory.missing_users[key] = now + memory.MISSING_SECONDS
+        memory.remember_missing(key)
         return None
 
 

@@ -23,7 +23,7 @@ from souvenirs import scopes, timestamps
 from souvenirs.conf import conf
 from souvenirs.connections import dropping_dead_connections
 from souvenirs.databases import in_transaction, takes_writers
-from souvenirs.lastseen import get_store
+from souvenirs.lastseen import get_store, table
 from souvenirs.lastseen.base import LastSeenUpdate
 from souvenirs.logs import LogLimit
 from souvenirs.models import Souvenir
@@ -283,7 +283,7 @@ class Writer:
     def _give_to_store(self, entries: Sequence[Entry], *, confirmed: bool) -> None:
         """Move last-seen times in the store. confirmed: the table has just said that the users
         exist."""
-        latest = batch.latest()
+        latest = table.latest()
         updates = []
         for entry in entries:
             if entry.last <= latest and (confirmed or not entry.in_store):
