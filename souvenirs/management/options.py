@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Mapping
 from datetime import date, datetime, timedelta
 from datetime import time as clock_time
 from typing import Any
@@ -28,6 +29,20 @@ def duration(value: Any) -> int:
         return parse_duration(text)
     except ValueError as error:
         raise ArgumentTypeError(str(error).replace(repr(text), repr(value), 1)) from None
+
+
+def add_older_than(parser: ArgumentParser, help: str) -> None:
+    """Add --older-than, which `age_of` reads."""
+    parser.add_argument("--older-than", type=duration, metavar="DURATION", help=help)
+
+
+def age_of(options: Mapping[str, Any]) -> int:
+    """Seconds of --older-than. Raises CommandError if it is not given: not by argparse, which
+    call_command would give str() of a timedelta."""
+    age: int | None = options["older_than"]
+    if age is None:
+        raise CommandError("Error: --older-than is required, such as 90d", returncode=2)
+    return age
 
 
 def to_moment(option: str, value: Any) -> datetime | None:

@@ -20,7 +20,7 @@ from souvenirs.conf import conf
 from souvenirs.history import counting
 from souvenirs.lastseen import get_store
 from souvenirs.management.base import SouvenirsCommand
-from souvenirs.management.options import duration, show, to_moment
+from souvenirs.management.options import add_older_than, age_of, show, to_moment
 from souvenirs.periods import EARLIEST
 from souvenirs.spreadsheets import csv_lines
 
@@ -39,12 +39,7 @@ class Command(SouvenirsCommand):
     requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--older-than",
-            type=duration,
-            metavar="DURATION",
-            help="how long they have not been seen, such as 90d or 1y",
-        )
+        add_older_than(parser, "how long they have not been seen, such as 90d or 1y")
         parser.add_argument(
             "--joined-before",
             metavar="DATE",
@@ -61,10 +56,7 @@ class Command(SouvenirsCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        age = options["older_than"]
-        if age is None:
-            # Not by argparse, which call_command would give str() of a timedelta
-            raise CommandError("Error: --older-than is required, such as 90d", returncode=2)
+        age = age_of(options)
         since = max(time.time() - age, EARLIEST)
         require_record(since)
         users = control.inactive_users(

@@ -5,12 +5,10 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import CommandError
-
 from souvenirs import checks
 from souvenirs.history import maintenance, pruning
 from souvenirs.management.base import SouvenirsCommand
-from souvenirs.management.options import duration
+from souvenirs.management.options import add_older_than, age_of
 from souvenirs.management.progress import Progress
 
 
@@ -23,12 +21,7 @@ class Command(SouvenirsCommand):
     requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--older-than",
-            type=duration,
-            metavar="DURATION",
-            help="the age from which on they are deleted, such as 90d or 1y",
-        )
+        add_older_than(parser, "the age from which on they are deleted, such as 90d or 1y")
         parser.add_argument(
             "--dry-run",
             action="store_true",
@@ -36,10 +29,7 @@ class Command(SouvenirsCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        age = options["older_than"]
-        if age is None:
-            # Not by argparse, which call_command would give str() of a timedelta
-            raise CommandError("Error: --older-than is required, such as 90d", returncode=2)
+        age = age_of(options)
         if options["dry_run"]:
             self.stdout.write(f"{pruning.prunable(age).count()} souvenirs would be deleted.")
             return
