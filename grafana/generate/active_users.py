@@ -9,6 +9,8 @@ from grafana.generate.panels import (
     fixed,
     mapping,
     override,
+    share_gauge,
+    sorted_by,
     stat,
     steps,
     table,
@@ -98,25 +100,12 @@ def active_users() -> Json:
                     "Value #C": "Last complete",
                     "Value #D": "Reached",
                 },
-                transformations=[
-                    {
-                        "id": "sortBy",
-                        "options": {"fields": {}, "sort": [{"field": "Began", "desc": True}]},
-                    }
-                ],
+                transformations=[sorted_by("Began")],
                 size=(24, 7),
                 unit="locale",
                 overrides=[
                     override("byName", "Began", unit="dateTimeAsIso"),
-                    override(
-                        "byName",
-                        "Reached",
-                        unit="percentunit",
-                        decimals=0,
-                        max=1,
-                        color=fixed("blue"),
-                        custom__cellOptions={"type": "gauge", "mode": "basic"},
-                    ),
+                    share_gauge("Reached"),
                 ],
             ),
             *(

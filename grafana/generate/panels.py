@@ -76,6 +76,24 @@ def override(matcher: str, value: str, **properties: Any) -> Json:
     }
 
 
+def sorted_by(field: str) -> Json:
+    """A table's transformation: the largest value of a field first."""
+    return {"id": "sortBy", "options": {"fields": {}, "sort": [{"field": field, "desc": True}]}}
+
+
+def share_gauge(field: str) -> Json:
+    """A table's column of shares, each with a bar."""
+    return override(
+        "byName",
+        field,
+        unit="percentunit",
+        decimals=0,
+        max=1,
+        color=fixed("blue"),
+        custom__cellOptions={"type": "gauge", "mode": "basic"},
+    )
+
+
 def fixed(color: str) -> Json:
     return {"mode": "fixed", "fixedColor": color}
 

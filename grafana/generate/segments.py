@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from grafana.generate.frame import dashboard, row, variable
-from grafana.generate.panels import LAST_MIN_MAX, fixed, override, table, timeseries
+from grafana.generate.panels import (
+    LAST_MIN_MAX,
+    fixed,
+    override,
+    share_gauge,
+    sorted_by,
+    table,
+    timeseries,
+)
 from grafana.generate.queries import Json, active, figure, now, share, targets
 
 USERS, TO_DATE = "souvenirs_segment_active_users", "souvenirs_calendar_segment_active_users"
@@ -45,27 +53,11 @@ def segments() -> Json:
                     "Value #E": "This month",
                     "Value #F": "This year",
                 },
-                transformations=[
-                    {
-                        "id": "sortBy",
-                        "options": {
-                            "fields": {},
-                            "sort": [{"field": "In the window", "desc": True}],
-                        },
-                    }
-                ],
+                transformations=[sorted_by("In the window")],
                 size=(24, 8),
                 unit="locale",
                 overrides=[
-                    override(
-                        "byName",
-                        "Share",
-                        unit="percentunit",
-                        decimals=0,
-                        max=1,
-                        color=fixed("blue"),
-                        custom__cellOptions={"type": "gauge", "mode": "basic"},
-                    ),
+                    share_gauge("Share"),
                 ],
             ),
             timeseries(
