@@ -139,7 +139,8 @@ def check_flush_seconds(**kwargs: Any) -> list[CheckMessage]:
     if not is_number(value) or not 0 <= value <= 60:
         return [
             Error(
-                f"SOUVENIRS_FLUSH_SECONDS is {value!r}, which is no number of seconds up to 60.",
+                f"SOUVENIRS_FLUSH_SECONDS is {value!r}, which is not a number of seconds from 0"
+                " to 60.",
                 hint="Set it to a number from 0 (write visits in their requests) to 60;"
                 " 0.5 is the default.",
                 id="souvenirs.E012",

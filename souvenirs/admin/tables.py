@@ -184,7 +184,7 @@ def growth_column(row: Row) -> Column:
     if not row.knows_growth:
         hint = _("%(period)s: not known") % {"period": row.name}
         return Column(name=row.short, hint=hint)
-    # Not those retained, beside whom the others could not be seen
+    # Retained users are left out: beside them, the others would be too small to see
     above = Bar(NEW, row.new or 0), Bar(RESURRECTED, row.resurrected or 0)
     below = (Bar(CHURNED, row.churned or 0),)
     return Column(

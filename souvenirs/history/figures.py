@@ -72,7 +72,7 @@ class KeptFigures:
             if self._key == (key := (using, tuple(series.items()), state)):
                 return self._figures
             parts = _read_parts(series, using, is_snapshot, most_rows)
-            if parts is None:  # rolling up makes the difference, which is no change
+            if parts is None:  # keep nothing: rolling up may leave the revision as it is
                 return {}
             self._figures = parts.figures(self._joined, state.deletions, read_context)
             self._key = key
