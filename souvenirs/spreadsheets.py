@@ -19,11 +19,13 @@ class Echo:
 
 
 def safe_cell(value: Any) -> Any:
-    """`value`, behind an apostrophe if it is text that a spreadsheet would compute. Numbers, also
-    negative ones, stay as they are; None is empty."""
-    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
-        return f"'{value}"
-    return value
+    """`value`, behind an apostrophe if it is text that a spreadsheet would compute, and without NUL
+    characters, which Python 3.10 cannot write. Numbers, also negative ones, stay as they are; None
+    is empty."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\0", "")
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
 def csv_lines(headers: Iterable[Any], rows: Iterable[Iterable[Any]]) -> Iterator[str]:

@@ -20,6 +20,11 @@ def test_safe_cell__leaves_everything_else(value: object) -> None:
     assert safe_cell(value) is value
 
 
+@pytest.mark.parametrize("text, cell", [("a\0da", "ada"), ("\0=1+1", "'=1+1")])
+def test_safe_cell__leaves_out_nul_characters(text: str, cell: str) -> None:
+    assert safe_cell(text) == cell
+
+
 @given(
     st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=2), min_size=1)
 )
