@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs.bitmaps import bitmap, union
-from souvenirs.history import cohorts, figures, pruning, repair
+from souvenirs.history import cohorts, figures, joined, pruning, repair
 from souvenirs.history.cohorts import Record, Series, WindowCounter
 from souvenirs.history.figures import KeptFigures, read_figures
 from souvenirs.models import DirtyBucket, LastSeen, Souvenir
@@ -242,6 +243,28 @@ def test_kept_figures__of_what_is_not_rolled_up_are_absent_and_not_kept() -> Non
         assert kept.read(last_days(9), using, most_rows=8)["day"][-1].active == 1
 
 
+@pytest.mark.skipif(not has_date_joined, reason="it is not known when users joined")
+def test_joined_before__is_right_if_threads_ask_at_the_same_time(monkeypatch: Any) -> None:
+    record(early := join("early", START - DAY), START)
+    record(join("late", START + DAY), START + 2 * DAY)
+    ids, using = bitmap(LastSeen.objects.values_list("pk", flat=True)), router.db_for_read(Souvenir)
+    kept, look_up = joined.JoinedBefore(), joined._joined
+
+    def founders(t: float) -> set[Any]:
+        found = kept.among(ids, t, 0, using, nullcontext)
+        return set(LastSeen.objects.filter(pk__in=found).values_list("user_id", flat=True))
+
+    def interrupted(*args: Any) -> Any:
+        found = look_up(*args)
+        monkeypatch.undo()
+        assert founders(START) == {early.pk}  # another thread's
+        return found
+
+    monkeypatch.setattr(joined, "_joined", interrupted)
+    assert len(founders(START + 9 * DAY)) == 2
+    assert founders(START) == {early.pk}
+
+
 def test_kept_figures__look_up_only_newcomers_of_whom_it_is_not_known_when_they_joined(
     monkeypatch: Any,
 ) -> None:
@@ -254,7 +277,7 @@ def test_kept_figures__look_up_only_newcomers_of_whom_it_is_not_known_when_they_
 
     def noting(self: Any, *args: Any) -> Any:
         found = among(self, *args)
-        asked.append(set(self._asked))
+        asked.append(set(self._kept[1]))
         return found
 
     monkeypatch.setattr(figures.JoinedBefore, "among", noting)

@@ -20,7 +20,7 @@ def test_safe_cell__leaves_everything_else(value: object) -> None:
     assert safe_cell(value) is value
 
 
-@pytest.mark.parametrize("text, cell", [("a\0da", "ada"), ("\0=1+1", "'=1+1")])
+@pytest.mark.parametrize(("text", "cell"), [("a\0da", "ada"), ("\0=1+1", "'=1+1")])
 def test_safe_cell__leaves_out_nul_characters(text: str, cell: str) -> None:
     assert safe_cell(text) == cell
 

@@ -49,11 +49,11 @@ def read_figures(
 
 
 class KeptFigures:
-    """Figures of closed periods, which the process keeps until the history changes."""
+    """Figures of closed periods, which the process keeps until the history changes. Threads may
+    read at the same time: each keeps a key and its figures in one step."""
 
     def __init__(self) -> None:
-        self._key: Hashable = None
-        self._figures: dict[str, list[Figures]] = {}
+        self._kept: tuple[Hashable, dict[str, list[Figures]]] = (None, {})
         self._joined = JoinedBefore()
 
     def read(
@@ -69,14 +69,16 @@ class KeptFigures:
         until = max(period.end for each in series.values() for period in each.periods)
         with read_context(using), repeatable_read(using) as is_snapshot:
             state = revision(until, using)
-            if self._key == (key := (using, tuple(series.items()), state)):
-                return self._figures
+            key = using, tuple(series.items()), state
+            kept_key, figures = self._kept
+            if kept_key == key:
+                return figures
             parts = _read_parts(series, using, is_snapshot, most_rows)
             if parts is None:  # keep nothing: rolling up may leave the revision as it is
                 return {}
-            self._figures = parts.figures(self._joined, state.deletions, read_context)
-            self._key = key
-        return self._figures
+            figures = parts.figures(self._joined, state.deletions, read_context)
+            self._kept = key, figures
+        return figures
 
 
 @dataclass

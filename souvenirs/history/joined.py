@@ -27,12 +27,12 @@ class JoinedBefore:
     """The users who joined before an instant, of those that were asked for.
 
     They stay until users are deleted: accounts do not say otherwise later, and reading all of them
-    takes longer than the rest of a sweep.
+    takes longer than the rest of a sweep. Threads may ask at the same time: what is kept is
+    replaced in one step, never changed.
     """
 
     def __init__(self) -> None:
-        self._key: Hashable = None
-        self._asked, self._joined = bitmap(), bitmap()
+        self._kept: tuple[Hashable, BitMap, BitMap] = (None, bitmap(), bitmap())
 
     def among(
         self, users: BitMap, t: float, deletions: int, using: str, read_context: ReadContext
@@ -45,16 +45,16 @@ class JoinedBefore:
         """
         if not has_date_joined():
             return None
-        if self._key != (key := (t, deletions, using)):
-            self._key = key
-            self._asked, self._joined = bitmap(), bitmap()
-        if new := users - self._asked:
+        key, asked, joined = self._kept
+        if key != (t, deletions, using):
+            asked, joined = bitmap(), bitmap()
+        if new := users - asked:
             rows = LastSeen.objects.using(using).order_by()
             if len(new) <= MAX_ORDINALS:
                 rows = rows.filter(pk__in=as_in_list(new, using))
-            self._joined |= _joined(rows, t, read_context)
-            self._asked |= users
-        return self._joined
+            joined = joined | _joined(rows, t, read_context)
+            self._kept = (t, deletions, using), asked | users, joined
+        return joined
 
 
 def _joined(rows: QuerySet[LastSeen], t: float, read_context: ReadContext) -> BitMap:
