@@ -1,6 +1,6 @@
 # make demo      the site, its traffic and its numbers, on SQLite (ARGS=--help for options)
 # make test      style, types, and the fast tests: for each change (ARGS="-k throttle" for some)
-# make gate      all tests but soak, on each database: before a change lands
+# make gate      the other tests but soak, on each database: before a change lands
 # make matrix    every pair of database, key, time zone and routing; soak; more cases: for a release
 # make dates     the fast tests when days, months, quarters, years and UTC offsets change
 # make lint      style, types, migrations
@@ -12,6 +12,7 @@ PYTHON310 ?= python3.10
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 FAST := not own_site and not slow and not soak
+REST := (own_site or slow) and not soak
 # How many cases are invented for a property: see tests/conftest.py
 GATE := --hypothesis-profile=gate
 NIGHTLY := --hypothesis-profile=nightly
@@ -27,9 +28,10 @@ test: lint
 	DATABASE=sqlite     SHAPE=""             $(PYTEST) -m "$(FAST)"
 	DATABASE=postgresql SHAPE="uuid routed"  $(PYTEST) -m "database and $(FAST)"
 
+# What `make test` leaves out: both together are all tests but soak, and none runs twice
 gate: .venv/test
-	DATABASE=sqlite     SHAPE=""             $(PYTEST) $(GATE) -m "not soak"
-	DATABASE=postgresql SHAPE="uuid routed"  $(PYTEST) $(GATE) -m "database and not own_site and not soak"
+	DATABASE=sqlite     SHAPE=""             $(PYTEST) $(GATE) -m "$(REST)"
+	DATABASE=postgresql SHAPE="uuid routed"  $(PYTEST) $(GATE) -m "database and slow and not own_site and not soak"
 	DATABASE=mariadb    SHAPE="string naive" $(PYTEST) $(GATE) -m "database and not own_site and not soak"
 	DATABASE=postgresql SHAPE=""             $(PYTEST) $(GATE) tests/test_segments.py  # joined to users
 
@@ -51,7 +53,7 @@ dates: .venv310/test
 
 coverage:
 	rm -f .coverage
-	$(MAKE) gate ARGS="--cov --cov-append --cov-report="
+	$(MAKE) test gate ARGS="--cov --cov-append --cov-report="
 	$(BIN)/coverage report
 
 lint: .venv/test
