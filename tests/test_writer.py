@@ -118,14 +118,14 @@ def test_entry__that_the_database_refuses_keeps_no_other_back(
     history: None, monkeypatch: pytest.MonkeyPatch, results: list[str], write_errors: list[int]
 ) -> None:
     users = people(7)
-    insert = batch.insert_values
+    insert = batch.insert_times
 
-    def refuse(model: Any, columns: Any, rows: Any, using: str) -> None:
+    def refuse(model: Any, names: Any, rows: Any, using: str) -> None:
         if any(row[0] == users[3].pk for row in rows):
             raise DataError("out of range")
-        insert(model, columns, rows, using)
+        insert(model, names, rows, using)
 
-    monkeypatch.setattr(batch, "insert_values", refuse)
+    monkeypatch.setattr(batch, "insert_times", refuse)
     for user in users:
         visit(user)
     testing.flush()

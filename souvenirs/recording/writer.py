@@ -283,6 +283,9 @@ class Writer:
     def _give_to_store(self, entries: Sequence[Entry], *, confirmed: bool) -> None:
         """Move last-seen times in the store. confirmed: the table has just said that the users
         exist."""
+        store = get_store()
+        if store.in_table:
+            return
         latest = table.latest()
         updates = []
         for entry in entries:
@@ -295,7 +298,7 @@ class Writer:
             entry.in_store = True
         try:
             if updates:
-                get_store().touch_all(updates)
+                store.touch_all(updates)
         except Exception as error:
             self._note_failure(error, opens=False)
 
