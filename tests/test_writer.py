@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from django.db import DataError, connections
+from django.db import DataError, connections, transaction
 from django.test import override_settings
 
 from souvenirs import testing
@@ -266,6 +266,18 @@ def test_deletion__keeps_what_was_not_written_yet_in_the_history(history: None) 
     testing.flush()
     assert count_active_users() == 2
     assert [user for user, _ in visits()] == [users[1].pk]
+
+
+def test_deletion__in_a_transaction_writes_the_visits_of_that_user_only(history: None) -> None:
+    users = people(2)
+    for user in users:
+        visit(user)
+    gone, other = (user.pk for user in users)
+    with transaction.atomic(), transaction.atomic("history"):
+        users[0].delete()
+        assert {user for user, _ in visits()} == {gone}
+    testing.flush()
+    assert [user for user, _ in visits()] == [other]
 
 
 # Processes

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 from django.core.signals import setting_changed
-from django.db import connections, router
+from django.db import DatabaseError, connections, router
 
 from souvenirs import scopes, timestamps
 from souvenirs.conf import conf
@@ -359,13 +359,19 @@ def write_before_deletion(user_pks: Sequence[Any], using: str, **kwargs: Any) ->
     waiting = writer.queue.of_users(set(user_pks))
     if not waiting:
         return
-    if has_constraint():  # in the deletion's transaction; the entries stay, in case that fails
-        Souvenir.objects.using(using).bulk_create(
+    # In the deletion's transaction, if it is of the same database. The entries stay, in case that
+    # fails; if it does not, the writer finds that they are nobody's
+    ours = using if has_constraint() else router.db_for_write(Souvenir)
+    try:
+        Souvenir.objects.using(ours).bulk_create(
             Souvenir(user_id=entry.user_pk, when=timestamps.to_datetime(entry.first))
             for entry in waiting
         )
-    else:
-        writer.flush()
+    except DatabaseError as error:
+        if ours == using:
+            raise
+        breaker.failure(error, opens=False)
+        write_failed.send_robust(sender=Souvenir)
 
 
 writer = Writer()
