@@ -213,6 +213,24 @@ def test_thread__writes_by_itself_and_ends_when_nothing_comes(
     servers.wait_until(lambda: sessions() == 1)  # this thread's
 
 
+def test_visit__that_comes_while_the_thread_ends_is_written(
+    history: None, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    users = people(2)
+    finish = writing.Writer._finish
+
+    def finish_and_visit(self: writing.Writer) -> None:
+        finish(self)
+        settings.SOUVENIRS_FLUSH_SECONDS = 0.02
+        visit(users[1])
+
+    visit(users[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(writing.Writer, "_finish", finish_and_visit)
+        writer.stop()
+    servers.wait_until(lambda: Souvenir.objects.count() == 2)
+
+
 def sessions() -> int:
     with connections["history"].cursor() as cursor:
         cursor.execute("SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database()")

@@ -143,7 +143,7 @@ class Writer:
                     idle_since = time.monotonic()
                     self.flush()
                 if is_last:
-                    self._finish()
+                    self._finish()  # a visit that comes from here on starts another thread
                     return
                 if time.monotonic() - idle_since > IDLE_SECONDS and self._may_end():
                     return
@@ -163,7 +163,7 @@ class Writer:
     def _finish(self) -> None:
         """Write what is left until the time of `stop` is over, or the database fails."""
         breaker.untried()
-        while self.queue and time.monotonic() < self._stop_at:
+        while not self._may_end() and time.monotonic() < self._stop_at:
             if not self.flush():
                 return
             if self.queue:
