@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from django.db import DatabaseError, connections, models, transaction
 from django.db.models.expressions import RawSQL
@@ -41,10 +41,9 @@ def set_isolation_level(using: str, level: str) -> None:
     connection = connections[using]
     if connection.vendor == "sqlite":
         return
+    jit = "; SET LOCAL jit = off" if connection.vendor == "postgresql" else ""
     with connection.cursor() as cursor:
-        cursor.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
-        if connection.vendor == "postgresql":
-            cursor.execute("SET LOCAL jit = off")
+        cursor.execute(f"SET TRANSACTION ISOLATION LEVEL {level}{jit}")
 
 
 def locks_on_read(using: str) -> bool:
@@ -53,12 +52,10 @@ def locks_on_read(using: str) -> bool:
 
 
 def in_transaction(using: str) -> bool:
-    """Whether this thread is in a transaction, or commits by itself. It makes no connection."""
-    for connection in connections.all(initialized_only=True):
-        if connection.alias == using:
-            is_connected = connection.connection is not None
-            return connection.in_atomic_block or (is_connected and not connection.autocommit)
-    return False
+    """Whether this thread is in a transaction, or commits by itself. It connects to nothing."""
+    connection = connections[using]
+    is_connected = connection.connection is not None
+    return connection.in_atomic_block or (is_connected and not connection.autocommit)
 
 
 def takes_writers(using: str) -> bool:
@@ -82,19 +79,19 @@ def can_skip_locked(using: str) -> bool:
 
 
 def lock_keys(
-    model: type[models.Model], keys: Iterable[Any], using: str, *, shared: bool
+    model: type[models.Model], keys: Collection[Any], using: str, *, shared: bool
 ) -> set[Any]:
     """Lock the rows with these primary keys that nobody holds, and return their keys.
 
     shared: against deletion only (on MySQL: against any change), and beside others who do so.
     """
+    if not keys:
+        return set()
     connection: Any = connections[using]
     key: Any = model._meta.pk
     quote = connection.ops.quote_name
     table, column = quote(model._meta.db_table), quote(key.column)
-    values = [key.get_db_prep_value(value, connection) for value in keys]
-    if not values:
-        return set()
+    condition, params = is_one_of(key, keys, using)
     lock, index = "FOR UPDATE", ""
     if connection.vendor == "mysql":
         index = "FORCE INDEX (PRIMARY)"  # else it may read, and lock, the whole table
@@ -102,14 +99,13 @@ def lock_keys(
             lock = "LOCK IN SHARE MODE" if connection.mysql_is_mariadb else "FOR SHARE"
     elif shared:
         lock = "FOR KEY SHARE"
-    places = ", ".join(["%s"] * len(values))
+    convert = converter(key, using)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT {column} FROM {table} {index} WHERE {column} IN ({places})"  # noqa: S608
-            f" {lock} SKIP LOCKED",
-            values,
+            f"SELECT {column} FROM {table} {index} WHERE {condition} {lock} SKIP LOCKED",  # noqa: S608
+            params,
         )
-        return {_converted(value, key, using) for (value,) in cursor.fetchall()}
+        return {convert(value) for (value,) in cursor.fetchall()}
 
 
 def share_name_locks(name: str, numbers: Iterable[int], using: str) -> None:
@@ -142,54 +138,89 @@ def checks_keys_late(using: str) -> bool:
     return connections[using].vendor == "postgresql"
 
 
-# Many values in one statement
+# Many values in one statement. On PostgreSQL they are arrays of keys and numbers: where each value
+# is a parameter, and each time a text, the client spends three times as much on them.
 
 
-def insert_values(
-    model: type[models.Model], columns: Sequence[str], rows: Sequence[Sequence[Any]], using: str
+def is_one_of(field: Any, values: Iterable[Any], using: str) -> tuple[str, list[Any]]:
+    """A condition, that the field's column has one of these values, and its parameters."""
+    connection = connections[using]
+    name = connection.ops.quote_name(field.column)
+    params = [field.get_db_prep_value(value, connection) for value in values]
+    if connection.vendor == "postgresql":
+        place, array = _array(field, params, connection)
+        return f"{name} = ANY({place})", [array]
+    return f"{name} IN ({', '.join(['%s'] * len(params))})", params
+
+
+def _array(field: Any, params: list[Any], connection: Any) -> tuple[str, list[Any]]:
+    """A placeholder of an array of the field's type, for PostgreSQL, and its parameter. It is wide
+    enough for keys that the column cannot hold: to cut one would find somebody else."""
+    kind = field.db_type(connection)
+    if kind in ("smallint", "integer", "bigint"):
+        return "CAST(%s AS bigint[])", [int(value) for value in params]  # Django's are int2, int4
+    return f"CAST(%s AS {'varchar' if kind.startswith('varchar') else kind}[])", params
+
+
+def insert_times(
+    model: type[models.Model], names: tuple[str, str], rows: Sequence[tuple[Any, float]], using: str
 ) -> None:
-    """Insert rows of parameters, in one statement."""
+    """Insert rows of two fields, a key and a datetime given as unix time, in one statement."""
     if not rows:
         return
-    quote = connections[using].ops.quote_name
-    names = ", ".join(map(quote, columns))
-    row = f"({', '.join(['%s'] * len(columns))})"
-    with connections[using].cursor() as cursor:
-        cursor.execute(
-            f"INSERT INTO {quote(model._meta.db_table)} ({names})"  # noqa: S608
-            f" VALUES {', '.join([row] * len(rows))}",
-            [value for values in rows for value in values],
+    connection = connections[using]
+    quote = connection.ops.quote_name
+    fields = [cast(Any, model._meta.get_field(name)) for name in names]
+    key = fields[0]
+    keys = [key.get_db_prep_save(value, connection) for value, _ in rows]
+    if connection.vendor == "postgresql":
+        place, array = _array(key, keys, connection)
+        source = (
+            "SELECT v.key, to_timestamp(v.t)"  # noqa: S608
+            f" FROM unnest({place}, CAST(%s AS float8[])) AS v (key, t)"
         )
+        params: list[Any] = [array, [t for _, t in rows]]
+    else:
+        source = f"VALUES {', '.join(['(%s, %s)'] * len(rows))}"
+        times = (to_parameter(t, using) for _, t in rows)
+        params = [value for pair in zip(keys, times) for value in pair]
+    table, columns = quote(model._meta.db_table), ", ".join(quote(each.column) for each in fields)
+    with connection.cursor() as cursor:
+        cursor.execute(f"INSERT INTO {table} ({columns}) {source}", params)
 
 
-def update_datetimes(
-    model: type[models.Model], column: str, values: Mapping[int, Any], using: str
+def update_times(
+    model: type[models.Model], column: str, times: Mapping[int, float], using: str
 ) -> None:
-    """Set a column of the rows with these ids, each to a value of `to_parameter`: one statement,
-    in which each row costs little."""
+    """Set a column of datetimes in the rows with these ids, each to a unix time: one statement, in
+    which each row costs little."""
     connection: Any = connections[using]
     quote = connection.ops.quote_name
     table, name = quote(model._meta.db_table), quote(column)
+    params: list[Any]
     if connection.vendor == "postgresql":
         statement = (
-            f"UPDATE {table} AS t SET {name} = v.value"  # noqa: S608
-            " FROM unnest(CAST(%s AS bigint[]), CAST(%s AS timestamptz[])) AS v (id, value)"
+            f"UPDATE {table} AS t SET {name} = to_timestamp(v.t)"  # noqa: S608
+            " FROM unnest(CAST(%s AS bigint[]), CAST(%s AS float8[])) AS v (id, t)"
             " WHERE t.id = v.id"
         )
-        params: list[Any] = [list(values), list(values.values())]
-    elif connection.vendor == "mysql" and can_skip_locked(using):
-        # Driven from the values, or it may read, and lock, the whole table
-        statement = (
-            "UPDATE JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$[0]', value DATETIME(6)"  # noqa: S608
-            f" PATH '$[1]')) v STRAIGHT_JOIN {table} t FORCE INDEX (PRIMARY) ON t.id = v.id"
-            f" SET t.{name} = v.value"
-        )
-        params = [json.dumps(list(values.items()))]
+        params = [list(times), list(times.values())]
     else:
-        case = f"CASE id {'WHEN %s THEN %s ' * len(values)}END"
-        places = ", ".join(["%s"] * len(values))
-        statement = f"UPDATE {table} SET {name} = {case} WHERE id IN ({places})"  # noqa: S608
-        params = [each for pair in values.items() for each in pair] + list(values)
+        texts = {t: to_parameter(t, using) for t in set(times.values())}  # few, as a rule
+        pairs = [(id, texts[t]) for id, t in times.items()]
+        if connection.vendor == "mysql" and can_skip_locked(using):
+            # Driven from the values, or it may read, and lock, the whole table
+            statement = (
+                "UPDATE JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$[0]', value DATETIME(6)"  # noqa: S608
+                f" PATH '$[1]')) v STRAIGHT_JOIN {table} t FORCE INDEX (PRIMARY) ON t.id = v.id"
+                f" SET t.{name} = v.value"
+            )
+            params = [json.dumps(pairs)]
+        else:
+            case = f"CASE id {'WHEN %s THEN %s ' * len(pairs)}END"
+            places = ", ".join(["%s"] * len(pairs))
+            statement = f"UPDATE {table} SET {name} = {case} WHERE id IN ({places})"  # noqa: S608
+            params = [*(value for pair in pairs for value in pair), *times]
     with connection.cursor() as cursor:
         cursor.execute(statement, params)
 
@@ -308,17 +339,36 @@ def to_parameter(seconds: float, using: str) -> Any:
 
 def from_result(value: Any, field: Any, using: str) -> float | None:
     """The unix time of what a raw statement returned of a DateTimeField."""
-    value = _converted(value, field, using)
+    value = converter(field, using)(value)
     return None if value is None else timestamps.to_seconds(value)
 
 
-def _converted(value: Any, field: Any, using: str) -> Any:
-    """What a raw statement returned of a field, as the ORM would return it."""
+def whole_seconds(field: Any, using: str) -> tuple[str, Callable[[Any], int | None]]:
+    """What to select of a DateTimeField for its unix time, floored; and a function that makes it of
+    the result."""
+    name = connections[using].ops.quote_name(field.column)
+    if connections[using].vendor == "postgresql":
+        return f"CAST(FLOOR(EXTRACT(EPOCH FROM {name})) AS bigint)", lambda seconds: seconds
+    convert = converter(field, using)
+
+    def floored(value: Any) -> int | None:
+        return None if value is None else math.floor(timestamps.to_seconds(convert(value)))
+
+    return name, floored
+
+
+def converter(field: Any, using: str) -> Callable[[Any], Any]:
+    """A function from what a raw statement returned of a field to what the ORM returns."""
     connection = connections[using]
     column = field.get_col(field.model._meta.db_table)
-    for convert in connection.ops.get_db_converters(column) + field.get_db_converters(connection):
-        value = convert(value, column, connection)
-    return value
+    steps = connection.ops.get_db_converters(column) + column.get_db_converters(connection)
+
+    def convert(value: Any) -> Any:
+        for step in steps:
+            value = step(value, column, connection)
+        return value
+
+    return convert
 
 
 def shown_from(t: float, using: str) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Collection, Iterable
+from functools import cache, lru_cache
 from numbers import Integral
 from typing import Any
 from uuid import UUID
@@ -70,16 +70,21 @@ def clean_pk(user: Any) -> Any:
     Raises TypeError as `key_of` does, and ValueError for a user who is not saved and for a value
     that no key can have.
     """
-    key = key_of(user)
+    key = clean_key(key_of(user))
+    if key is None:
+        raise ValueError(f"{user!r} has no primary key: only saved users can be remembered")
+    if key is UNSTORABLE:
+        raise ValueError(f"{user!r} is neither a user nor a primary key of one")
+    return key
+
+
+def clean_key(key: Any) -> Any:
+    """A key that passed `is_key`, as the user model has it; UNSTORABLE if it cannot have it."""
     try:
         key = _key_field().to_python(key)
     except ValidationError:
-        key = UNSTORABLE
-    if key is None:
-        raise ValueError(f"{user!r} has no primary key: only saved users can be remembered")
-    if not is_storable(key):
-        raise ValueError(f"{user!r} is neither a user nor a primary key of one")
-    return key
+        return UNSTORABLE
+    return key if is_storable(key) else UNSTORABLE
 
 
 def is_key(value: Any) -> bool:
@@ -106,10 +111,11 @@ def is_storable(key: Any) -> bool:
     if isinstance(key, int):
         return -(2**63) <= key < 2**63
     if not isinstance(key, str):
-        return key is not UNSTORABLE
+        return True
     return "\0" not in key and not SURROGATES.search(key)
 
 
+@cache
 def _key_field() -> Any:
     return get_user_model()._meta.pk
 
@@ -148,7 +154,7 @@ def existing_users(user_pks: Iterable[Any], using: str | None = None) -> set[Any
     return set(users.filter(pk__in=list(user_pks)).values_list("pk", flat=True))
 
 
-def lock_users(user_pks: Iterable[Any], using: str, *, shared: bool) -> set[Any]:
+def lock_users(user_pks: Collection[Any], using: str, *, shared: bool) -> set[Any]:
     """Lock the users with these keys whom nobody holds: see `databases.lock_keys`."""
     return lock_keys(get_user_model(), user_pks, using, shared=shared)
 
@@ -162,6 +168,7 @@ def has_constraint() -> bool:
 def _on_setting_changed(setting: str, **kwargs: Any) -> None:
     if setting == "AUTH_USER_MODEL":
         pk_attribute.cache_clear()
+        _key_field.cache_clear()
 
 
 setting_changed.connect(_on_setting_changed)

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 from django.conf import settings
-from django.db import connections, router, transaction
+from django.db import connections, models, router, transaction
 from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
@@ -172,6 +172,28 @@ def test_visit__of_nobody_is_dropped_and_remembered(results: list[str]) -> None:
     assert sorted(user for user, _ in visits()) == sorted(user.pk for user in users)
     assert results == ["added", "added"]
     assert memory.is_missing(NOBODY, time.time())
+
+
+@pytest.mark.where(not isinstance(User._meta.pk, models.UUIDField))
+def test_visit__of_a_key_that_the_column_cannot_hold_is_dropped(results: list[str]) -> None:
+    [user] = people(1)
+    huge = 2**40 if isinstance(user.pk, int) else f"{user.pk}{'x' * 300}"
+    for key in (huge, user.pk):
+        visit(User(pk=key))
+    testing.flush()
+    assert [pk for pk, _ in visits()] == [user.pk]
+    assert results == ["added"]
+
+
+def test_visit__keeps_its_microseconds() -> None:
+    chance = random.Random(3)
+    users = people(20)
+    for number, user in enumerate(users):
+        with at(T + number * HOUR + chance.random()):
+            visit(user)
+    queued = writer.queue.of_users({user.pk for user in users})
+    testing.flush()
+    assert dict(visits()) == {entry.user_pk: entry.first for entry in queued}
 
 
 def test_visit__of_a_user_who_got_the_key_of_another_is_recorded() -> None:

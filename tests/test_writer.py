@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from django.db import DataError, connections
+from django.db import DataError, connections, transaction
 from django.test import override_settings
 
 from souvenirs import testing
@@ -118,14 +118,14 @@ def test_entry__that_the_database_refuses_keeps_no_other_back(
     history: None, monkeypatch: pytest.MonkeyPatch, results: list[str], write_errors: list[int]
 ) -> None:
     users = people(7)
-    insert = batch.insert_values
+    insert = batch.insert_times
 
-    def refuse(model: Any, columns: Any, rows: Any, using: str) -> None:
+    def refuse(model: Any, names: Any, rows: Any, using: str) -> None:
         if any(row[0] == users[3].pk for row in rows):
             raise DataError("out of range")
-        insert(model, columns, rows, using)
+        insert(model, names, rows, using)
 
-    monkeypatch.setattr(batch, "insert_values", refuse)
+    monkeypatch.setattr(batch, "insert_times", refuse)
     for user in users:
         visit(user)
     testing.flush()
@@ -213,6 +213,24 @@ def test_thread__writes_by_itself_and_ends_when_nothing_comes(
     servers.wait_until(lambda: sessions() == 1)  # this thread's
 
 
+def test_visit__that_comes_while_the_thread_ends_is_written(
+    history: None, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    users = people(2)
+    finish = writing.Writer._finish
+
+    def finish_and_visit(self: writing.Writer) -> None:
+        finish(self)
+        settings.SOUVENIRS_FLUSH_SECONDS = 0.02
+        visit(users[1])
+
+    visit(users[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(writing.Writer, "_finish", finish_and_visit)
+        writer.stop()
+    servers.wait_until(lambda: Souvenir.objects.count() == 2)
+
+
 def sessions() -> int:
     with connections["history"].cursor() as cursor:
         cursor.execute("SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database()")
@@ -266,6 +284,18 @@ def test_deletion__keeps_what_was_not_written_yet_in_the_history(history: None) 
     testing.flush()
     assert count_active_users() == 2
     assert [user for user, _ in visits()] == [users[1].pk]
+
+
+def test_deletion__in_a_transaction_writes_the_visits_of_that_user_only(history: None) -> None:
+    users = people(2)
+    for user in users:
+        visit(user)
+    gone, other = (user.pk for user in users)
+    with transaction.atomic(), transaction.atomic("history"):
+        users[0].delete()
+        assert {user for user, _ in visits()} == {gone}
+    testing.flush()
+    assert [user for user, _ in visits()] == [other]
 
 
 # Processes

@@ -17,7 +17,15 @@ from django.db import connections, router, transaction
 
 from souvenirs import timestamps
 from souvenirs.conf import conf
-from souvenirs.databases import to_column, to_parameter, typed_datetime, update_datetimes
+from souvenirs.databases import (
+    converter,
+    is_one_of,
+    to_column,
+    to_parameter,
+    typed_datetime,
+    update_times,
+    whole_seconds,
+)
 from souvenirs.lastseen import get_store, ordinals
 from souvenirs.lastseen.base import LastSeenUpdate
 from souvenirs.models import LastSeen, Souvenir
@@ -120,16 +128,23 @@ def lock_rows(
 ) -> dict[Any, tuple[int, int | None]]:
     """Lock the rows of these users until the transaction ends. Return, by user, the row's id and
     its time in unix seconds (None for none). skip_locked: leave out rows that somebody holds."""
-    rows = LastSeen.objects.using(using).select_for_update(skip_locked=skip_locked)
-    found = rows.filter(user_id__in=user_pks).values_list("user_id", "pk", "seen")
-    return {user: (pk, None if seen is None else seconds(seen)) for user, pk, seen in found}
+    connection = connections[using]
+    user, table, key, _ = _user_field_and_names(connection)
+    condition, params = is_one_of(user, user_pks, using)
+    seen, to_seconds = whole_seconds(LastSeen._meta.get_field("seen"), using)
+    lock = ""
+    if connection.features.has_select_for_update:
+        lock = connection.ops.for_update_sql(skip_locked=skip_locked)
+    to_key = converter(user, using)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {key}, id, {seen} FROM {table} WHERE {condition} {lock}", params)  # noqa: S608
+        return {to_key(each): (pk, to_seconds(at)) for each, pk, at in cursor.fetchall()}
 
 
 def move_rows(times: Mapping[int, int], using: str) -> None:
     """Set the times of these rows, which are locked: unix seconds, by the rows' ids."""
     if times:
-        values = {pk: to_parameter(seen, using) for pk, seen in times.items()}
-        update_datetimes(LastSeen, "seen", values, using)
+        update_times(LastSeen, "seen", times, using)
 
 
 def catch_up(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:

@@ -12,18 +12,18 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from django.db import connections, router, transaction
+from django.db import router, transaction
 
 from souvenirs import timestamps
 from souvenirs.conf import conf
 from souvenirs.databases import (
     can_skip_locked,
     checks_keys_late,
-    insert_values,
+    insert_times,
     set_isolation_level,
-    to_parameter,
 )
 from souvenirs.history.marks import mark_buckets, may_be_rolled_up
 from souvenirs.lastseen import ordinals, table
@@ -186,6 +186,7 @@ class Batch:
 
     def move(self, known: Known, due: set[Any]) -> None:
         times: dict[int, int] = {}
+        minute_start = cache(_minute_start)  # most visits of a batch are of the same seconds
         for user_pk, entries in self.of_user.items():
             pk, seen = known[user_pk]
             newest = max((math.floor(e.last) for e in entries if e.last <= self.latest), default=-1)
@@ -199,16 +200,8 @@ class Batch:
         table.move_rows(times, self.using)
 
     def insert(self, due: Sequence[Entry]) -> None:
-        user: Any = Souvenir._meta.get_field("user")
-        connection = connections[self.using]
-        rows = [
-            (
-                user.get_db_prep_save(entry.user_pk, connection),
-                to_parameter(entry.first, self.using),
-            )
-            for entry in due
-        ]
-        insert_values(Souvenir, (user.column, "when"), rows, self.using)
+        rows = [(entry.user_pk, entry.first) for entry in due]
+        insert_times(Souvenir, ("user", "when"), rows, self.using)
 
     def mark(self) -> None:
         """Mark the buckets of new souvenirs that have ended by now. The clock is read again once
@@ -230,5 +223,5 @@ class Batch:
         return {bucket_containing(entry.first) for entry in self.outcome.added}
 
 
-def minute_start(t: int) -> int:
+def _minute_start(t: int) -> int:
     return int(slot_containing(t, conf.last_seen_seconds, conf.zone).start)

@@ -17,9 +17,9 @@ from django.db.transaction import TransactionManagementError
 from souvenirs.breaker import Breaker
 from souvenirs.recording.results import FAILED, send_recorded
 
-# Deadlock and serialization failure, of PostgreSQL (SQLSTATE) and of MySQL (error number): the next
-# visit can be recorded, so the server need not be left alone
-CONFLICTS = frozenset({"40001", "40P01", 1213})
+# Deadlock, serialization failure, a lock that did not come in time: of PostgreSQL (SQLSTATE) and of
+# MySQL (error number). The next visit can be recorded, so the server need not be left alone
+CONFLICTS = frozenset({"40001", "40P01", "55P03", 1205, 1213})
 # A value that the columns' character set cannot hold, for MySQL: not a DataError, as elsewhere
 BAD_TEXTS = frozenset({1267, 1270, 1271, 1300, 1366, 3988})
 HARMLESS = CONFLICTS | BAD_TEXTS

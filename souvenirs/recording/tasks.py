@@ -24,7 +24,7 @@ from souvenirs.recording.recorder import record
 from souvenirs.recording.requests import loaded_user_pk
 from souvenirs.recording.results import FAILED, SKIPPED, send_recorded
 from souvenirs.recording.writer import writer
-from souvenirs.users import clean_pk
+from souvenirs.users import UNSTORABLE, clean_key, clean_pk
 
 # Returns what souvenez does, None if there was nothing to write
 RecordTask = Callable[[], str | None]
@@ -144,17 +144,17 @@ def record_user(key: Any) -> str | None:
 
 def queue_user(key: Any, now: float) -> RecordTask | None:
     """Leave the user with this key to the writer, who may need a task to be done for it."""
-    try:
-        user_pk = clean_pk(key)
-    except (TypeError, ValueError):
+    user_pk = clean_key(key)
+    if user_pk is UNSTORABLE:  # a service's name, say, in a token
         return None
     now = int(now * 1_000_000) / 1_000_000  # so that no row is rounded into the next slot
     window = windows.containing(now)
     known = memory.recent_users.get(user_pk)
     has_row = known is not None and known.has_row(now)
     writer.add(user_pk, window.slot, now, has_row)
-    for each in {user_pk, key}:
-        memory.recent_users[each] = window.with_row if has_row else window.without_row
+    memory.recent_users[user_pk] = recent = window.with_row if has_row else window.without_row
+    if key is not user_pk:
+        memory.recent_users[key] = recent
     return stand_in if writer.is_stalled() else None
 
 

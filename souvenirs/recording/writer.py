@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 from django.core.signals import setting_changed
-from django.db import connections, router
+from django.db import DatabaseError, connections, router
 
 from souvenirs import scopes, timestamps
 from souvenirs.conf import conf
@@ -143,7 +143,7 @@ class Writer:
                     idle_since = time.monotonic()
                     self.flush()
                 if is_last:
-                    self._finish()
+                    self._finish()  # a visit that comes from here on starts another thread
                     return
                 if time.monotonic() - idle_since > IDLE_SECONDS and self._may_end():
                     return
@@ -163,7 +163,7 @@ class Writer:
     def _finish(self) -> None:
         """Write what is left until the time of `stop` is over, or the database fails."""
         breaker.untried()
-        while self.queue and time.monotonic() < self._stop_at:
+        while not self._may_end() and time.monotonic() < self._stop_at:
             if not self.flush():
                 return
             if self.queue:
@@ -283,6 +283,9 @@ class Writer:
     def _give_to_store(self, entries: Sequence[Entry], *, confirmed: bool) -> None:
         """Move last-seen times in the store. confirmed: the table has just said that the users
         exist."""
+        store = get_store()
+        if store.in_table:
+            return
         latest = table.latest()
         updates = []
         for entry in entries:
@@ -295,7 +298,7 @@ class Writer:
             entry.in_store = True
         try:
             if updates:
-                get_store().touch_all(updates)
+                store.touch_all(updates)
         except Exception as error:
             self._note_failure(error, opens=False)
 
@@ -356,13 +359,19 @@ def write_before_deletion(user_pks: Sequence[Any], using: str, **kwargs: Any) ->
     waiting = writer.queue.of_users(set(user_pks))
     if not waiting:
         return
-    if has_constraint():  # in the deletion's transaction; the entries stay, in case that fails
-        Souvenir.objects.using(using).bulk_create(
+    # In the deletion's transaction, if it is of the same database. The entries stay, in case that
+    # fails; if it does not, the writer finds that they are nobody's
+    ours = using if has_constraint() else router.db_for_write(Souvenir)
+    try:
+        Souvenir.objects.using(ours).bulk_create(
             Souvenir(user_id=entry.user_pk, when=timestamps.to_datetime(entry.first))
             for entry in waiting
         )
-    else:
-        writer.flush()
+    except DatabaseError as error:
+        if ours == using:
+            raise
+        breaker.failure(error, opens=False)
+        write_failed.send_robust(sender=Souvenir)
 
 
 writer = Writer()
