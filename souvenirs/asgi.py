@@ -19,7 +19,7 @@ def flush_at_shutdown(application: Application) -> Application:
         application = flush_at_shutdown(get_asgi_application())
 
     Servers such as uvicorn end a process by a signal, without Python's exit handlers; but first
-    they tell the application, by the ASGI event `lifespan.shutdown`. Takes at most 3 seconds.
+    they send the application the ASGI event `lifespan.shutdown`. Takes at most 3 seconds.
     """
 
     async def wrapped(scope: Message, receive: Receive, send: Send) -> None:

@@ -1,7 +1,7 @@
 """Sets of LastSeen ids <-> bytes, as small as they get.
 
 It is the portable format of roaring bitmaps; or, for small bitmaps where that is smaller, a packed
-form of it, which the first byte tells apart. In a small bitmap the format's 16-bit words are mostly
+form of it. The first byte says which. In a small bitmap the format's 16-bit words are mostly
 a sorted array: one differs little from the next, so the differences deflate well.
 
 pyroaring is imported on first use: only one of the interpreters in a process can load it, and under

@@ -15,9 +15,9 @@ class Breaker:
     """Stops asking a server that is down, so that its time-out is not paid on every request.
 
     After a failure `allows` says no for PROBE_SECONDS, then lets one caller through to probe, and
-    everybody again after a success. Whoever was let through tells what came of it: `success`,
+    all callers again after a success. A caller that was let through reports the outcome: `success`,
     `failure`, or `untried` if the server was not asked. Failures are logged with their cause, at
-    most once in LOG_SECONDS; the message tells how many were not logged. So is the first success
+    most once in LOG_SECONDS; the message says how many were not logged. So is the first success
     after a failure that was logged.
     """
 
@@ -37,7 +37,7 @@ class Breaker:
         self._probe_at = 0.0
         self._log_at = 0.0
         self._unlogged = 0
-        self._is_told = False  # that it fails
+        self._is_logged = False  # that it fails
 
     @property
     def is_open(self) -> bool:
@@ -56,12 +56,12 @@ class Breaker:
     def success(self) -> None:
         if self._open:
             self._open = False
-            if self._is_told:
-                self._is_told = False
+            if self._is_logged:
+                self._is_logged = False
                 logger.warning("%s works again", self.what)
 
     def untried(self) -> None:
-        """Lets the next caller probe: the one who might have did not ask the server after all."""
+        """Let the next caller probe: the last one did not ask the server after all."""
         self._probe_at = 0.0
 
     def failure(self, error: Exception, *, opens: bool = True) -> None:
@@ -76,7 +76,7 @@ class Breaker:
                 return
             self._log_at = now + LOG_SECONDS
             count, self._unlogged = self._unlogged, 0
-            self._is_told |= opens
+            self._is_logged |= opens
         logger.error(
             "%s failed (%d failures since the last such message): %r",
             self.what, count, error, exc_info=error,

@@ -1,6 +1,6 @@
 """What differs between SQLite, PostgreSQL, MySQL and MariaDB, where Django does not hide it.
 
-Every other module of souvenirs asks this one, so that a look here tells what a database needs.
+Every other module of souvenirs asks this one, so what a database needs can be read here.
 (Migration 0003 decides for itself, as migrations do.)
 """
 

@@ -77,7 +77,7 @@ class ToUser:
     """Mixin of relations to the user model: a constraint in the database where it can be one.
 
     It cannot be where a router keeps the users' table in another database; that depends on the
-    site, so it is asked when a table is made, and is no part of the migrations' state.
+    site, so it is asked when a table is made, and is not part of the migrations' state.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

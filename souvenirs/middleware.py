@@ -19,7 +19,7 @@ Response = HttpResponseBase
 class SouvenirsMiddleware:
     """Remember the user of each request, once the view has answered it.
 
-    So users whom the view authenticated are seen too, and a user who logs out in this request. A
+    So users that the view authenticated are seen too, and a user who logs out in this request. A
     response never changes, nor fails, because of it: no `Vary`, no cookie, no write to the session.
     """
 

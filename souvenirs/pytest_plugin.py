@@ -1,8 +1,8 @@
 """For the tests of sites that use souvenirs; pytest finds it where the package is installed.
 
 Nobody is recorded in tests: else a request's queries would depend on which tests came before it, as
-the process remembers whom it has recorded. A site whose settings have SOUVENIRS_ENABLED decides
-itself. Who is recorded is written in the request, unless the settings have SOUVENIRS_FLUSH_SECONDS.
+the process remembers the users it has recorded. A site whose settings have SOUVENIRS_ENABLED
+decides itself. Visits are written in the request, unless the settings have SOUVENIRS_FLUSH_SECONDS.
 """
 
 from __future__ import annotations

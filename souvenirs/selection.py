@@ -33,7 +33,7 @@ USAGE: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
 
 
 class SelectionError(ValueError):
-    """What is wrong with the parameters, for who sent them."""
+    """The parameters are wrong; the message for their sender says how."""
 
 
 @dataclass(frozen=True, kw_only=True)

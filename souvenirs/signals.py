@@ -5,8 +5,8 @@ from django.dispatch import Signal
 # Sent when it was decided what becomes of a visit, with
 #   result: "added", "rate-limited", "duplicated", "failed", or "skipped" (SOUVENIRS_SHOULD_RECORD)
 #   user_pk: the user's primary key; None for a tally, and where a failure came before it was known
-#   count: how many visits this speaks of. Visits that process memory answered are free of signals;
-#       they are tallied, and told together as one "rate-limited" of that count.
+#   count: the number of visits. Visits that process memory answers send no signal one by one: they
+#       are tallied, and sent together as one "rate-limited" with that count.
 # Receivers that raise are logged and do no harm.
 souvenir_recorded = Signal()
 

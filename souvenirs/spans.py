@@ -21,7 +21,7 @@ MAX_PERIODS = 100_000
 
 
 class ReportError(ValueError):
-    """Why there is no such report."""
+    """A report cannot be made; the message says why."""
 
 
 class Span(NamedTuple):

@@ -8,7 +8,7 @@ from souvenirs.recording.writer import writer
 
 
 def forget() -> None:
-    """Forget whom this process has recorded, and all failures, as a restart does. Call it before a
+    """Forget recorded users and all failures, as a restart does. Call it before a
     test in which a user is to be recorded: an earlier test's user may have had the same key."""
     writer.discard()
     throttle.clear()

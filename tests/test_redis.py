@@ -403,7 +403,7 @@ def test_wiped__is_noticed_and_filled_from_the_table(
     assert told(caplog) == []
 
     wipe(store)
-    for cause in ["Redis is filled anew", "Redis has been filled anew"]:
+    for cause in ["Redis is being refilled", "Redis has been refilled"]:
         samples = collect()
         assert samples["up",] == 0
         # To the hour: from its beginning on, so there is one more than in 24 hours

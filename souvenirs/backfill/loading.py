@@ -81,8 +81,8 @@ def load(
     fast for entries that are sorted by time: a batch is compared with all rows of the time that
     it spans.
 
-    What cannot be loaded is passed over: Bad among the entries, users who are unknown or not the
-    only ones, times before 1973 or still to come. `on_bad` is called with each. Users who are
+    What cannot be loaded is passed over: Bad among the entries, unknown users, keys that several
+    users share, times before 1973 or still to come. `on_bad` is called with each. Users who are
     deleted meanwhile are passed over too, and counted as bad.
 
     strict: raise BackfillError at the first Bad, and then add nothing: all is one transaction,

@@ -14,9 +14,9 @@ age k.
 
 What the record does not reach back to is None, or left out: growth of a period whose previous one
 began before the record, the cohort of a period that did so itself. The first activity of users who
-joined before the record is unknown, so they are never new. Where nobody knows when users joined,
-there are no new and resurrected users, and no cohorts, in periods that begin in the record's first
-SETTLING_SECONDS: most of those who seem new then are not.
+joined before the record is unknown, so they are never new. Where it is not known when users
+joined, there are no new and resurrected users, and no cohorts, in periods that begin in the
+record's first SETTLING_SECONDS: most of those who seem new then are not.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Record(NamedTuple):
     """What is known of the time before the history.
 
     start: when the record begins, unix seconds.
-    joined_before: the users who joined before that. None: nobody knows when users joined.
+    joined_before: the users who joined before that; None if that is not known.
     """
 
     start: float

@@ -55,9 +55,9 @@ def count_users_by(
 
 
 def users_between(start: datetime | None = None, end: datetime | None = None) -> QuerySet[Any]:
-    """The users whom `count_users` counts, except deleted ones.
+    """The users that `count_users` counts, except deleted ones.
 
-    Who they are is looked up now; the queryset asks for their rows when it is used.
+    Their keys are looked up now; the queryset reads their rows when it is used.
     """
     using = router.db_for_read(LastSeen)
     with repeatable_read(using) as is_snapshot:

@@ -23,7 +23,7 @@ LOCK_SIZE = 50_000  # rows
 def keep_history(user_pks: Sequence[Any], using: str) -> None:
     """Keep the buckets that users were active in, where they are not rolled up yet, as marks.
 
-    Nothing is locked but what is theirs, so people who delete users do not wait for each other.
+    Only their rows are locked, so deletions of different users do not wait for each other.
     Last-seen rows come first, as where visits are written: no more souvenirs come meanwhile, which
     nobody would delete. Marks may say again what a Rollup already knows.
     """

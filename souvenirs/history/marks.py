@@ -18,8 +18,8 @@ from souvenirs.databases import as_in_list
 from souvenirs.models import DeletedMember, DirtyBucket, Souvenir
 from souvenirs.periods import BUCKET, Interval, bucket_containing
 
-# A bucket that has ended so long ago is rolled up. A writer who takes over half as long to write a
-# souvenir marks its bucket; so clocks of a site's machines may differ by the other half.
+# A bucket that has ended this long ago is rolled up. A writer that takes over half as long to write
+# a souvenir marks its bucket; so clocks of a site's machines may differ by the other half.
 GRACE_SECONDS = 120
 MARKS_PER_TRANSACTION = 50_000
 BATCH_SIZE = 5_000  # marks in a statement

@@ -136,7 +136,7 @@ class History:
         """Add the users of Rollups, and take out the ranges that are complete."""
         while found:  # again if a Rollup has disappeared: without a snapshot, it may be repaired
             numbers = list(found)
-            wanted: dict[int, list[int]] = defaultdict(list)  # key of a Rollup -> who needs it
+            wanted: dict[int, list[int]] = defaultdict(list)  # key of a Rollup -> its ranges
             missing: dict[int, int] = {}
             covering = covering_rollups([spans[number] for number in numbers], self.using)
             for number, refs in zip(numbers, covering):

@@ -1,4 +1,4 @@
-"""How far the history has been rolled up, and the lock of those who change it."""
+"""How far the history has been rolled up, and the lock to take before changing it."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def _repair_day(day: Interval, using: str) -> None:
 
 
 def _existing(ordinals: BitMap, using: str) -> BitMap:
-    """Those of these LastSeen ids that are of users who exist: only rows say when they were active.
+    """The LastSeen ids of existing users among these: only rows say when they were active.
     (They are looked up after the rows: a user who is deleted in between is not lost.)"""
     if not ordinals:
         return bitmaps.bitmap()

@@ -51,7 +51,7 @@ def _roll_up_new(limit: int | None, using: str) -> Interval | None:
     rolled_up = watermark(using).rolled_up
     if rolled_up == due or (rolled_up == EARLIEST and first_day_with_rows(due, using) is None):
         return None
-    if rolled_up == EARLIEST:  # before the transaction: in it, several who begin could deadlock
+    if rolled_up == EARLIEST:  # before the transaction, in which two first roll-ups could deadlock
         ensure_watermark(using)
     with rollup_lock(using, wait=limit is None) as mark:
         start: int | None = mark.rolled_up

@@ -1,11 +1,11 @@
 """Rollups: roaring bitmaps of the users who were active in closed intervals.
 
-A bitmap holds LastSeen ids: they are dense whatever the users' keys are, and after a user is
-deleted they point at nobody. Facts ("this user was active in this bucket") are only ever added, and
-each is at any time in a row, in a mark, or in the Rollups; whoever moves one adds it to the new
-place in the transaction that takes it from the old one. So a reader who looks which buckets are
-marked, then at rows, then at the members of marks, then at Rollups misses nothing, with or without
-a snapshot.
+A bitmap holds LastSeen ids: they are dense whatever the users' keys are, and a deleted user's
+id belongs to nobody. Facts ("this user was active in this bucket") are only ever added, and
+each is at any time in a row, in a mark, or in the Rollups: code that moves one adds it to the new
+place in the transaction that removes it from the old one. So a reader that looks at the dirty
+buckets, then at rows, then at deleted members, then at Rollups misses nothing, with or without a
+snapshot.
 """
 
 from __future__ import annotations

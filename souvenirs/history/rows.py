@@ -1,4 +1,4 @@
-"""Raw souvenirs of intervals of time: who they are of, and how many users."""
+"""Raw souvenirs of intervals of time: their users, and how many they are."""
 
 from __future__ import annotations
 

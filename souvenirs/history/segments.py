@@ -55,7 +55,7 @@ class UsersByValue:
         try:
             for ordinal, value in self._ordinals():
                 ordinals[self.label_of(value)].append(ordinal)
-        except TypeError:  # a list, say, which is no key of a dictionary
+        except TypeError:  # a list, say, which cannot be a dictionary's key
             raise FieldError(
                 f"{self.path!r} leads to documents or lists: users are counted by a single value"
             ) from None

@@ -45,7 +45,7 @@ def parse_params(
         raise ValueError('LOCATION is missing, such as "redis://127.0.0.1:6379/1"')
     prefix = conf.site_prefix if KEY_PREFIX is ... else KEY_PREFIX
     if not isinstance(prefix, str) or "{" in prefix:
-        raise ValueError(f"KEY_PREFIX is {prefix!r}, which is no string without a hash tag")
+        raise ValueError(f"KEY_PREFIX must be a string without '{{', not {prefix!r}")
     for name, value in {"CLUSTER": CLUSTER, "WITH_TABLE": WITH_TABLE}.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} is {value!r}, which is neither True nor False")
@@ -72,11 +72,11 @@ def client_factory(
     """
     urls = [locations] if isinstance(locations, str) else list(locations)
     if not urls or not all(isinstance(url, str) for url in urls):
-        raise ValueError("LOCATION is no URL and no list of URLs")
+        raise ValueError("LOCATION must be a URL or a list of URLs")
     if wrong := [name for name in options if not isinstance(name, str) or name in RESERVED_OPTIONS]:
         raise ValueError(f"OPTIONS has {wrong!r}, which is not for you to set, or in LOCATION")
     if sentinel is not None and not (isinstance(sentinel, str) and sentinel):
-        raise ValueError(f"SENTINEL is {sentinel!r}, which is no name of a service")
+        raise ValueError(f"SENTINEL must be the name of a service, not {sentinel!r}")
     parsed = [url_options(url) for url in urls]
     servers = [(each.get("host", "localhost"), each.get("port", 6379)) for each in parsed]
     kwargs = {**DEFAULTS, **parsed[0], **options, "decode_responses": False}

@@ -114,7 +114,7 @@ class RedisStore(LastSeenStore):
         return self.table.get(user_pk) if seen is None else seen
 
     def get_many(self, user_pks: Collection[Any]) -> dict[Any, int]:
-        """Ask Redis, and the table for whom it does not know: see `get`."""
+        """Ask Redis, then the table for the users that Redis does not know: see `get`."""
         members = {user_pk: member_of(user_pk) for user_pk in user_pks}
         known = self._ask(lambda: self.shards.get_many(members.values())) or {}
         times = {pk: known[member] for pk, member in members.items() if member in known}
@@ -138,7 +138,7 @@ class RedisStore(LastSeenStore):
                     since=counts.since,
                     newest=counts.newest,
                     exact_from=counts.whole_since,
-                    cause="Redis has been filled anew",
+                    cause="Redis has been refilled",
                 )
         if self.in_table:
             return self.table.count(cuts, until, using, read_context)
@@ -148,7 +148,7 @@ class RedisStore(LastSeenStore):
             since={cut: from_table.since[start] for cut, start in starts.items()},
             newest=from_table.newest,
             exact_from=table.exact_from(from_table.newest, now),
-            cause="Redis does not answer" if counts is None else "Redis is filled anew",
+            cause="Redis does not answer" if counts is None else "Redis is being refilled",
         )
 
     def _count(self, cuts: Sequence[float], until: float) -> Counts:
@@ -226,7 +226,7 @@ class RedisStore(LastSeenStore):
             while not reconciler.step(BATCH_SIZE):
                 pass
         except Exception as error:
-            logger.exception("Redis cannot be swept of users who are none: %r", error)
+            logger.exception("Could not sweep deleted users from Redis: %r", error)
 
     def check(self) -> list[CheckMessage]:
         """souvenirs.W002 if the server is not fit for this, W003 if it cannot be asked."""
@@ -258,7 +258,7 @@ class RedisStore(LastSeenStore):
                 Warning(
                     "The Redis of SOUVENIRS_LAST_SEEN_STORE may evict keys (maxmemory-policy"
                     f" {', '.join(sorted(evicting))}), a sixteenth of all last-seen times each.",
-                    hint="Set its maxmemory-policy to noeviction, or use a server of its own.",
+                    hint="Set its maxmemory-policy to noeviction, or use a separate server.",
                     id="souvenirs.W002",
                 )
             ]

@@ -58,7 +58,7 @@ def to_json(table: Table) -> Iterator[str]:
 
 def to_text(table: Table, style: str = "simple") -> Iterator[str]:
     rows = list(table.rows)
-    # "2016" is a label, no number (and tabulate cannot be told of columns where it has no rows)
+    # "2016" is a label, not a number (tabulate refuses a list of columns if there are no rows)
     labels = list(range(len(table.text))) if rows else False
     lines = tabulate(
         [row for row, _ in rows], table.headers, tablefmt=style, disable_numparse=labels

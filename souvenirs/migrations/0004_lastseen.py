@@ -22,7 +22,7 @@ class DropIndex(migrations.AlterField):
         connection, table = schema_editor.connection, model._meta.db_table
         if (
             schema_editor.collect_sql
-            and connection.vendor != "sqlite"  # which makes the table anew
+            and connection.vendor != "sqlite"  # which rewrites the table
             and self.allow_migrate_model(connection.alias, model)
             and table not in connection.introspection.table_names()
         ):

@@ -13,8 +13,8 @@ BATCH = 5_000  # users; what the migration holds in memory at a time
 def fill_last_seen(apps: Any, schema_editor: Any) -> None:
     """Makes the LastSeen rows of users who have souvenirs and no such row.
 
-    Each batch is a transaction of its own, so that after an interruption the next run goes on
-    where this one stopped. Times that are still to come are no last-seen times.
+    Each batch is a separate transaction, so that after an interruption the next run continues
+    where this one stopped. Future times are ignored.
     """
     using = schema_editor.connection.alias
     LastSeen = apps.get_model("souvenirs", "LastSeen").objects.using(using)

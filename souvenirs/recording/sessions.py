@@ -91,8 +91,8 @@ def look_up(store: type[SessionBase], cookie: str, digest: bytes) -> Any:
 
 
 def signed_in_by_cookie(store: type[SessionBase], cookie: str) -> str | None:
-    """What a signed cookie says of who is signed in, and nothing else of it; None for nobody and
-    for a forged one. Queries nothing."""
+    """Return the key of the user that a signed cookie names; None if it names none, or is forged.
+    Queries nothing."""
     session = read_only(store)(cookie)
     if session.get(SESSION_KEY) is None:
         return None
@@ -108,7 +108,8 @@ def remember_fruitless(digest: bytes) -> None:
 
 @lru_cache(maxsize=8)
 def read_only(store: type[SessionBase]) -> type[SessionBase]:
-    """A session store like `store` that does not write: some clean up or begin anew on loading."""
+    """A session store like `store` that does not write: some clean up, or replace the session, on
+    loading."""
 
     def nothing(self: SessionBase, *args: Any, **kwargs: Any) -> None:
         self._session_key = None

@@ -52,7 +52,7 @@ def try_claim(cache: BaseCache, key: str) -> float | None:
         held: float | None = cache.get(key)
         if held is not None:
             return held
-    # Some clients hide that their server is down, as django-redis does if it is told to
+    # Some clients hide that their server is down, as django-redis does with IGNORE_EXCEPTIONS
     raise ConnectionError(f"{cache!r} keeps nothing, and raises nothing")
 
 
