@@ -479,4 +479,4 @@ def test_rollup_souvenirs__rolls_up_while_redis_is_away(
     assert Rollup.objects.get(kind=Rollup.BUCKET).active_users == len(NAMES)
     told = " ".join(errors(caplog))
     assert "Filling Redis with last-seen times failed" in told
-    assert "cannot be swept" in told
+    assert "Could not sweep" in told

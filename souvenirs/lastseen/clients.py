@@ -45,7 +45,7 @@ def parse_params(
         raise ValueError('LOCATION is missing, such as "redis://127.0.0.1:6379/1"')
     prefix = conf.site_prefix if KEY_PREFIX is ... else KEY_PREFIX
     if not isinstance(prefix, str) or "{" in prefix:
-        raise ValueError(f"KEY_PREFIX must be a string without '{{', not {prefix!r}")
+        raise ValueError(f"KEY_PREFIX must be a string without a hash tag, not {prefix!r}")
     for name, value in {"CLUSTER": CLUSTER, "WITH_TABLE": WITH_TABLE}.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} is {value!r}, which is neither True nor False")
