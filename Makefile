@@ -17,6 +17,8 @@ FAST := not own_site and not slow and not soak
 # How many cases are invented for a property: see tests/conftest.py
 GATE := --hypothesis-profile=gate
 NIGHTLY := --hypothesis-profile=nightly
+# Compiling the tests takes each of pytest's workers four seconds, unless it finds them compiled
+unexport PYTHONDONTWRITEBYTECODE
 APT := $(if $(filter 0,$(shell id -u)),,sudo) env DEBIAN_FRONTEND=noninteractive apt-get
 
 .PHONY: demo test gate matrix dates lint coverage bench servers clean
