@@ -10,12 +10,16 @@
 PYTHON ?= python3
 PYTHON310 ?= python3.10
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+# A file is one worker's; those that take longest begin first: see tests/conftest.py
+SPREAD := -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest $(SPREAD) $(ARGS)
 FAST := not own_site and not slow and not soak
 REST := (own_site or slow) and not soak
 # How many cases are invented for a property: see tests/conftest.py
 GATE := --hypothesis-profile=gate
 NIGHTLY := --hypothesis-profile=nightly
+# Compiling the tests takes each of pytest's workers four seconds, unless it finds them compiled
+unexport PYTHONDONTWRITEBYTECODE
 APT := $(if $(filter 0,$(shell id -u)),,sudo) env DEBIAN_FRONTEND=noninteractive apt-get
 
 .PHONY: demo test gate matrix dates lint coverage bench servers clean
@@ -49,7 +53,7 @@ matrix: .venv/test
 
 # With shifted clocks, for which Python 3.10 is the last that will do: see tests/dates.py
 dates: .venv310/test
-	DATABASE=sqlite SHAPE="" .venv310/bin/python -m tests.dates -n auto --dist loadfile -m "$(FAST)" $(ARGS)
+	DATABASE=sqlite SHAPE="" .venv310/bin/python -m tests.dates $(SPREAD) -m "$(FAST)" $(ARGS)
 
 coverage:
 	rm -f .coverage

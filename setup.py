@@ -105,7 +105,7 @@ setup(
             "pytest-cov>=6",
             "pytest-django>=4.9",
             "pytest-randomly>=3.15",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.8",
             "redis>=5.2.1",
             "time-machine>=2.15",
             "uvicorn>=0.30",

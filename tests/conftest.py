@@ -5,7 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,38 @@ pytest_plugins = ["tests.shared"]
 
 DATABASE_FIXTURES = {"db", "transactional_db"}
 
+# Files that take longest, of which each is one worker's. They begin first, as otherwise the other
+# workers would wait for the last of them; and then those of most tests.
+LONGEST = [
+    "interleavings",
+    "tenants",
+    "failures",
+    "shapes",
+    "exactness",
+    "rules",
+    "scrape_failures",
+    "exporter",
+    "sites_tests",
+    "history_machine",
+    "concurrency",
+    "reports",
+    "asgi",
+    "collector",
+    "browser",
+    "writer",
+    "redis",
+    "connections",
+    "cohorts",
+    "packaging",
+    "dashboards",
+    "exposition",
+    "documented",
+    "end_to_end",
+    "two_sites",
+    "migrations",
+    "uninstalling",
+]
+
 
 def pytest_xdist_auto_num_workers() -> int:
     """On SQLite two for each processor, since a third of the time is waiting for what tests start;
@@ -51,8 +84,10 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) * (2 if IS_SQLITE else 1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
     for item in items:
         fixtures = DATABASE_FIXTURES.intersection(item.fixturenames)
         if fixtures or item.get_closest_marker("django_db"):
@@ -61,6 +96,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if elsewhere:
         config.hook.pytest_deselected(items=elsewhere)
         items[:] = [item for item in items if item not in elsewhere]
+    yield
+    if not config.getoption("loadscopereorder", True):  # as in the Makefile
+        sort_by_files(items)
+
+
+def sort_by_files(items: list[pytest.Item]) -> None:
+    sizes = Counter(item.path for item in items)
+
+    def turn(item: pytest.Item) -> tuple[int, int, Path]:
+        name = item.path.stem.removeprefix("test_")
+        rank = LONGEST.index(name) if name in LONGEST else len(LONGEST)
+        return rank, -sizes[item.path], item.path
+
+    items.sort(key=turn)
 
 
 @pytest.fixture(autouse=True)

@@ -178,7 +178,11 @@ def postgresql_silent(request: Any, keep: Callable[..., None]) -> Case:
 
 def mariadb_frozen(request: Any, keep: Callable[..., None]) -> Case:
     """It freezes while a connection to it is open, and used."""
-    entry = new_database(request.getfixturevalue("mariadb"), connect_timeout=1, read_timeout=1)
+    entry = new_database(
+        request.getfixturevalue("mariadb"),
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=CONNECT_SECONDS,
+    )
     keep({**entry, "CONN_MAX_AGE": None})
     cursor = in_mariadb(entry).cursor()
     cursor.execute("SELECT @@pid_file")

@@ -393,7 +393,7 @@ def test_demo_ends_cleanly(number: signal.Signals) -> None:
             children = descendants(demo.pid)
             assert len(children) == 4  # gunicorn and its workers, Prometheus
             os.killpg(demo.pid, number)  # the whole group, as a terminal does
-            assert demo.wait(10) == 0
+            assert demo.wait(60) == 0
             assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
         assert "Traceback" not in log.read_text()
         for each in (port, watching):

@@ -369,7 +369,7 @@ def redis_stopped(stack: ExitStack, url: str, process: Any) -> Case:
     @contextmanager
     def broken() -> Iterator[None]:
         process.terminate()
-        process.wait(10)
+        process.wait(30)
         yield
         stack.enter_context(servers.redis(servers.port_of(url)))
 

@@ -7,6 +7,7 @@ whoever writes second.
 
 from __future__ import annotations
 
+import copy
 import random
 import threading
 import time
@@ -26,6 +27,8 @@ from souvenirs.history import counting, deletion, maintenance, pruning, repair
 from souvenirs.history.marks import GRACE_SECONDS
 from souvenirs.models import DirtyBucket, Rollup, Souvenir
 from souvenirs.periods import BUCKET, Interval
+from souvenirs.recording.throttle import throttle
+from tests.flushing import Rows
 from tests.history import (
     DAY,
     HOUR,
@@ -59,7 +62,8 @@ def rival(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rival]:
 
 
 class Story:
-    """A history of which a part is rolled up, a part is stale, and a part is due."""
+    """A history of which a part is rolled up, a part is stale, and a part is due. Another story can
+    begin as this one did: see `again`."""
 
     def __init__(self, rival: Rival) -> None:
         self.rival = rival
@@ -76,6 +80,15 @@ class Story:
             self.visit(who, t)
         for t in (FIRST + 9, THIRD + 9):
             self.record(3, t)
+        self.first_facts, self.first_rows = tuple(self.facts), Rows()
+
+    def again(self) -> Story:
+        """The story before anything else happened in it."""
+        self.first_rows.restore()
+        throttle.clear()
+        story = copy.copy(self)
+        story.facts = [*self.first_facts]
+        return story
 
     def visit(self, who: int, t: float) -> None:
         with at(t):
@@ -138,8 +151,9 @@ def at_each_statement(
 ) -> Iterator[Story]:
     """A story for each statement of its method `name`, in which `meanwhile` came before that."""
     number = 0
+    first = Story(rival)
     while True:
-        story = Story(rival)
+        story = first.again()
         with at(NOW):
             if begins:
                 story.begin()
@@ -233,8 +247,9 @@ def test_count__is_right_whatever_comes_between_its_statements(
         return counts
 
     number = 0
+    first = Story(rival)
     while True:
-        story = Story(rival)
+        story = first.again()
         least = [brute(story.facts, *each) for each in RANGES]
         with at(NOW):
             try:

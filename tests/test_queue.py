@@ -362,7 +362,7 @@ def test_row__that_somebody_holds_delays_nobody_else(
     with elsewhere(lambda: hold(held), using):
         start = time.monotonic()
         writer.flush()
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 30
         recent = {user for user, t in visits() if t > T}
         assert recent == {user.pk for user in users if user != held}
         assert len(writer.queue) == 1
