@@ -35,6 +35,7 @@ RUNBOOKS = "https://github.com/appsembler/django-souvenirs/blob/master/docs/aler
 [GROUP] = yaml.safe_load(RULES.read_text())["groups"]
 RECORDS = {rule["record"]: rule for rule in GROUP["rules"] if "record" in rule}
 ALERTS = {rule["alert"]: rule for rule in GROUP["rules"] if "alert" in rule}
+THRESHOLD = "souvenirs:threshold:"
 NAMES = {
     "SouvenirsActiveUsersBelowNormal",
     "SouvenirsActiveUsersDrop",
@@ -44,6 +45,7 @@ NAMES = {
     "SouvenirsMetricsAbsent",
     "SouvenirsNoActivity",
     "SouvenirsNoNewUsers",
+    "SouvenirsRecordsFailing",
     "SouvenirsRollupLagging",
     "SouvenirsSeatsNearlyUsed",
     "SouvenirsSeriesDisappeared",
@@ -139,6 +141,19 @@ def test_record__is_used(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", [name for name in RECORDS if name.startswith(THRESHOLD)])
+def test_threshold__can_be_set_for_a_job(name: str) -> None:
+    of_job = name.replace(THRESHOLD, "job:souvenirs_threshold:")
+    watched = "job:souvenirs_watched:group"
+    assert " ".join(RECORDS[of_job]["expr"].split()) == (
+        f'max by (job) ({name}{{job!=""}}) and {watched} or'
+        f' {watched} * on () group_left () {name}{{job=""}}'
+    )
+    others = [rule["expr"] for rule in GROUP["rules"] if rule.get("record") != of_job]
+    assert not any(name in metrics_of(expr) for expr in others)
+    assert any(f"on (job) group_left () {of_job}" in expr for expr in others)
+
+
 # What people read
 
 
@@ -174,7 +189,9 @@ def test_docs__ask_for_metrics_that_exist() -> None:
 
 def test_docs__have_the_thresholds() -> None:
     documented = dict(re.findall(r"^\| (souvenirs:threshold:\w+) \| ([\d.]+) \|", DOCS, re.M))
-    thresholds = {n: rule["expr"] for n, rule in RECORDS.items() if ":threshold:" in n}
+    thresholds = {
+        name: rule["expr"] for name, rule in RECORDS.items() if name.startswith(THRESHOLD)
+    }
     assert thresholds.pop("souvenirs:threshold:seats") == "vector(0) > 0"  # which is nothing
     assert "| souvenirs:threshold:seats | none |" in DOCS
     assert {name: f"vector({value})" for name, value in documented.items()} == thresholds
