@@ -389,6 +389,30 @@ show([[page[name] for name in names] for page in pages])
     assert shown == [[1, 1, 1], [1, 2, 3]] * 8
 
 
+def test_figures_of_closed_periods__are_kept_apart_between_scrapes(run_tenants: RunTenants) -> None:
+    """Even where the histories of two tenants have the same revision."""
+    shown = run_tenants(
+        """
+now = datetime.now(timezone.utc)
+for schema in TENANTS:
+    with schema_context(schema):
+        Souvenir.objects.bulk_create(
+            Souvenir(user=user, when=now - timedelta(days=days))
+            for user in User.objects.all() for days in range(31)
+        )
+        call_command("rollup_souvenirs", verbosity=0)
+        Watermark.objects.update(revision=7)
+names = [
+    'souvenirs_previous_calendar_growth_users{change="retained",period="day"}',
+    "souvenirs_active_days_gcount",
+]
+show([[metrics(schema).get(name) for name in names] for schema in TENANTS * 2])
+""",
+        "TIME_ZONE = 'UTC'",
+    )
+    assert shown == [[1, 1], [3, 3]] * 2
+
+
 @pytest.mark.parametrize("is_multiprocess", [False, True])
 def test_process_metrics__are_of_all_tenants_and_so_on_nobodys_page(
     is_multiprocess: bool, run_tenants: RunTenants
