@@ -37,7 +37,7 @@ from souvenirs_metrics.families import (
     Family,
 )
 from souvenirs_metrics.readers.base import Families
-from souvenirs_metrics.readers.closed_periods import READERS, series
+from souvenirs_metrics.readers.closed_periods import families_of, series
 from souvenirs_metrics.replay import Track, replay
 from souvenirs_metrics.segments import present_members
 
@@ -165,7 +165,7 @@ def closed_periods(recorded: float, until: float, using: str) -> Iterator[tuple[
                 each.period.end,
                 [
                     PREVIOUS_CALENDAR_ACTIVE_USERS.family(known),
-                    *(f for reader in READERS for f in reader.families_of({name: each})),
+                    *families_of({name: each}),
                 ],
             )
 

@@ -20,7 +20,7 @@ from souvenirs.models import Souvenir
 from souvenirs.periods import NAMES, Interval, bucket_containing, previous_calendar_period
 from souvenirs.users import has_date_joined
 from souvenirs_metrics.readers.base import Reader
-from souvenirs_metrics.readers.closed_periods import AGES, make_readers
+from souvenirs_metrics.readers.closed_periods import AGES, ClosedPeriods
 from tests.history import DAY, HOUR, at, clear, people, record, roll_up, to_when, unix
 from tests.people import User, site, with_databases
 
@@ -33,9 +33,9 @@ T = unix(2024, 1, 1)
 BOUNDS = (1, 2, 3, 5, 7, 10, 14, 21, 28)
 
 
-def read(of: list[Reader], now: float) -> Samples:
+def read(reader: Reader, now: float) -> Samples:
     with at(now):
-        families = [family for reader in of for family in reader.read(now, nullcontext)]
+        families = reader.read(now, nullcontext)
     return {
         (
             sample.name.removeprefix("souvenirs_"),
@@ -131,7 +131,7 @@ def test_read__is_brute_force_at_each_instant_of_a_replay(
         facts = [(who, float(T + seconds)) for who, seconds in past]
         for who, t in facts:
             record(users[who], t)
-        kept = make_readers()
+        kept = ClosedPeriods()
         now = float(T + 120 * DAY + 1)
         roll_up(now)
         assert read(kept, now) == brute(facts, founders, now)
@@ -177,7 +177,7 @@ def test_read__is_there_at_midnight() -> None:
         roll_up(midnight - HOUR)
         souvenez(eve, when=to_when(midnight - 5))
         souvenez(bob, when=to_when(midnight + 0.5))
-        kept = make_readers()
+        kept = ClosedPeriods()
         for now in (midnight + 1, midnight + HOUR):
             found = read(kept, now)
             of_day = {
@@ -193,11 +193,11 @@ def test_read__is_there_at_midnight() -> None:
 def test_read__has_nothing_where_the_history_is_not_rolled_up() -> None:
     (ann,) = people(1)
     record(ann, *(T + day * DAY for day in range(0, 90, 3)))
-    assert read(make_readers(), T + 90 * DAY) == {}
+    assert read(ClosedPeriods(), T + 90 * DAY) == {}
     roll_up(T + 60 * DAY)
-    assert read(make_readers(), T + 90 * DAY) == {}
+    assert read(ClosedPeriods(), T + 90 * DAY) == {}
 
 
 @in_transaction
 def test_read__has_nothing_without_souvenirs() -> None:
-    assert read(make_readers(), T) == {}
+    assert read(ClosedPeriods(), T) == {}

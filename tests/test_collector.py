@@ -162,10 +162,10 @@ def test_collect__takes_a_fixed_number_of_queries(users: int, windows: list[str]
     assert len(of(samples, "souvenirs_previous_calendar_active_users")) == 5
     # last-seen; the lag (2); the first record (2); the state (2, and 1 in a transaction); which
     # Rollups of months and of days (2), their bitmaps; accounts. Growth, retention and active days:
-    # the revision (3); and for all three the state (3), which Rollups (2), their bitmaps, the first
-    # record (2), who joined before it
+    # the revision; the state (3), which Rollups (2), their bitmaps, the first record (2), who joined
+    # before it
     joined = (1 if has_constraint() else 2) if has_date_joined() else 0
-    assert len(queries()) == 23 + joined
+    assert len(queries()) == 21 + joined
     of_last_seen = sum("souvenirs_lastseen" in sql for sql in queries())
     assert of_last_seen == 1 + bool(joined)
 
@@ -469,7 +469,6 @@ GROWTH = {
     "souvenirs_retention_retained_users",
     "souvenirs_active_days",
 }
-GROWTH_PARTS = ("growth", "retention", "active_days")
 ALWAYS = {
     "souvenirs_build_info",
     "souvenirs_collection_part_success",
@@ -508,7 +507,7 @@ def test_collect__leaves_out_a_part_that_fails(
             samples = collect()
     parts = [part]
     if model is Souvenir or has_date_joined():  # growth asks when users joined
-        parts, lost = [part, *GROWTH_PARTS], lost | GROWTH
+        parts, lost = [part, "closed_periods"], lost | GROWTH
     everything = ACTIVITY | LAG | PREVIOUS | ACCOUNTS | GROWTH | ALWAYS
     assert names(samples) == everything - lost
     assert samples["souvenirs_up", ""] == 0
@@ -556,9 +555,7 @@ def test_collect__without_a_connection(
     assert samples["souvenirs_up", ""] == 0
     [line] = [line for line in caplog.records if line.getMessage().startswith("Left")]
     left, _, cause = line.getMessage().partition(" out of the metrics: ")
-    assert left == "Left active_users, rollup_lag, previous_periods, accounts, " + ", ".join(
-        GROWTH_PARTS
-    )
+    assert left == "Left active_users, rollup_lag, previous_periods, accounts, closed_periods"
     assert cause.startswith("OperationalError")
 
 

@@ -194,7 +194,7 @@ def test_scrape__without_the_right_to_read_a_table(
     assert not is_up(found)
     (line,) = told()  # also of the upkeep, which fails for the same cause
     assert line == (
-        "Left active_users, previous_periods, growth, retention, active_days out of the metrics:"
+        "Left active_users, previous_periods, closed_periods out of the metrics:"
         " ProgrammingError:"
         " permission denied for table souvenirs_lastseen"
     )
@@ -260,7 +260,7 @@ def test_scrape__of_a_server_that_freezes_meanwhile(
         assert not is_up(found)
         (line,) = told()
         assert line.startswith(
-            "Left rollup_lag, previous_periods, accounts, growth, retention, active_days,"
+            "Left rollup_lag, previous_periods, accounts, closed_periods,"
             " active_accounts, segments out of the metrics: the database did not answer within "
         )
         # The thread does not wait for a server that may never answer

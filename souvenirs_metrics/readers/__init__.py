@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from functools import partial
 from importlib import import_module
 from types import ModuleType
 
@@ -12,16 +11,11 @@ from souvenirs_metrics.readers.base import Reader
 
 
 def load_readers() -> list[Reader]:
-    """New instances of the readers in this package's modules, in the order of reading: one of each
-    class, or what the module's function `make_readers` returns, if it has one."""
+    """New instances of the readers in this package's modules, in the order of reading."""
     modules = [
         import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)
     ]
-    readers = [
-        reader
-        for module in modules
-        for reader in getattr(module, "make_readers", partial(make_each, module))()
-    ]
+    readers = [reader for module in modules for reader in make_each(module)]
     return sorted(readers, key=lambda reader: reader.order)
 
 

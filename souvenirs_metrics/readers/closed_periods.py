@@ -1,8 +1,5 @@
-"""Growth, retention and active days: parts of the page that one sweep over the history answers."""
-
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 
 from souvenirs import periods
@@ -26,18 +23,19 @@ LENGTHS = {name: max(AGES.get(name, (1,))) + 1 for name in periods.NAMES}
 
 
 class ClosedPeriods(Reader):
-    """What of the last calendar periods that are over. It is kept until the history changes.
+    """Growth, retention and active days of the last calendar periods that are over. They are kept
+    until the history changes.
 
-    kept: is shared by these readers, so that the first of them reads the history for all.
+    The label of retention is an age, never a cohort's date: there would be new series with each
+    period. Time is the axis of cohorts.
     """
 
-    def __init__(self, kept: KeptFigures) -> None:
-        self._kept = kept
+    name = "closed_periods"
+    order = 60
+    families = (GROWTH, RETENTION_COHORT, RETENTION_RETAINED, ACTIVE_DAYS)
 
-    @classmethod
-    @abstractmethod
-    def families_of(cls, figures: Mapping[str, Figures]) -> Families:
-        """The families that say this of one period of each kind. What is not known is left out."""
+    def __init__(self) -> None:
+        self._kept = KeptFigures()
 
     def read(self, now: float, context: ReadContext) -> Families:
         found = self._kept.read(
@@ -46,73 +44,27 @@ class ClosedPeriods(Reader):
             most_rows=BUCKETS_OF_ROWS,
             read_context=context,
         )
-        return self.families_of({name: figures[-1] for name, figures in found.items()})
+        return families_of({name: figures[-1] for name, figures in found.items()})
 
 
-class GrowthAccounting(ClosedPeriods):
-    """Who is new, came back or stayed away, compared with the period before."""
-
-    name = "growth"
-    order = 60
-    families = (GROWTH,)
-
-    @classmethod
-    def families_of(cls, figures: Mapping[str, Figures]) -> Families:
-        return [
-            GROWTH.family(
-                {
-                    (name, change): users
-                    for name, each in figures.items()
-                    if each.growth is not None
-                    for change, users in each.growth._asdict().items()
-                    if users is not None
-                }
-            )
-        ]
-
-
-class Retention(ClosedPeriods):
-    """Who stays, of those whose first period was 1, 2, ... periods before the last one.
-
-    The label is an age, never a cohort's date: there would be new series with each period. Time is
-    the axis of cohorts.
-    """
-
-    name = "retention"
-    order = 70
-    families = (RETENTION_COHORT, RETENTION_RETAINED)
-
-    @classmethod
-    def families_of(cls, figures: Mapping[str, Figures]) -> Families:
-        cohorts, retained = {}, {}
-        for name, each in figures.items():
-            for age, users in each.retention.items():
-                cohorts[name, str(age)] = users.cohort
-                retained[name, str(age)] = users.retained
-        return [RETENTION_COHORT.family(cohorts), RETENTION_RETAINED.family(retained)]
-
-
-class ActiveDays(ClosedPeriods):
-    """How often users come: the distribution of users over days of activity."""
-
-    name = "active_days"
-    order = 80
-    families = (ACTIVE_DAYS,)
-
-    @classmethod
-    def families_of(cls, figures: Mapping[str, Figures]) -> Families:
-        of_day = figures.get("day")
-        if of_day is None or of_day.active_days is None or not of_day.is_window_known:
-            return [ACTIVE_DAYS.family(None)]
-        return [ACTIVE_DAYS.family(dict(enumerate(of_day.active_days)))]
-
-
-READERS: tuple[type[ClosedPeriods], ...] = (GrowthAccounting, Retention, ActiveDays)
-
-
-def make_readers() -> list[Reader]:
-    kept = KeptFigures()
-    return [reader(kept) for reader in READERS]
+def families_of(figures: Mapping[str, Figures]) -> Families:
+    """The families that say this of one period of each kind. What is not known is left out."""
+    growth, cohorts, retained = {}, {}, {}
+    for name, each in figures.items():
+        for change, users in each.growth._asdict().items() if each.growth else ():
+            if users is not None:
+                growth[name, change] = users
+        for age, of_cohort in each.retention.items():
+            cohorts[name, str(age)] = of_cohort.cohort
+            retained[name, str(age)] = of_cohort.retained
+    day = figures.get("day")
+    days = day.active_days if day and day.is_window_known else None
+    return [
+        GROWTH.family(growth),
+        RETENTION_COHORT.family(cohorts),
+        RETENTION_RETAINED.family(retained),
+        ACTIVE_DAYS.family(None if days is None else dict(enumerate(days))),
+    ]
 
 
 def series(name: str, intervals: tuple[Interval, ...]) -> Series:
