@@ -161,9 +161,8 @@ def test_collect__takes_a_fixed_number_of_queries(users: int, windows: list[str]
     assert samples["souvenirs_up", ""] == 1
     assert len(of(samples, "souvenirs_previous_calendar_active_users")) == 5
     # last-seen; the lag (2); the first record (2); the state (2, and 1 in a transaction); which
-    # Rollups of months and of days (2), their bitmaps; accounts. Growth, retention and active days:
-    # the revision; the state (3), which Rollups (2), their bitmaps, the first record (2), who joined
-    # before it
+    # Rollups of months and of days (2), their bitmaps; accounts. Closed periods: the revision; the
+    # state (3), which Rollups (2), their bitmaps, the first record (2), who joined before it
     joined = (1 if has_constraint() else 2) if has_date_joined() else 0
     assert len(queries()) == 21 + joined
     of_last_seen = sum("souvenirs_lastseen" in sql for sql in queries())

@@ -194,8 +194,7 @@ def test_scrape__without_the_right_to_read_a_table(
     assert not is_up(found)
     (line,) = told()  # also of the upkeep, which fails for the same cause
     assert line == (
-        "Left active_users, previous_periods, closed_periods out of the metrics:"
-        " ProgrammingError:"
+        "Left active_users, previous_periods, closed_periods out of the metrics: ProgrammingError:"
         " permission denied for table souvenirs_lastseen"
     )
 
