@@ -65,15 +65,18 @@ def query(url: str, target: dict[str, Any], start: float, end: float) -> list[di
     params: dict[str, Any] = {"query": expr, "start": start, "end": end, "step": step}
     reply = requests.get(f"{url}/api/v1/query_range", params=params, timeout=60)
     reply.raise_for_status()
-    legend = target["legendFormat"]
     return [
         {
             "refId": target["refId"],
-            "name": re.sub(r"{{(\w+)}}", lambda label: found["metric"].get(label[1], ""), legend),
+            "name": text_of(target["legendFormat"], found["metric"]),
             "points": found["values"],
         }
         for found in reply.json()["data"]["result"]
     ]
+
+
+def text_of(legend: str, labels: dict[str, str]) -> str:
+    return re.sub(r"{{(\w+)}}", lambda label: labels.get(label[1], ""), legend)
 
 
 def draw(directory: Path, url: str, browser: Any) -> None:
