@@ -192,16 +192,7 @@ class Machine(RuleBasedStateMachine):
             assert counting.count_users_of_ranges([everything]) == [brute(self.facts, *everything)]
 
 
-def run(steps: int) -> None:
-    machine: Any = Machine
-    run_state_machine_as_test(machine, settings=settings(stateful_step_count=steps))
-
-
 @pytest.mark.slow
 def test_history__counts_what_happened() -> None:
-    run(steps=30)
-
-
-@pytest.mark.slow
-def test_history__counts_what_happened_in_longer_stories() -> None:
-    run(steps=60)
+    machine: Any = Machine
+    run_state_machine_as_test(machine, settings=settings(stateful_step_count=60))
