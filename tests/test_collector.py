@@ -575,14 +575,16 @@ SLOW_SECONDS = 0.1
 
 
 class Waiting(Reader):
-    """Takes all the time that there is, if it `is_slow`: after SLOW_SECONDS it ends."""
+    """Takes all the time that there is, if it `is_slow`: with `deadlines`, SLOW_SECONDS."""
 
-    def __init__(self, name: str, deadlines: list[Deadline], is_slow: bool = False) -> None:
+    def __init__(
+        self, name: str, deadlines: Sequence[Deadline] = (), is_slow: bool = False
+    ) -> None:
         self.name, self.is_slow, self.deadlines = name, is_slow, deadlines  # type: ignore[misc]
 
     def read(self, now: float, context: ReadContext) -> Families:
         with context(ours().alias):
-            if self.is_slow:
+            if self.is_slow and self.deadlines:
                 self.deadlines[-1]._at = time.monotonic() + SLOW_SECONDS
             while self.is_slow:
                 with ours().cursor() as cursor:
