@@ -12,8 +12,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from django.core.signals import setting_changed
@@ -227,7 +229,7 @@ class Writer:
         # Where the table has not every move, and the souvenir is written, the store is all there is
         limited = [] if store.in_table else [entry for entry in entries if entry.has_row]
         due = [entry for entry in entries if store.in_table or not entry.has_row]
-        works = self._write(due)
+        works = self._write_all(batch.split(due))
         if works:
             breaker.success()
         elif works is None:
@@ -236,12 +238,23 @@ class Writer:
         self._give_to_store(limited, confirmed=False)
         return works is not False
 
+    def _write_all(self, batches: Iterable[Sequence[Entry]]) -> bool | None:
+        """Write batches, until the database fails. Return True if it works, False if it does not,
+        None if that is unknown."""
+        waiting, works = deque(batches), None
+        try:
+            while waiting and works is not False:
+                written = self._write(waiting.popleft())
+                works = works if written is None else written
+        finally:
+            self._restore(chain.from_iterable(waiting))
+        return works
+
     def _write(self, entries: Sequence[Entry]) -> bool | None:
-        """Return True if the database works, False if it does not, None if that is unknown."""
-        if not entries:
-            return None
         try:
             outcome = batch.write(entries, each_minute=get_store().in_table)
+        except batch.KeysEquated:
+            return self._write_all(batch.by_user(entries))
         except Exception as error:
             return self._handle(error, entries)
         except BaseException:
@@ -260,21 +273,23 @@ class Writer:
         return True
 
     def _handle(self, error: Exception, entries: Sequence[Entry]) -> bool | None:
-        opens = is_servers(error)
+        opens = is_servers(error) and not is_conflict(error)
         self._note_failure(error, opens=opens)
-        if opens or is_conflict(error):
-            if opens and threading.current_thread() is self._thread:
+        if is_conflict(error):
+            self._skipped += entries
+            return None
+        if opens:
+            if threading.current_thread() is self._thread:
                 connections.close_all()  # to ask a frozen server whether it is there would wait
-            if opens and not get_store().in_table:
+            if not get_store().in_table:
                 self._give_to_store(entries, confirmed=False)
             self._restore(entries)
-            return False if opens else None
+            return False
         if len(entries) == 1:  # it is to blame: a key that the column cannot hold, say
             send_recorded(FAILED, entries[0].user_pk, entries[0].visits)
             return None
         half = len(entries) // 2
-        results = {self._write(entries[:half]), self._write(entries[half:])}
-        return False if False in results else True if True in results else None
+        return self._write_all([entries[:half], entries[half:]])
 
     def _note_failure(self, error: Exception, *, opens: bool) -> None:
         breaker.failure(error, opens=opens)
@@ -316,7 +331,7 @@ class Writer:
                 self._give_to_store(skipped, confirmed=False)
             self._restore(skipped)
 
-    def _restore(self, entries: Sequence[Entry]) -> None:
+    def _restore(self, entries: Iterable[Entry]) -> None:
         if dropped := self.queue.restore(entries):
             self._note_dropped(dropped)
 
