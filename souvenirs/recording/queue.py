@@ -11,7 +11,7 @@ from typing import Any
 
 from souvenirs.periods import Interval
 
-MAX_ENTRIES = 50_000  # users' slots: about 20 MiB, see benchmarks/memory.py
+MAX_ENTRIES = 50_000  # users' slots: 16 MiB with integer keys, see benchmarks/memory.py
 
 
 @dataclass(slots=True)
