@@ -22,7 +22,8 @@ a quarter of all that is for holes: what is forgotten leaves gaps of its size in
 of users are integers; longer ones (UUIDs, texts) take more.
 
 Memory is the process's resident memory, above what it was before the first user. Exits with 1 if
-it passes the bound. "Growth in the second half" tells whether it was still growing then.
+it passes the bound. "Growth in the second half" tells whether it was still growing then. The queue
+alone is measured in a process of its own, when as many entries have been dropped as it holds.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 from unittest import mock
 
@@ -81,6 +84,19 @@ def queue_bytes() -> int:
     entry = Entry(10**8, Interval(moment, moment), moment, moment)
     each = sum(map(allocated, (entry, (0, moment), moment, 10**8)))
     return 2 * sys.getsizeof(dict.fromkeys(range(MAX_ENTRIES))) + MAX_ENTRIES * each
+
+
+def queue_growth() -> int:
+    """Growth in bytes by a full queue."""
+    from souvenirs.periods import Interval
+    from souvenirs.recording.queue import MAX_ENTRIES, VisitQueue
+
+    queue, now = VisitQueue(), time.time()
+    slot = Interval(now, now)
+    before = resident()
+    for number in range(2 * MAX_ENTRIES):
+        queue.add(10**8 + number, slot, now + number / 1000, has_row=False)
+    return resident() - before
 
 
 def resident() -> int:
@@ -155,6 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     visit_all(1)
     throttle.clear()
     testing.forget()
+    with ProcessPoolExecutor(1, get_context("fork")) as process:
+        alone = process.submit(queue_growth).result()
     growth = visit_all(options.users)
 
     parts = bounds(MAX_USERS)
@@ -166,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ["peak growth", max(growth) / MIB],
         ["final growth", growth[-1] / MIB],
         ["growth in the second half", later / MIB],
+        ["growth by the writer's queue alone", alone / MIB],
     ]
     print(f"{options.users:,} distinct users in one process; MAX_USERS is {MAX_USERS:,}\n")
     print(tabulate(rows, ["", "MiB"], floatfmt=".1f"))

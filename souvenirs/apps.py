@@ -8,13 +8,15 @@ class SouvenirsConfig(AppConfig):
 
     def ready(self) -> None:
         from souvenirs import checks  # noqa: F401  (registers the checks)
-        from souvenirs.history import deletion, marks
+        from souvenirs.history import marks
+        from souvenirs.history.deletion import follow_deletion
         from souvenirs.lastseen import table
-        from souvenirs.recording import turnover, writer
+        from souvenirs.recording import turnover
+        from souvenirs.recording.deletion import write_before_deletion
         from souvenirs.signals import deleting_users, souvenirs_written
 
         souvenirs_written.connect(table.catch_up)
         souvenirs_written.connect(marks.mark_dirty)
-        deleting_users.connect(writer.write_before_deletion)
-        deleting_users.connect(deletion.follow_deletion)
+        deleting_users.connect(write_before_deletion)
+        deleting_users.connect(follow_deletion)
         turnover.connect()

@@ -78,10 +78,28 @@ def can_skip_locked(using: str) -> bool:
     return bool(connections[using].features.has_select_for_update_skip_locked)
 
 
+@contextmanager
+def failing_at_locks(using: str) -> Iterator[None]:
+    """In the block, a statement that would wait for a row fails at once, where rows that somebody
+    holds cannot be skipped: in MariaDB before 10.6."""
+    connection = connections[using]
+    if connection.vendor != "mysql" or can_skip_locked(using):
+        yield
+        return
+    (before,) = execute(connection, "SELECT @@SESSION.innodb_lock_wait_timeout")
+    execute(connection, "SET SESSION innodb_lock_wait_timeout = 0")
+    try:
+        yield
+    finally:
+        with suppress(DatabaseError):  # of a connection that is lost
+            execute(connection, f"SET SESSION innodb_lock_wait_timeout = {before}")
+
+
 def lock_keys(
     model: type[models.Model], keys: Collection[Any], using: str, *, shared: bool
 ) -> set[Any]:
-    """Lock the rows with these primary keys that nobody holds, and return their keys.
+    """Lock the rows with these primary keys, and return their keys. Rows that somebody holds are
+    skipped where that can be done.
 
     shared: against deletion only (on MySQL: against any change), and beside others who do so.
     """
@@ -99,10 +117,11 @@ def lock_keys(
             lock = "LOCK IN SHARE MODE" if connection.mysql_is_mariadb else "FOR SHARE"
     elif shared:
         lock = "FOR KEY SHARE"
+    skip = "SKIP LOCKED" if can_skip_locked(using) else ""
     convert = converter(key, using)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT {column} FROM {table} {index} WHERE {condition} {lock} SKIP LOCKED",  # noqa: S608
+            f"SELECT {column} FROM {table} {index} WHERE {condition} {lock} {skip}",  # noqa: S608
             params,
         )
         return {convert(value) for (value,) in cursor.fetchall()}

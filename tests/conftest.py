@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from souvenirs import testing
 from souvenirs.recording.throttle import throttle
-from souvenirs.signals import souvenir_recorded
+from souvenirs.signals import souvenir_recorded, write_failed
 from souvenirs_metrics import exposition
 from tests import flushing
 
@@ -139,6 +139,18 @@ def results() -> Iterator[list[str]]:
     souvenir_recorded.connect(receive)
     yield received
     souvenir_recorded.disconnect(receive)
+
+
+@pytest.fixture
+def write_errors() -> Iterator[list[int]]:
+    found: list[int] = []
+
+    def receive(**kwargs: Any) -> None:
+        found.append(1)
+
+    write_failed.connect(receive)
+    yield found
+    write_failed.disconnect(receive)
 
 
 @pytest.fixture

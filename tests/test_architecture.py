@@ -35,8 +35,8 @@ LAYERS = {
     "recording": [
         "recording", "recording.memory", "recording.windows", "recording.throttle",
         "recording.results", "recording.queue", "recording.batch",
-        "recording.turnover", "recording.recorder", "recording.failures", "recording.writer",
-        "recording.requests",
+        "recording.turnover", "recording.recorder", "recording.failures", "recording.forks",
+        "recording.writer", "recording.deletion", "recording.requests",
         "recording.sessions", "recording.hook", "recording.tasks",
     ],
     "backfill": [

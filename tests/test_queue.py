@@ -35,6 +35,8 @@ pytestmark = [
     pytest.mark.where("sqlite" not in settings.DATABASES["default"]["ENGINE"]),
 ]
 
+IS_MYSQL = "mysql" in settings.DATABASES["default"]["ENGINE"]
+IS_ROUTED = "routed" in settings.SHAPE
 T = unix(2024, 5, 14, 10)
 
 
@@ -172,6 +174,34 @@ def test_visit__of_nobody_is_dropped_and_remembered(results: list[str]) -> None:
     assert sorted(user for user, _ in visits()) == sorted(user.pk for user in users)
     assert results == ["added", "added"]
     assert memory.is_missing(NOBODY, time.time())
+
+
+def equates_case() -> bool:
+    """Whether the database takes two keys that differ in case for one."""
+    return IS_MYSQL and isinstance(User._meta.pk, models.CharField)
+
+
+@pytest.mark.where(equates_case())
+@pytest.mark.parametrize("names", [["Bob", "bob"], ["bob"], ["BOB", "bob", "Bob"]])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_visits__by_keys_that_the_database_takes_for_one_are_one_users(
+    names: list[str], is_known: bool, write_errors: list[int]
+) -> None:
+    others = people(3)
+    bob = User.objects.create(pk="Bob", username="Bob")
+    if is_known:
+        record(bob, T - DAY)
+    with at(T):
+        visit(others[0])
+        for name in names:
+            visit(User(pk=name))
+        visit(others[1])
+        writer.flush()
+    assert not writer.queue
+    recent = sorted(user.lower() for user, t in visits() if t >= T)
+    assert recent == sorted(["bob", others[0].pk.lower(), others[1].pk.lower()])
+    assert {user.lower(): t for user, t in seen().items()}["bob"] == T
+    assert not write_errors
 
 
 @pytest.mark.where(not isinstance(User._meta.pk, models.UUIDField))
@@ -338,14 +368,17 @@ def insert_row(user: Any) -> None:
     Souvenir.objects.create(user_id=user.pk)
 
 
-IS_ROUTED = "routed" in settings.SHAPE
-
-
+@pytest.mark.parametrize("can_skip", [True, False] if IS_MYSQL else [True])
 @pytest.mark.parametrize("is_known", [True, False])
 @pytest.mark.parametrize("hold", [lock_user, lock_last_seen, insert_row])
 def test_row__that_somebody_holds_delays_nobody_else(
-    hold: Callable[[Any], object], is_known: bool
+    hold: Callable[[Any], object],
+    is_known: bool,
+    can_skip: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not can_skip:  # as MariaDB 10.5
+        monkeypatch.setattr(ours().features, "has_select_for_update_skip_locked", False)
     if IS_ROUTED and (hold is lock_user or not is_known):
         return  # nothing of users is locked from there
     if hold is lock_last_seen and not is_known:
@@ -383,6 +416,50 @@ def test_rows__that_somebody_holds_delay_nobody_even_if_they_are_a_batch(
         assert {user for user, t in visits() if t > T} == {user.pk for user in users[1:]}
     testing.flush()
     assert {user for user, t in visits() if t > T} == {user.pk for user in users}
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("statement", [1] if IS_ROUTED else [1, 2, 3])
+def test_user__who_is_deleted_while_a_batch_is_written_is_dropped(
+    statement: int, is_known: bool, results: list[str], write_errors: list[int]
+) -> None:
+    """Before any of the statements that look for the user's rows, and lock them."""
+    users = people(3)
+    gone = users[1].pk
+    for user in users:
+        if is_known:
+            record(user, T - DAY)
+        visit(user)
+    deletion = threading.Thread(target=delete, args=(gone,))
+    selects = 0
+
+    def delete_before(execute: Any, sql: str, *args: Any) -> Any:
+        nonlocal selects
+        selects += sql.startswith("SELECT") and "@@" not in sql
+        if selects == statement and deletion.ident is None:
+            deletion.start()
+            deletion.join(0.3)  # it may have to wait for the batch
+        return execute(sql, *args)
+
+    with ours().execute_wrapper(delete_before):
+        writer.flush()
+    if deletion.ident is None:
+        deletion.start()
+    deletion.join(30)
+    assert not User.objects.filter(pk=gone).exists()
+    testing.flush()
+    recent = {user for user, t in visits() if t > T}
+    assert recent == {user.pk for user in users} - {gone}
+    assert set(LastSeen.objects.values_list("user_id", flat=True)) == recent
+    assert "failed" not in results
+    assert not write_errors
+
+
+def delete(user_pk: Any) -> None:
+    try:
+        User.objects.get(pk=user_pk).delete()
+    finally:
+        connections.close_all()
 
 
 @pytest.mark.where(not IS_ROUTED)

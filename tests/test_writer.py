@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from django.db import DataError, connections, transaction
+from django.db import DataError, OperationalError, connections, transaction
 from django.test import override_settings
 
 from souvenirs import testing
+from souvenirs.history import counting, maintenance
 from souvenirs.lastseen import get_store
-from souvenirs.models import LastSeen, Souvenir
+from souvenirs.models import DirtyBucket, LastSeen, Souvenir
+from souvenirs.periods import BUCKET, Interval
 from souvenirs.recording import batch, failures, queue
 from souvenirs.recording import writer as writing
 from souvenirs.recording.writer import writer
-from souvenirs.signals import write_failed
 from tests import failing, servers, stores
 from tests.failing import BreakerClock, Case, Entry, cases, errors, new_database
 from tests.history import HOUR, MINUTE, at, people, unix
@@ -34,22 +35,11 @@ EXIT_SECONDS = writing.EXIT_SECONDS
 
 
 @pytest.fixture(autouse=True)
-def queued(transactional_db: None) -> Iterator[None]:
+def queued(transactional_db: None, add_database: Any) -> Iterator[None]:
+    # It ends before `add_database`: a thread cannot close connections to databases that are unknown
     with override_settings(SOUVENIRS_FLUSH_SECONDS=60):
         yield
         testing.forget()
-
-
-@pytest.fixture
-def write_errors() -> Iterator[list[int]]:
-    found: list[int] = []
-
-    def receive(**kwargs: Any) -> None:
-        found.append(1)
-
-    write_failed.connect(receive)
-    yield found
-    write_failed.disconnect(receive)
 
 
 @pytest.fixture
@@ -99,6 +89,60 @@ def test_database__that_is_away_loses_no_visit(
     )
     assert seen() == {user.pk: T + 2 * HOUR + MINUTE for user in users}
     assert (results.count("added"), results.count("rate-limited")) == (15, 15)
+
+
+@pytest.mark.parametrize(
+    ("is_committed", "is_answered"), [(True, True), (True, False), (False, False)]
+)
+def test_commit__that_came_late_is_marked_though_the_connection_is_lost(
+    is_committed: bool,
+    is_answered: bool,
+    history: None,
+    clock: BreakerClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    [user] = people(1)
+    wrapper: Any = connections["history"]
+    commit = wrapper._commit
+
+    def fail(*args: Any) -> None:
+        raise OperationalError("server closed the connection unexpectedly")
+
+    def commit_late() -> None:
+        traveller.move_to(T + BUCKET + HOUR)
+        in_thread(maintenance.roll_up)
+        if is_committed:
+            commit()
+        wrapper.connection.close()
+        if not is_answered:
+            fail()
+
+    with at(T + BUCKET - 1) as traveller:
+        visit(user)
+        with monkeypatch.context() as patched:
+            patched.setattr(wrapper, "_commit", commit_late)
+            assert not writer.flush()
+        wrapper.close()  # as the thread does
+        assert not DirtyBucket.objects.exists()
+        clock.pass_period()
+        assert writer.flush()
+        assert visits() == [(user.pk, T + BUCKET - 1)]
+        assert set(DirtyBucket.objects.values_list("bucket", flat=True)) == {T}
+        maintenance.roll_up()
+        assert counting.count_users_of_ranges([Interval(T, T + BUCKET)]) == [1]
+
+
+def in_thread(do: Callable[[], object]) -> None:
+    def work() -> None:
+        try:
+            do()
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_queue__that_is_full_drops_the_oldest(

@@ -2,7 +2,8 @@
 
 Whoever holds a user's rows delays that user only: they are skipped, and left for the next batch. A
 batch that waited for one row, while it held others, would delay everybody, and could be in a
-deadlock with the site.
+deadlock with the site. Where rows cannot be skipped, each user has a transaction, which fails at
+the first row that somebody holds.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -22,6 +23,7 @@ from souvenirs.conf import conf
 from souvenirs.databases import (
     can_skip_locked,
     checks_keys_late,
+    failing_at_locks,
     insert_times,
     set_isolation_level,
 )
@@ -52,18 +54,39 @@ class Outcome:
     moved: dict[Any, int] = field(default_factory=dict)
 
 
+class KeysEquated(Exception):
+    """The database takes keys of several entries for one, or for another: "Bob" and "bob" under
+    most collations of MySQL. A batch of one user's entries never raises it."""
+
+
+def split(entries: Sequence[Entry]) -> list[Sequence[Entry]]:
+    """The batches that entries are to be written in: one, or where rows that somebody holds cannot
+    be skipped, one for each user."""
+    if len(entries) < 2 or can_skip_locked(router.db_for_write(Souvenir)):
+        return [entries] if entries else []
+    return by_user(entries)
+
+
+def by_user(entries: Iterable[Entry]) -> list[Sequence[Entry]]:
+    of_user: dict[Any, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        of_user[entry.user_pk].append(entry)
+    return list(of_user.values())
+
+
 def write(entries: Sequence[Entry], each_minute: bool) -> Outcome:
     """Write the souvenirs that are due, and move last-seen times forward.
 
     each_minute: whether the table has every move of last-seen, or only those with a souvenir.
 
-    Raises what the database raises; then nothing is written.
+    Raises what the database raises, and KeysEquated; then nothing is written.
     """
     using = router.db_for_write(Souvenir)
     batch = Batch(entries, using, each_minute)
     with transaction.atomic(using=using):
         set_isolation_level(using, "READ COMMITTED")
-        batch.write()
+        with failing_at_locks(using):
+            batch.write()
     batch.mark_late()
     return batch.outcome
 
@@ -88,12 +111,12 @@ class Batch:
         self.require_users(due, new)
         new = [user_pk for user_pk in new if user_pk in self.of_user]
         due = [entry for entry in due if entry.user_pk in self.of_user]
-        if new and self.skips:
+        if new:
             self.skip(set(new) - ordinals.without_rival(new, self.using))
             new = [user_pk for user_pk in new if user_pk in self.of_user]
         if new:
             table.insert_all(sorted(new, key=str), self.using)
-            made = table.lock_rows(new, self.using, skip_locked=self.skips)
+            made = self.lock_rows(new)
             self.skip(set(new) - set(made))
             # Another process has made the row since, and perhaps written the slot
             self.skip({user for user, (_, seen) in made.items() if seen is not None})
@@ -106,6 +129,7 @@ class Batch:
             for entry in entries:
                 added = id(entry) in is_due
                 (self.outcome.added if added else self.outcome.limited).append(entry)
+                entry.in_doubt |= added
         self.mark()
 
     def skip(self, user_pks: Iterable[Any]) -> None:
@@ -114,11 +138,31 @@ class Batch:
 
     def lock_last_seen(self) -> Known:
         """Lock the LastSeen rows of these users that nobody holds, and skip whose somebody does."""
-        known = table.lock_rows(list(self.of_user), self.using, skip_locked=self.skips)
+        known = self.lock_rows(list(self.of_user))
         if rest := [user_pk for user_pk in self.of_user if user_pk not in known]:
             rows = LastSeen.objects.using(self.using).filter(user_id__in=rest)
-            self.skip(rows.values_list("user_id", flat=True))
+            self.skip(self.asked(rest, rows.values_list("user_id", flat=True)))
         return known
+
+    def lock_rows(self, user_pks: Sequence[Any]) -> Known:
+        rows = table.lock_rows(user_pks, self.using, skip_locked=self.skips)
+        return dict(zip(self.asked(user_pks, rows), rows.values()))
+
+    def asked(self, user_pks: Collection[Any], found: Iterable[Any]) -> list[Any]:
+        """For each key that the database found, that which it was asked for."""
+        found = list(found)
+        if set(found) <= set(user_pks):
+            return found
+        if len(self.of_user) > 1:
+            raise KeysEquated
+        return [*self.of_user] * len(found)
+
+    def existing(self, user_pks: set[Any], using: str | None = None) -> set[Any]:
+        """Those of the keys that users have."""
+        found = set(self.asked(user_pks, existing_users(user_pks, using)))
+        if found and (rest := user_pks - found):  # perhaps it took two keys for one
+            found |= set(self.asked(rest, existing_users(rest, using)))
+        return found
 
     def due_entries(self, known: Known) -> list[Entry]:
         """The entries whose souvenir is to be written. A last-seen time before the slot says so;
@@ -144,15 +188,18 @@ class Batch:
         """Of these entries, user and slot of those with a souvenir. One query."""
         if not entries:
             return set()
+        user_pks = {entry.user_pk for entry in entries}
         slots = {entry.slot for entry in entries}
         rows = Souvenir.objects.using(self.using).order_by()
         rows = rows.filter(
-            user_id__in={entry.user_pk for entry in entries},
+            user_id__in=user_pks,
             when__gte=timestamps.to_datetime(min(slot.start for slot in slots)),
             when__lt=timestamps.to_datetime(max(slot.end for slot in slots)),
         )
         found = set()
-        for user_pk, when in rows.values_list("user_id", "when"):
+        pairs = list(rows.values_list("user_id", "when"))
+        asked = self.asked(user_pks, (user_pk for user_pk, _ in pairs))
+        for user_pk, (_, when) in zip(asked, pairs):
             t = timestamps.to_seconds(when)
             found |= {(user_pk, slot.start) for slot in slots if slot.start <= t < slot.end}
         return found
@@ -164,20 +211,20 @@ class Batch:
         if not wanted:
             return
         if not has_constraint():
-            self.drop(wanted - existing_users(wanted))
-            return
-        if not self.skips:
-            self.drop(set(new) - existing_users(new))
+            self.drop(wanted - self.existing(wanted))
             return
         # Whoever has inserted a new user's row shares a lock of the user, as a rule, and an insert
         # of ours would wait for that
         alone = set() if checks_keys_late(self.using) else set(new)
-        locked = lock_users(wanted - alone, self.using, shared=True)
-        locked |= lock_users(alone, self.using, shared=False)
+        locked = self.lock_users(wanted - alone, shared=True)
+        locked |= self.lock_users(alone, shared=False)
         if missing := wanted - locked:
-            existing = existing_users(missing, self.using)
+            existing = self.existing(missing, self.using)
             self.skip(missing & existing)
             self.drop(missing - existing)
+
+    def lock_users(self, user_pks: set[Any], *, shared: bool) -> set[Any]:
+        return set(self.asked(user_pks, lock_users(user_pks, self.using, shared=shared)))
 
     def drop(self, user_pks: set[Any]) -> None:
         self.outcome.nobody |= user_pks
@@ -204,8 +251,8 @@ class Batch:
         insert_times(Souvenir, ("user", "when"), rows, self.using)
 
     def mark(self) -> None:
-        """Mark the buckets of new souvenirs that have ended by now. The clock is read again once
-        all is written."""
+        """Mark the buckets of new souvenirs that have ended by now, also of those in doubt. The
+        clock is read again once all is written."""
         while True:
             now = time.time()
             buckets = {bucket for bucket in self.buckets() if bucket + BUCKET <= now}
@@ -220,7 +267,8 @@ class Batch:
             mark_buckets(late, self.using)
 
     def buckets(self) -> set[int]:
-        return {bucket_containing(entry.first) for entry in self.outcome.added}
+        limited = (entry for entry in self.outcome.limited if entry.in_doubt)
+        return {bucket_containing(entry.first) for entry in (*self.outcome.added, *limited)}
 
 
 def _minute_start(t: int) -> int:

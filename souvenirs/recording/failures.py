@@ -17,9 +17,11 @@ from django.db.transaction import TransactionManagementError
 from souvenirs.breaker import Breaker
 from souvenirs.recording.results import FAILED, send_recorded
 
-# Deadlock, serialization failure, a lock that did not come in time: of PostgreSQL (SQLSTATE) and of
-# MySQL (error number). The next visit can be recorded, so the server need not be left alone
-CONFLICTS = frozenset({"40001", "40P01", "55P03", 1205, 1213})
+# Of PostgreSQL (SQLSTATE) and of MySQL (error number). Deadlock and serialization failure: the next
+# visit can be recorded, so the server need not be left alone
+CONFLICTS = frozenset({"40001", "40P01", 1213})
+# A lock that did not come in time: a request that has waited for one should be the last for a while
+LOCK_TIMEOUTS = frozenset({"55P03", 1205})
 # A value that the columns' character set cannot hold, for MySQL: not a DataError, as elsewhere
 BAD_TEXTS = frozenset({1267, 1270, 1271, 1300, 1366, 3988})
 HARMLESS = CONFLICTS | BAD_TEXTS
@@ -53,7 +55,7 @@ def is_servers(error: Exception) -> bool:
 
 def is_conflict(error: Exception) -> bool:
     """Whether a transaction came into another's way: the same again may succeed."""
-    return bool(CONFLICTS.intersection(_codes(error)))
+    return not (CONFLICTS | LOCK_TIMEOUTS).isdisjoint(_codes(error))
 
 
 def _codes(error: Exception) -> list[Any]:

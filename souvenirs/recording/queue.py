@@ -11,7 +11,7 @@ from typing import Any
 
 from souvenirs.periods import Interval
 
-MAX_ENTRIES = 50_000  # users' slots: about 20 MiB, see benchmarks/memory.py
+MAX_ENTRIES = 50_000  # users' slots: 16 MiB with integer keys, see benchmarks/memory.py
 
 
 @dataclass(slots=True)
@@ -22,6 +22,7 @@ class Entry:
     visits: how many they are.
     has_row: True if this process knows that the slot's souvenir is written.
     in_store: True if `last` has been given to a store that does not keep its times in the table.
+    in_doubt: True if a transaction has written the souvenir, but may have failed, or its late mark.
     """
 
     user_pk: Any
@@ -31,6 +32,7 @@ class Entry:
     visits: int = 1
     has_row: bool = False
     in_store: bool = False
+    in_doubt: bool = False
 
     def merged(self, later: Entry) -> Entry:
         return replace(
@@ -39,6 +41,7 @@ class Entry:
             last=max(self.last, later.last),
             visits=self.visits + later.visits,
             has_row=self.has_row or later.has_row,
+            in_doubt=self.in_doubt or later.in_doubt,
         )
 
 

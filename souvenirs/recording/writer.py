@@ -12,14 +12,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from django.core.signals import setting_changed
-from django.db import DatabaseError, connections, router
+from django.db import router
 
-from souvenirs import scopes, timestamps
+from souvenirs import scopes
 from souvenirs.conf import conf
 from souvenirs.connections import dropping_dead_connections
 from souvenirs.databases import in_transaction, takes_writers
@@ -30,6 +32,7 @@ from souvenirs.models import Souvenir
 from souvenirs.periods import Interval
 from souvenirs.recording import batch, memory
 from souvenirs.recording.failures import breaker, is_conflict, is_servers
+from souvenirs.recording.forks import ThreadConnections
 from souvenirs.recording.queue import Entry, VisitQueue
 from souvenirs.recording.results import (
     ADDED,
@@ -40,7 +43,6 @@ from souvenirs.recording.results import (
     send_recorded,
 )
 from souvenirs.signals import write_failed
-from souvenirs.users import has_constraint
 
 logger = logging.getLogger("souvenirs")
 
@@ -71,7 +73,7 @@ class Writer:
     """Any thread may use it."""
 
     def __init__(self) -> None:
-        self._of_parents: list[Any] = []
+        self._connections = ThreadConnections()
         self._reset()
 
     def _reset(self) -> None:
@@ -81,7 +83,6 @@ class Writer:
         self._stop = threading.Event()  # the thread's
         self._stop_at = 0.0
         self._skipped: list[Entry] = []  # by this flush: they come after all others
-        self._drivers: list[Any] = []  # the connections that the thread has open
         self._queued = 0  # of the visits queued, those that the signal has been sent for
 
     # Visits
@@ -150,8 +151,7 @@ class Writer:
         finally:
             if self._thread is threading.current_thread():
                 self._thread = None
-            connections.close_all()
-            self._drivers = []
+            self._connections.close()
 
     def _may_end(self) -> bool:
         with self.queue.lock:  # so no visit can be added between the look and the end
@@ -227,7 +227,7 @@ class Writer:
         # Where the table has not every move, and the souvenir is written, the store is all there is
         limited = [] if store.in_table else [entry for entry in entries if entry.has_row]
         due = [entry for entry in entries if store.in_table or not entry.has_row]
-        works = self._write(due)
+        works = self._write_all(batch.split(due))
         if works:
             breaker.success()
         elif works is None:
@@ -236,19 +236,31 @@ class Writer:
         self._give_to_store(limited, confirmed=False)
         return works is not False
 
+    def _write_all(self, batches: Iterable[Sequence[Entry]]) -> bool | None:
+        """Write batches, until the database fails. Return True if it works, False if it does not,
+        None if that is unknown."""
+        waiting, works = deque(batches), None
+        try:
+            while waiting and works is not False:
+                written = self._write(waiting.popleft())
+                works = works if written is None else written
+        finally:
+            self._restore(chain.from_iterable(waiting))
+        return works
+
     def _write(self, entries: Sequence[Entry]) -> bool | None:
-        """Return True if the database works, False if it does not, None if that is unknown."""
-        if not entries:
-            return None
         try:
             outcome = batch.write(entries, each_minute=get_store().in_table)
+        except batch.KeysEquated:
+            return self._write_all(batch.by_user(entries))
         except Exception as error:
             return self._handle(error, entries)
         except BaseException:
             self._restore(entries)
             raise
         finally:
-            self._keep_drivers()
+            if threading.current_thread() is self._thread:
+                self._connections.note()
         self._skipped += outcome.skipped
         for user_pk in outcome.nobody:
             memory.remember_missing(user_pk)
@@ -260,21 +272,23 @@ class Writer:
         return True
 
     def _handle(self, error: Exception, entries: Sequence[Entry]) -> bool | None:
-        opens = is_servers(error)
+        opens = is_servers(error) and not is_conflict(error)
         self._note_failure(error, opens=opens)
-        if opens or is_conflict(error):
-            if opens and threading.current_thread() is self._thread:
-                connections.close_all()  # to ask a frozen server whether it is there would wait
-            if opens and not get_store().in_table:
+        if is_conflict(error):
+            self._skipped += entries
+            return None
+        if opens:
+            if threading.current_thread() is self._thread:
+                self._connections.close()  # to ask a frozen server whether it is there would wait
+            if not get_store().in_table:
                 self._give_to_store(entries, confirmed=False)
             self._restore(entries)
-            return False if opens else None
+            return False
         if len(entries) == 1:  # it is to blame: a key that the column cannot hold, say
             send_recorded(FAILED, entries[0].user_pk, entries[0].visits)
             return None
         half = len(entries) // 2
-        results = {self._write(entries[:half]), self._write(entries[half:])}
-        return False if False in results else True if True in results else None
+        return self._write_all([entries[:half], entries[half:]])
 
     def _note_failure(self, error: Exception, *, opens: bool) -> None:
         breaker.failure(error, opens=opens)
@@ -316,7 +330,7 @@ class Writer:
                 self._give_to_store(skipped, confirmed=False)
             self._restore(skipped)
 
-    def _restore(self, entries: Sequence[Entry]) -> None:
+    def _restore(self, entries: Iterable[Entry]) -> None:
         if dropped := self.queue.restore(entries):
             self._note_dropped(dropped)
 
@@ -325,53 +339,10 @@ class Writer:
         if _log_limit.allows("dropped"):
             logger.error("Too many visits wait for the database: the oldest are dropped")
 
-    # Processes
-
-    def _keep_drivers(self) -> None:
-        """Hold on to the drivers' connections of this thread: see `after_fork`."""
-        if threading.current_thread() is self._thread:
-            self._drivers = [
-                wrapper.connection
-                for wrapper in connections.all(initialized_only=True)
-                if wrapper.connection is not None
-            ]
-
     def after_fork(self) -> None:
-        """Begin with nothing: what is queued belongs to the parent.
-
-        So do the connections of its thread. Once nobody refers to them, some drivers say good-bye
-        to the server, which would end the parent's session: they are kept, and lead nowhere.
-        """
-        self._of_parents += self._drivers
-        null = os.open(os.devnull, os.O_RDWR)
-        for driver in self._drivers:
-            try:
-                os.dup2(null, driver.fileno())
-            except Exception as error:  # closed meanwhile, or a driver without a socket of its own
-                logger.debug("A connection of the parent is left open: %r", error)
-        os.close(null)
+        """Begin with nothing: what is queued belongs to the parent."""
+        self._connections.after_fork()
         self._reset()
-
-
-def write_before_deletion(user_pks: Sequence[Any], using: str, **kwargs: Any) -> None:
-    """Write the visits that wait, of users who are about to be deleted, so that the history keeps
-    them. It receives the signal deleting_users."""
-    waiting = writer.queue.of_users(set(user_pks))
-    if not waiting:
-        return
-    # In the deletion's transaction, if it is of the same database. The entries stay, in case that
-    # fails; if it does not, the writer finds that they are nobody's
-    ours = using if has_constraint() else router.db_for_write(Souvenir)
-    try:
-        Souvenir.objects.using(ours).bulk_create(
-            Souvenir(user_id=entry.user_pk, when=timestamps.to_datetime(entry.first))
-            for entry in waiting
-        )
-    except DatabaseError as error:
-        if ours == using:
-            raise
-        breaker.failure(error, opens=False)
-        write_failed.send_robust(sender=Souvenir)
 
 
 writer = Writer()

@@ -1,0 +1,36 @@
+"""Visits that wait for the writer, of users who are deleted before it has written them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.db import DatabaseError, router
+
+from souvenirs import timestamps
+from souvenirs.models import Souvenir
+from souvenirs.recording.failures import breaker
+from souvenirs.recording.writer import writer
+from souvenirs.signals import write_failed
+from souvenirs.users import has_constraint
+
+
+def write_before_deletion(user_pks: Sequence[Any], using: str, **kwargs: Any) -> None:
+    """Write the visits that wait, of users who are about to be deleted, so that the history keeps
+    them. It receives the signal deleting_users."""
+    waiting = writer.queue.of_users(set(user_pks))
+    if not waiting:
+        return
+    # In the deletion's transaction, if it is of the same database. The entries stay, in case that
+    # fails; if it does not, the writer finds that they are nobody's
+    ours = using if has_constraint() else router.db_for_write(Souvenir)
+    try:
+        Souvenir.objects.using(ours).bulk_create(
+            Souvenir(user_id=entry.user_pk, when=timestamps.to_datetime(entry.first))
+            for entry in waiting
+        )
+    except DatabaseError as error:
+        if ours == using:
+            raise
+        breaker.failure(error, opens=False)
+        write_failed.send_robust(sender=Souvenir)
