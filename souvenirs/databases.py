@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, cast
 
-from django.db import DatabaseError, connections, models, transaction
+from django.db import DatabaseError, InterfaceError, connections, models, transaction
 from django.db.models.expressions import RawSQL
 from django.db.utils import load_backend
 
@@ -465,8 +465,9 @@ def statement_limit(connection: Any) -> Iterator[SetLimit]:
         try:
             yield lambda ms: execute(connection, f"SET SESSION {name} = {ms} {unit}")
         finally:
-            with suppress(DatabaseError):  # of a connection that is lost
-                execute(connection, f"SET SESSION {name} = {before}")
+            if connection.connection is not None:
+                with suppress(DatabaseError, InterfaceError):  # of a connection that is lost
+                    execute(connection, f"SET SESSION {name} = {before}")
     else:
 
         def limit(ms: int) -> None:

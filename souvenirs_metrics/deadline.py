@@ -56,7 +56,7 @@ class Deadline:
         self._started = time.monotonic()
         self._at = self._started + seconds
         self._lock = threading.Lock()  # of the aborters: none may be called after `close`
-        self._aborters: list[Callable[[], object]] = []
+        self._aborters: dict[str, tuple[Any, Callable[[], object]]] = {}  # by alias
         self._handles = ExitStack()
         self._lost: dict[str, Exception] = {}
 
@@ -118,12 +118,17 @@ class Deadline:
         self._handles.callback(setattr, connection, "settings_dict", connection.settings_dict)
         # In a copy, as all threads share the entry of DATABASES
         connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
+        if connection.connection is not None:  # a persistent one
+            try:
+                self._make_abortable(connection.alias, connection.connection)
+            except (OSError, connection.Database.Error):  # it is lost
+                connection.close()
         if connection.connection is None:
             get_new_connection = connection.get_new_connection
 
             def abortable(params: Any) -> Any:  # also while Django initializes the connection
                 new = get_new_connection(params)
-                self._aborters.append(make_aborter(new, self._handles))
+                self._make_abortable(connection.alias, new)
                 return new
 
             connection.get_new_connection = abortable
@@ -132,6 +137,13 @@ class Deadline:
             finally:
                 connection.get_new_connection = get_new_connection
             self._check_time()
+
+    def _make_abortable(self, alias: str, driver_connection: Any) -> None:
+        with self._lock:
+            known, _abort = self._aborters.get(alias, (None, None))
+            if known is not driver_connection:
+                abort = make_aborter(driver_connection, self._handles)
+                self._aborters[alias] = driver_connection, abort
 
     def _check_time(self) -> None:
         if self.remaining() <= 0:
@@ -150,7 +162,7 @@ class Deadline:
         number, scrapes would not recover when the server is replaced.
         """
         with self._lock:
-            for abort in self._aborters:
+            for _connection, abort in self._aborters.values():
                 with suppress(Exception):  # the connection may be closed by now
                     abort()
 

@@ -206,10 +206,13 @@ def test_connect_within__a_database_that_is_lost_is_not_asked_again(
 
 
 @with_databases
-def test_abort__ends_what_runs() -> None:
+@pytest.mark.parametrize("is_open", [False, True])
+def test_abort__ends_what_runs(is_open: bool) -> None:
     begun: list[Deadline] = []
 
     def read(deadline: Deadline) -> None:
+        if is_open:
+            ours().ensure_connection()
         with deadline.connect_within(ours().alias):
             begun.append(deadline)
             sleep()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from souvenirs.selection import USAGE
 from souvenirs_metrics.server import PAGES
 from tests import admin_site as admin_site_module
 from tests.admin_site import signed_in
+from tests.failing import frozen
 from tests.history import people, record
 from tests.people import User, ours, with_databases
 from tests.segments.models import Club, ClubMember, Subscription
@@ -217,6 +220,34 @@ def test_deadline__ends_a_report_that_takes_too_long(
     assert response.json() == {"error": "The database did not answer within 0.3 s."}
     assert "The usage could not be read" in caplog.text
     assert client.get(URL, {"period": "day"}).status_code == 200  # and limits nothing afterwards
+
+
+@with_databases
+@pytest.mark.where(ours().vendor != "sqlite")
+@pytest.mark.parametrize("begins", ["before", "in a transaction"])
+def test_deadline__ends_the_wait_for_a_silent_server_on_an_open_connection(
+    client: Client, monkeypatch: pytest.MonkeyPatch, begins: str
+) -> None:
+    with ours().cursor() as cursor:  # and so the connection is open
+        cursor.execute(
+            {"postgresql": "SELECT pg_backend_pid()", "mysql": "SELECT @@pid_file"}[ours().vendor]
+        )
+        (pid,) = cursor.fetchone()
+    pid = pid if isinstance(pid, int) else int(Path(pid).read_text())
+    month = USAGE["month"]
+    with ExitStack() as stack:
+
+        def freeze(*args: Any, **kwargs: Any) -> Any:
+            stack.enter_context(frozen(pid))
+            return month(*args, **kwargs)
+
+        if begins == "before":
+            stack.enter_context(frozen(pid))
+        else:
+            monkeypatch.setitem(USAGE, "month", freeze)
+        response = client.get(URL, headers={"X-Prometheus-Scrape-Timeout-Seconds": "0.4"})
+    assert response.status_code == 503
+    assert client.get(URL, {"period": "day"}).status_code == 200
 
 
 def test_failure__is_not_shown_to_whoever_asks(
