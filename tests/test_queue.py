@@ -418,6 +418,21 @@ def test_rows__that_somebody_holds_delay_nobody_even_if_they_are_a_batch(
     assert {user for user, t in visits() if t > T} == {user.pk for user in users}
 
 
+@pytest.mark.where("postgresql" in settings.DATABASES["default"]["ENGINE"])
+def test_transaction__that_makes_the_table_skip_ids_delays_nobody() -> None:
+    users = people(3)
+    record(users[2], T - DAY)
+    held = LastSeen.objects.get().pk
+    users[2].delete()
+    visit(users[1])
+    with elsewhere(lambda: insert_row(users[0]), ours().alias):
+        start = time.monotonic()
+        writer.flush()
+        assert time.monotonic() - start < 5
+        assert [user for user, _ in visits()] == [users[1].pk]
+    assert LastSeen.objects.filter(pk__gt=held).count() == 2
+
+
 @pytest.mark.parametrize("is_known", [True, False])
 @pytest.mark.parametrize("statement", [1] if IS_ROUTED else [1, 2, 3])
 def test_user__who_is_deleted_while_a_batch_is_written_is_dropped(
