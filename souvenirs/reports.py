@@ -19,7 +19,7 @@ date: the site's midnight. Periods are aware datetimes, or naive ones where USE_
 Parameters of all reports:
 
 start: leave out the periods that end at or before it.
-end: where the report ends.
+end: where the report ends, unless that is later than now.
 recent: only so many periods, the last ones.
 
 Those of usage also take:

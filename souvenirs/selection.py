@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import date, timedelta
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -38,13 +38,18 @@ class SelectionError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Calendar periods: those from `start` (inclusive) to `end` (exclusive, now by default); of
-    them the last `recent` ones. Each may be None."""
+    """Calendar periods: those from `start` (inclusive) to `end` (exclusive), or to now if that is
+    earlier; of them the last `recent` ones. Each may be None.
+
+    now: unix seconds. Reports that are shown together must be of one `now`: a period may begin
+        between two looks at the clock.
+    """
 
     period: str = DEFAULT_PERIOD
     start: date | None = None
     end: date | None = None
     recent: int | None = None
+    now: float = field(default_factory=time.time, compare=False)
 
     @property
     def _most(self) -> int:
@@ -54,7 +59,8 @@ class Selection:
     def first_day(self) -> date | None:
         """Where a report has to start, so that it looks at no more periods than it shows, however
         long ago the record or `start` is. None: at the first souvenir."""
-        end = self.end or periods.day_containing(time.time(), conf.zone)
+        today = periods.day_containing(self.now, conf.zone)
+        end = today if self.end is None else min(self.end, today)
         earliest = end - timedelta(days=LONGEST_DAYS[self.period] * (self._most + 1))
         if self.start is not None:
             return max(self.start, earliest)
@@ -62,13 +68,18 @@ class Selection:
         is_later = t is not None and earliest > periods.day_containing(t, conf.zone)
         return earliest if is_later else None
 
+    @property
+    def _end(self) -> date:
+        now = datetime.fromtimestamp(self.now, conf.zone)
+        return now if self.end is None or self.end > now.date() else self.end
+
     def read(self, report: Callable[..., Iterator[dict[str, Any]]]) -> list[dict[str, Any]]:
         """The dictionaries of a report, which takes start, end and recent.
 
         Raises SelectionError if there are more than MOST_PERIODS, or the report refuses them.
         """
         try:
-            rows = list(report(self.first_day, self.end, recent=self._most))
+            rows = list(report(self.first_day, self._end, recent=self._most))
         except reports.ReportError as error:
             raise SelectionError(str(error)) from None
         if len(rows) > MOST_PERIODS:
@@ -79,11 +90,14 @@ class Selection:
         return rows
 
 
-def select(params: Mapping[str, str], period: str | None = None) -> Selection:
+def select(
+    params: Mapping[str, str], period: str | None = None, now: float | None = None
+) -> Selection:
     """The selection that the parameters `period`, `start`, `end` and `recent` name; empty ones are
     as if they were not there. Without `start` and `recent`, there are DEFAULT_RECENT periods.
 
-    period: in place of the parameter. Raises SelectionError.
+    period: in place of the parameter.
+    now: in place of the clock. Raises SelectionError.
     """
     name = period or params.get("period") or DEFAULT_PERIOD
     if name not in NAMES:
@@ -100,7 +114,13 @@ def select(params: Mapping[str, str], period: str | None = None) -> Selection:
     recent = to_number(params, "recent")
     if recent is None and start is None:
         recent = DEFAULT_RECENT[name]
-    return Selection(period=name, start=start, end=end, recent=recent)
+    return Selection(
+        period=name,
+        start=start,
+        end=end,
+        recent=recent,
+        now=time.time() if now is None else now,
+    )
 
 
 def to_date(params: Mapping[str, str], name: str) -> date | None:

@@ -64,7 +64,7 @@ def _last(
 ) -> deque[Span] | None:
     """The last `limit` periods. None if there are too many to look at."""
     first = None if start is None else seconds(start)
-    last = now if end is None else seconds(end)
+    last = now if end is None else min(now, seconds(end))
     chosen: deque[Span] = deque(maxlen=limit)
     for number, span in enumerate(spans):
         if seconds(span.start) >= last:
@@ -74,7 +74,9 @@ def _last(
         full_end = seconds(span.end)
         if full_end > last:
             zone = span.start.tzinfo
-            cut = datetime.fromtimestamp(now, zone) if end is None else moment(end)
+            cut = datetime.fromtimestamp(now, zone)
+            if end is not None and last < now:
+                cut = moment(end)
             span = span._replace(end=cut)
         if first is None or first < min(full_end, last):
             chosen.append(span._replace(complete=full_end <= min(last, now)))

@@ -6,9 +6,17 @@ import logging
 from collections.abc import Callable, Iterable
 from hmac import compare_digest
 from inspect import iscoroutine
-from typing import Any
 
 from django.http import HttpRequest, HttpResponse
+from django.urls import (
+    NoReverseMatch,
+    Resolver404,
+    get_resolver,
+    get_script_prefix,
+    get_urlconf,
+    resolve,
+    reverse,
+)
 
 from souvenirs_metrics.conf import conf
 
@@ -37,15 +45,30 @@ def deny_report_response(request: HttpRequest) -> HttpResponse | None:
     """As `deny_response`, of the reports; staff with the permission for the admin's Usage page may
     see them as well, by their session."""
     denied = deny_response(request)
-    if denied is None or may_view_usage(getattr(request, "user", None)):
+    if denied is None or may_view_usage(request):
         return None
     return denied
 
 
-def may_view_usage(user: Any) -> bool:
-    """Whether it is somebody whom the admin would show its Usage page."""
-    is_staff = getattr(user, "is_active", False) and getattr(user, "is_staff", False)
-    return bool(is_staff and user.has_perm("souvenirs.view_usage"))
+def may_view_usage(request: HttpRequest) -> bool:
+    """Whether one of the admins among the site's URLs would show its Usage page to this request's
+    user. Whom it takes for staff is the admin's to say."""
+    if not hasattr(request, "user"):
+        return False
+    for name in get_resolver(get_urlconf()).app_dict.get("admin", ()):
+        try:
+            url = reverse(f"{name}:souvenirs_usage_changelist")
+            page = resolve("/" + url.removeprefix(get_script_prefix())).func
+        except (NoReverseMatch, Resolver404):
+            continue
+        model_admin = getattr(page, "model_admin", None)
+        if (
+            model_admin is not None
+            and model_admin.admin_site.has_permission(request)
+            and model_admin.has_view_permission(request)
+        ):
+            return True
+    return False
 
 
 def is_authorized(request: HttpRequest, authorize: Callable[[HttpRequest], object]) -> bool:

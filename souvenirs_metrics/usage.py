@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -48,13 +49,13 @@ def read(params: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
 
     Raises SelectionError.
     """
-    found = {}
+    found, now = {}, time.time()
     for name, report in REPORTS.items():
         if period := params.get(name):
-            selection = select(params, period)
+            selection = select(params, period, now)
             found[name] = selection.read(partial(report, selection.period))
     if params.get("period") or not found:
-        selection = select(params)
+        selection = select(params, now=now)
         found["usage"] = read_usage(selection, params.get("by"))
     return found
 

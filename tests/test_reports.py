@@ -308,9 +308,11 @@ def test_complete__not_where_end_has_cut_a_past_period(now: datetime) -> None:
     assert [usage["period"]["complete"] for usage in usages] == [True, True, False]
 
 
-def test_complete__not_where_the_period_ends_in_the_future(now: datetime) -> None:
-    usages = reports.calendar_monthly_usage(date(2017, 3, 1), date(2017, 6, 1))
-    assert [usage["period"]["complete"] for usage in usages] == [True, False, False]
+def test_end__later_than_now_is_now(now: datetime) -> None:
+    start, later = date(2017, 3, 1), date(2017, 6, 1)
+    usages = list(reports.calendar_monthly_usage(start, later))
+    assert usages == list(reports.calendar_monthly_usage(start))
+    assert [usage["period"]["complete"] for usage in usages] == [True, False]
 
 
 def test_usage_for_periods__is_complete_when_its_end_has_passed(now: datetime) -> None:

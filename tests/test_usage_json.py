@@ -180,6 +180,26 @@ def test_access__is_by_the_session_of_staff_with_the_permission(admin_site: None
     assert signed_in("view_usage").get("/metrics").status_code == 401
 
 
+@pytest.mark.own_site
+@pytest.mark.where(not settings.SHAPE)
+@override_settings(SOUVENIRS_METRICS_TOKEN=TOKEN)
+def test_access__of_staff_is_decided_by_the_admin_that_has_the_page(
+    admin_site: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = signed_in("view_usage")
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.admin_urls.site.has_permission", lambda request: False)
+        assert client.get(URL).status_code == 401
+        for url in ("/backstage/souvenirs/usage/", "/backstage/souvenirs/usage/csv/"):
+            assert client.get(url).status_code == 302
+    with monkeypatch.context() as patch:
+        model_admin = "tests.admin_urls.UsageAdmin.has_view_permission"
+        patch.setattr(model_admin, lambda self, request, obj=None: False)
+        assert client.get(URL).status_code == 401
+    assert client.get(URL).status_code == 200
+    assert client.get(URL, SCRIPT_NAME="/app").status_code == 200
+
+
 @override_settings(SOUVENIRS_METRICS_TOKEN=TOKEN)
 def test_access__signed_in_users_are_not_staff(client: Client) -> None:
     client.force_login(User.objects.create(username="ada"))

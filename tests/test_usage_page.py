@@ -7,6 +7,7 @@ import html
 import io
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -19,6 +20,7 @@ from django.utils import translation
 from souvenirs import reports
 from souvenirs.control import count_active_users
 from souvenirs.models import Rollup, Usage
+from souvenirs.selection import USAGE
 from souvenirs.templatetags.souvenirs_usage import change, figure
 from tests import admin_site as admin_site_module
 from tests.admin_site import signed_in
@@ -33,6 +35,7 @@ pytestmark = [
 ]
 
 URL, CSV = "/backstage/souvenirs/usage/", "/backstage/souvenirs/usage/csv/"
+JSON = "/souvenirs/usage.json"
 NOW = datetime(2024, 5, 15, 12, 34, 56, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
 
@@ -165,6 +168,33 @@ def test_page__says_what_is_wrong_with_its_url(
     assert of_csv.status_code == 400
     assert of_csv["Content-Type"].startswith("text/plain")
     assert message in of_csv.text
+
+
+@pytest.mark.parametrize("url", [URL, CSV, JSON])
+def test_page__is_of_one_moment(analyst: Client, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = {"period": "day", "growth": "day", "recent": "3"}
+    expected = shown(analyst.get(url, params).text)
+    days = USAGE["day"]
+    with ExitStack() as stack:
+
+        def read(*args: Any, **kwargs: Any) -> Any:
+            stack.enter_context(time_machine.travel(NOW + DAY, tick=False))
+            yield from days(*args, **kwargs)
+
+        monkeypatch.setitem(USAGE, "day", read)
+        assert shown(analyst.get(url, params).text) == expected
+
+
+@pytest.mark.parametrize("url", [URL, CSV, JSON])
+def test_end__later_than_now_is_now(analyst: Client, url: str) -> None:
+    params = {"period": "month", "recent": "3"}
+    expected = shown(analyst.get(url, params).text)
+    assert shown(analyst.get(url, {**params, "end": "2031-01-01"}).text) == expected
+
+
+def shown(text: str) -> Any:
+    """What a page's table says, or all of any other text."""
+    return rows_of(text, "usage-table") if "<html" in text else text
 
 
 def test_page__takes_a_fixed_number_of_queries(

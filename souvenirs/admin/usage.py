@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -47,8 +47,10 @@ class UsageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def get_urls(self) -> list[URLPattern]:
         wrap = self.admin_site.admin_view
+        page = wrap(self.changelist_view)
+        page.model_admin = self  # type: ignore[attr-defined]  # as Django's own pages have it
         return [
-            path("", wrap(self.changelist_view), name="souvenirs_usage_changelist"),
+            path("", page, name="souvenirs_usage_changelist"),
             path("csv/", wrap(self.csv_view), name="souvenirs_usage_csv"),
         ]
 
@@ -124,13 +126,11 @@ def page_context(selection: Selection) -> dict[str, Any]:
     """
     period = selection.period
     with repeatable_read(router.db_for_read(Souvenir)):
-        windows = moment.read_windows(time.time())
+        windows = moment.read_windows(selection.now)
         first = counting.first_recorded()
         _usages, rows = read_rows(selection)
         latest = min(selection.recent or MOST_COHORTS, MOST_COHORTS)
-        of_cohorts = Selection(
-            period=period, start=selection.start, end=selection.end, recent=latest
-        )
+        of_cohorts = replace(selection, recent=latest)
         found = of_cohorts.read(partial(reports.retention, period, ages=MOST_AGES))
     cohorts = tables.cohorts_of(period, found)
     named = {name: getattr(selection, name) for name in PARAMETERS}
