@@ -65,7 +65,7 @@ setup(
     package_data={
         "souvenirs": ["py.typed", "templates/**/*.html", "static/**/*.css"],
         "souvenirs_metrics": ["py.typed"],
-        **{package: ["**/*.yml", "**/*.json"] for package in OPERATORS},
+        **{package: ["**/*.yml", "**/*.json", "*.libsonnet"] for package in OPERATORS},
     },
     zip_safe=False,
     entry_points={"pytest11": ["souvenirs = souvenirs.pytest_plugin"]},
@@ -95,6 +95,7 @@ setup(
             "django-tenants>=3.10",
             "djangorestframework>=3.16",
             "djangorestframework-simplejwt>=5.5",
+            "gojsonnet>=0.22",
             "grafana-foundation-sdk~=0.0.18; python_version >= '3.11'",
             "hypothesis>=6.100",
             "mysqlclient>=2.2.1",

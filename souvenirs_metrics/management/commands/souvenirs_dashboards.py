@@ -98,7 +98,7 @@ def read_files(directory: Path, datasource_url: str) -> Iterator[tuple[Path, str
         for folder in folders:
             found = files(f"souvenirs_metrics.{package}").joinpath(folder).iterdir()
             for file in sorted(found, key=lambda file: file.name):
-                if file.name.endswith((".json", ".yml")) and file.is_file():
+                if file.name.endswith((".json", ".yml", ".libsonnet")) and file.is_file():
                     text = file.read_text(encoding="utf-8")
                     if folder.startswith("provisioning"):
                         text = with_values(text, values)
