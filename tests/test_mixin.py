@@ -68,7 +68,7 @@ def test_default__is_what_is_shipped() -> None:
     assert evaluated["prometheusAlerts"] == SHIPPED
     assert evaluated["prometheusRules"] == {"groups": []}
     assert evaluated["grafanaDashboards"] == {
-        path.name: json.loads(path.read_text()) for path in DASHBOARDS.iterdir()
+        path.name: json.loads(path.read_text()) for path in DASHBOARDS.glob("*.json")
     }
 
 
@@ -164,6 +164,6 @@ def test_docs__their_example_is_evaluated(tmp_path: Path) -> None:
     call_command("souvenirs_dashboards", str(tmp_path / "out"), stdout=StringIO())
     (tmp_path / "site.jsonnet").write_text(textwrap.dedent(example))
     built = json.loads(gojsonnet.evaluate_file(str(tmp_path / "site.jsonnet")))
-    assert set(built) == {"rules.json", *(path.name for path in DASHBOARDS.iterdir())}
+    assert set(built) == {"rules.json", *(path.name for path in DASHBOARDS.glob("*.json"))}
     records = [rule for group in built["rules.json"]["groups"] for rule in group["rules"]]
     assert {"record": f"{THRESHOLD}drop_ratio", "expr": "vector(0.4)"} in records
