@@ -98,6 +98,7 @@ setup(
             "gojsonnet>=0.22",
             "grafana-foundation-sdk~=0.0.18; python_version >= '3.11'",
             "hypothesis>=6.100",
+            "jsonschema>=4.20",
             "mysqlclient>=2.2.1",
             "playwright>=1.45",
             "psycopg[binary,pool]>=3.2",
