@@ -66,6 +66,7 @@ METRICS = [
     "readers.segments", "readers",
     "run", "upkeep", "collector", "replay", "prometheus_history", "allocation", "instruments",
     "formats", "exposition", "access", "usage", "views", "urls", "landing", "server",
+    "kubernetes",
     "checks", "apps",
     "management", "management.commands", "management.commands.souvenirs_exporter",
     "management.commands.souvenirs_history", "management.commands.souvenirs_dashboards",

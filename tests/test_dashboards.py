@@ -36,10 +36,8 @@ pytestmark = pytest.mark.own_site
 
 Json = dict[str, Any]
 
-SHIPPED = files("souvenirs_metrics.grafana").joinpath("dashboards")
-DASHBOARDS = [
-    json.loads(file.read_text()) for file in sorted(SHIPPED.iterdir(), key=lambda file: file.name)
-]
+SHIPPED = Path(str(files("souvenirs_metrics.grafana"))) / "dashboards"
+DASHBOARDS = [json.loads(file.read_text()) for file in sorted(SHIPPED.glob("*.json"))]
 PANELS = [
     panel for dashboard in DASHBOARDS for panel in dashboard["panels"] if panel["type"] != "row"
 ]
@@ -88,7 +86,7 @@ def selectors(expression: str) -> list[tuple[str, str]]:
 def test_files__are_what_the_generator_writes(tmp_path: Path) -> None:
     write(tmp_path)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert written == {file.name: file.read_bytes() for file in SHIPPED.iterdir()}
+    assert written == {file.name: file.read_bytes() for file in SHIPPED.glob("*.json")}
 
 
 def test_dashboards__are_these() -> None:

@@ -49,7 +49,7 @@ EXPECTED = {
         "provisioning/dashboards/souvenirs.yml",
         "provisioning/datasources/prometheus.yml",
     ],
-    "souvenirs_metrics.prometheus": ["prometheus.yml", "souvenirs.rules.yml"],
+    "souvenirs_metrics.prometheus": ["mixin.libsonnet", "prometheus.yml", "souvenirs.rules.yml"],
 }
 
 pytestmark = pytest.mark.own_site

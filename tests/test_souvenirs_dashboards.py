@@ -26,6 +26,7 @@ FILES = {
     "grafana/dashboards/souvenirs-exporter.json",
     "grafana/dashboards/souvenirs-growth.json",
     "grafana/dashboards/souvenirs-segments.json",
+    "prometheus/mixin.libsonnet",
     "prometheus/prometheus.yml",
     "prometheus/souvenirs.rules.yml",
 }

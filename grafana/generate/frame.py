@@ -131,7 +131,7 @@ def dashboard(
         " periods begin at midnight of the site's (TIME_ZONE).",
         "tags": ["souvenirs"],
         "schemaVersion": 39,
-        "editable": True,
+        "editable": False,
         "graphTooltip": 1,
         "timezone": "browser",
         "weekStart": "",

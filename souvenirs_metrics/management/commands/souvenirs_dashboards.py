@@ -1,4 +1,5 @@
-"""Writes the files for Grafana and Prometheus that are in this package."""
+"""Writes the files for Grafana and Prometheus that are in this package, as they are or for
+Kubernetes."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from django.core.management.base import CommandError
 
 from souvenirs.management.base import SouvenirsCommand
+from souvenirs_metrics.kubernetes import manifests
 
 DATASOURCE_URL = "http://localhost:9090"
 NEXT = """
@@ -23,6 +25,11 @@ Put the site's address into {config}, and start Prometheus with
     --config.file={config} --storage.tsdb.retention.time=5y
 and Grafana with this in its environment:
     GF_PATHS_PROVISIONING={provisioning}
+"""
+NEXT_IN_KUBERNETES = """
+Create the secret with the token, and apply the files whose operator or sidecar your cluster has:
+    kubectl create secret generic souvenirs-metrics --from-literal=token=...{namespace}
+    kubectl apply --filename {directory}/servicemonitor.yaml
 """
 
 
@@ -38,16 +45,25 @@ def parse_url(text: str) -> str:
     return text
 
 
+def parse_namespace(text: str) -> str:
+    """The name of a namespace of Kubernetes. ArgumentTypeError for anything else."""
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text):
+        raise ArgumentTypeError(
+            f"{text!r} is no namespace; use up to 63 lower-case letters, digits and hyphens"
+        )
+    return text
+
+
 class Command(SouvenirsCommand):
     help = (
         "Writes the dashboards for Grafana with the files that provision them, and the rules and an"
-        " example configuration for Prometheus."
+        " example configuration for Prometheus; or both as manifests for Kubernetes."
     )
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "directory", metavar="DIR", help="where to write grafana/ and prometheus/"
+            "directory", metavar="DIR", help="where to write grafana/ and prometheus/, or kubernetes/"
         )
         parser.add_argument(
             "--datasource-url",
@@ -56,6 +72,18 @@ class Command(SouvenirsCommand):
             metavar="URL",
             help=f"where Grafana reaches Prometheus (default: {DATASOURCE_URL})",
         )
+        parser.add_argument(
+            "--kubernetes",
+            action="store_true",
+            help="write kubernetes/ instead: ServiceMonitor, PodMonitor, PrometheusRule,"
+            " GrafanaDashboards, and ConfigMaps for the sidecar of Grafana's Helm chart",
+        )
+        parser.add_argument(
+            "--namespace",
+            type=parse_namespace,
+            metavar="N",
+            help="of these manifests (default: the one that kubectl is used with)",
+        )
         parser.add_argument("--force", action="store_true", help="overwrite files that are there")
 
     def require_tables(self) -> None:
@@ -63,7 +91,14 @@ class Command(SouvenirsCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         directory = Path(options["directory"]).absolute()
-        contents = dict(read_files(directory, options["datasource_url"]))
+        namespace = options["namespace"]
+        if options["kubernetes"]:
+            directory /= "kubernetes"
+            contents = {directory / name: text for name, text in manifests(namespace).items()}
+        elif namespace:
+            raise CommandError("--namespace is of manifests for Kubernetes: add --kubernetes")
+        else:
+            contents = dict(read_files(directory, options["datasource_url"]))
         there = [path for path in contents if os.path.lexists(path)]
         if there and not options["force"]:
             raise CommandError(
@@ -78,6 +113,15 @@ class Command(SouvenirsCommand):
                 self.stdout.write(f"Wrote {path}")
         except OSError as error:
             raise CommandError(f"{error.filename} cannot be written: {error.strerror}") from None
+        if options["kubernetes"]:
+            self.stdout.write(
+                NEXT_IN_KUBERNETES.format(
+                    directory=shlex.quote(str(directory)),
+                    namespace=f" --namespace {namespace}" if namespace else "",
+                ),
+                ending="",
+            )
+            return
         paths = {
             "config": directory / "prometheus" / "prometheus.yml",
             "provisioning": directory / "grafana" / "provisioning",
@@ -98,7 +142,7 @@ def read_files(directory: Path, datasource_url: str) -> Iterator[tuple[Path, str
         for folder in folders:
             found = files(f"souvenirs_metrics.{package}").joinpath(folder).iterdir()
             for file in sorted(found, key=lambda file: file.name):
-                if file.name.endswith((".json", ".yml")) and file.is_file():
+                if file.name.endswith((".json", ".yml", ".libsonnet")) and file.is_file():
                     text = file.read_text(encoding="utf-8")
                     if folder.startswith("provisioning"):
                         text = with_values(text, values)
