@@ -444,11 +444,13 @@ def skip_ids(model: type[models.Model], until: int, using: str) -> bool:
 
 def connect_options(connection: Any, seconds: float) -> dict[str, Any]:
     """The OPTIONS of a connection that is to be made within `seconds`: those of DATABASES, with the
-    driver's time-out where it has one."""
+    driver's time-out where it has one. A shorter one of DATABASES stays."""
     options: dict[str, Any] = connection.settings_dict["OPTIONS"]
     if connection.vendor not in ("postgresql", "mysql") or options.get("pool"):
         return options
-    return {**options, "connect_timeout": max(MIN_CONNECT_SECONDS, math.ceil(seconds))}
+    timeout = max(MIN_CONNECT_SECONDS, math.ceil(seconds))
+    own = int(options.get("connect_timeout") or timeout)  # 0 is none
+    return {**options, "connect_timeout": min(own, timeout)}
 
 
 @contextmanager

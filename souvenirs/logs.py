@@ -48,15 +48,15 @@ class CauseLogger:
 
 
 class LogLimit:
-    """Allow each cause to be logged once in REPEAT_SECONDS, however often it recurs."""
+    """Allow each cause to be logged once in a time, however often it recurs."""
 
     def __init__(self) -> None:
         self._logged_at: dict[str, float] = {}  # on the monotonic clock
 
-    def allows(self, cause: str) -> bool:
-        """Return True if `cause` is due. It counts as logged from then on."""
+    def allows(self, cause: str, seconds: float = REPEAT_SECONDS) -> bool:
+        """Return True if `cause` was not logged in so many seconds. It counts as logged then."""
         now = time.monotonic()
-        if now - self._logged_at.get(cause, float("-inf")) < REPEAT_SECONDS:
+        if now - self._logged_at.get(cause, float("-inf")) < seconds:
             return False
         if len(self._logged_at) >= MAX_CAUSES:
             self._logged_at.clear()

@@ -1,4 +1,4 @@
-"""The scraper's timeout -> when a collection has to end, in the databases that it queries too."""
+"""When a collection, or a step of the upkeep, has to end: in the databases that it queries too."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ MAX_SECONDS = 60.0  # a scrape holds a worker of the site for as long as its dat
 MIN_COLLECTION_SECONDS = 0.5  # other scrapes may share what one with less time has begun
 MARGIN_SECONDS = 0.5  # for the network, and for the rest of the page
 
+CANCEL_SECONDS = 5.0  # that a server has to take a request to cancel a statement
+REPEAT_ABORT_SECONDS = 0.5  # between two aborts of what goes on
+
 TOLERANCE_SECONDS = 0.1  # between a statement's limit and the deadline
 
 # Seconds that a collection may take which begins in this context. A context variable, as registries
@@ -43,9 +46,9 @@ def seconds_for(header: str) -> float:
 
 
 class Deadline:
-    """When a collection has to end.
+    """When a collection has to end, or each step of long work.
 
-    The thread that collects calls all methods but `extend` and `abort`. It must not be in a
+    The thread that works calls all methods but `extend`, `cancel` and `abort`. It must not be in a
     transaction.
 
     keeps_connections: whether `close` leaves the thread's database connections open.
@@ -57,6 +60,7 @@ class Deadline:
         self._at = self._started + seconds
         self._lock = threading.Lock()  # of the aborters: none may be called after `close`
         self._aborters: dict[str, tuple[Any, Callable[[], object]]] = {}  # by alias
+        self._cancellers: dict[str, Callable[..., object]] = {}  # by alias
         self._handles = ExitStack()
         self._lost: dict[str, Exception] = {}
 
@@ -69,6 +73,29 @@ class Deadline:
         if self.remaining() > 0:
             # From the start, or else overlapping scrapes would put it off forever
             self._at = max(self._at, self._started + seconds)
+
+    def restart(self) -> None:
+        """Give the next step as much time as the first had. A deadline that has passed stays."""
+        if self.remaining() > 0:
+            now = time.monotonic()
+            self._at, self._started = now + self._at - self._started, now
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Abort what waits for a database at the deadline, from another thread."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(max(self.remaining(), REPEAT_ABORT_SECONDS)):
+                if self.remaining() <= 0:
+                    self.cancel()
+                    self.abort()  # again and again, as it may have connected since
+
+        threading.Thread(target=watch, name="souvenirs-deadline", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
 
     @contextmanager
     def connect_within(self, using: str) -> Iterator[BaseDatabaseWrapper]:
@@ -144,6 +171,8 @@ class Deadline:
             if known is not driver_connection:
                 abort = make_aborter(driver_connection, self._handles)
                 self._aborters[alias] = driver_connection, abort
+                if hasattr(driver_connection, "cancel_safe"):  # psycopg
+                    self._cancellers[alias] = driver_connection.cancel_safe
 
     def _check_time(self) -> None:
         if self.remaining() <= 0:
@@ -166,10 +195,22 @@ class Deadline:
                 with suppress(Exception):  # the connection may be closed by now
                     abort()
 
+    def cancel(self) -> None:
+        """Have PostgreSQL end what it runs. For any thread, which may wait for CANCEL_SECONDS.
+
+        A statement that waits for a lock does not notice that its client has gone, and each retry
+        would leave another one. MySQL and MariaDB notice it.
+        """
+        with self._lock:
+            for cancel in self._cancellers.values():
+                with suppress(Exception):  # the connection may be closed by now, the server away
+                    cancel(timeout=CANCEL_SECONDS)
+
     def close(self) -> None:
         """End the collection, and close the thread's connections unless they are to be kept."""
         with self._lock:
             self._aborters.clear()  # a pool gives its connections to others
+            self._cancellers.clear()
         if not self._keeps_connections:
             connections.close_all()
         self._handles.close()

@@ -27,6 +27,9 @@ FAMILIES = (UP, PART_SUCCESS, PART_DURATION, COLLECTION_DURATION, COLLECTION_TIM
 ABORT_SECONDS = 0.5  # that the thread has to end after an abort
 CANCEL_GRACE_SECONDS = 0.1  # that databases have to cancel statements by themselves
 
+# Between two warnings about scrapers that have less time than others. It is how they are set up
+HASTY_REPEAT_SECONDS = 86_400
+
 
 class Failures:
     """What could not be read, by cause: a database that is away is one cause for many readers."""
@@ -224,10 +227,10 @@ class CollectionRun:
 
     def _give_up(self, deadline: Deadline, seconds: float) -> None:
         names = ", ".join(self.missing)
-        if deadline.remaining() > 0:  # another scrape has more time
-            message = f"Left {names} out of a page that had to be there in {seconds:.1f} s"
-            if names and self._log_limit.allows(message):
-                logger.warning(message)
+        if deadline.remaining() > 0:  # another scrape has more time, and this one what is read
+            cause = f"a page that had to be there in {seconds:.1f} s"
+            if names and self._log_limit.allows(cause, HASTY_REPEAT_SECONDS):
+                logger.warning("Left %s out of %s", names, cause)
             return
         deadline.abort()  # by every scrape that gives up, as it may have connected again since
         left_out = f"Left {names} out of the metrics" if names else "Rolled up nothing"

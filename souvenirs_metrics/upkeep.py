@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import ExitStack, suppress
 
-from django.db import connections, router
+from django.contrib.auth import get_user_model
+from django.db import DatabaseError, router
 
 from souvenirs.history import maintenance
 from souvenirs.lastseen import get_store
@@ -21,6 +23,7 @@ BUCKETS = 4  # quarters of an hour that one collection rolls up at most
 RECONCILED_USERS = 500  # users of the last-seen store that a collection compares with the table
 RETRY_SECONDS = 60  # after a failure: scrapes wait for this work
 ROLL_UP_SECONDS = 60  # pause of roll_up_forever
+STEP_SECONDS = 600  # that a step of it may take: a day of history, or the totals of accounts
 
 
 class Upkeep:
@@ -60,22 +63,44 @@ class Stopped(Exception):
 
 
 def roll_up_forever(stop: threading.Event) -> None:
-    """Roll up what is due, again and again, until `stop` is set."""
+    """Roll up what is due, again and again, until `stop` is set.
 
-    def on_step(interval: Interval) -> None:
-        if stop.is_set():
-            raise Stopped
-
+    A step that takes longer than STEP_SECONDS is aborted, and tried again after the pause: a lock
+    that somebody else holds, or a silent server, must not end the upkeep for good.
+    """
     failures = CauseLogger(logger, "Rolled up nothing")
     while True:
+        deadline = Deadline(STEP_SECONDS)
         try:
-            maintenance.roll_up(on_step=on_step)
+            _roll_up_until(stop, deadline)
             failures.success()
         except Stopped:
             pass
         except Exception as error:
-            failures.failure(error)
+            if deadline.remaining() <= 0:
+                timeout = TimeoutError(f"a step took more than {STEP_SECONDS} s and was aborted")
+                timeout.__cause__ = error
+                failures.failure(timeout)
+            else:
+                failures.failure(error)
         finally:
-            connections.close_all()
+            deadline.close()
         if stop.wait(ROLL_UP_SECONDS):
             return
+
+
+def _roll_up_until(stop: threading.Event, deadline: Deadline) -> None:
+    """Roll up all that is due, each step within the deadline. Raise Stopped if `stop` is set."""
+
+    def on_step(interval: Interval) -> None:
+        if stop.is_set():
+            raise Stopped
+        deadline.restart()
+
+    users = router.db_for_read(get_user_model())
+    with ExitStack() as stack:
+        stack.enter_context(deadline.watched())
+        stack.enter_context(deadline.connect_within(router.db_for_write(Rollup)))
+        with suppress(DatabaseError):  # needed at the end only, where it is tried once more
+            stack.enter_context(deadline.connect_within(users))
+        maintenance.roll_up(on_step=on_step)

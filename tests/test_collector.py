@@ -793,6 +793,28 @@ def test_collect__a_scraper_with_no_time_cuts_nothing_that_others_share() -> Non
 
 
 @pytest.mark.usefixtures("no_upkeep")
+def test_collect__a_scraper_with_less_time_gets_what_is_read_by_then(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("souvenirs.logs.REPEAT_SECONDS", 0)
+    quick, slow = Slow(), Slow()
+    quick.name = "quick"  # type: ignore[misc]
+    quick.may_end.set()
+    collector = SouvenirsCollector(lambda: [quick, slow])
+    with ThreadPoolExecutor(1) as pool:
+        patient = pool.submit(families_within, collector, 60)
+        assert slow.begun.wait(30)
+        for _ in range(3):
+            families = families_within(collector, 0.01)
+            assert parts_of(families, "success") == {"quick": 1, "slow": 0}
+            assert "times" in families
+        slow.may_end.set()
+        assert is_complete(patient.result(30))
+    # It is how they are set up: once is enough
+    assert caplog.messages == ["Left slow out of a page that had to be there in 0.0 s"]
+
+
+@pytest.mark.usefixtures("no_upkeep")
 def test_collect__that_is_overdue_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("souvenirs_metrics.collector.MIN_COLLECTION_SECONDS", 0.1)
     slow = Slow()

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from souvenirs_metrics.deadline import Deadline, seconds_for
+from tests import servers
 from tests.failing import new_database
 from tests.people import ours, with_databases
 
@@ -231,6 +232,36 @@ def test_abort__ends_what_runs(is_open: bool) -> None:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1%'"
             " AND pid <> pg_backend_pid()"
         )
+
+
+@with_databases
+def test_watched__ends_what_runs_at_the_deadline() -> None:
+    def read(deadline: Deadline) -> None:
+        with deadline.watched(), deadline.connect_within(ours().alias):
+            sleep()
+
+    with pytest.raises(OperationalError):
+        in_thread(read, 1)
+    if ours().vendor == "postgresql":  # the server has ended it, too
+        running = (
+            "SELECT COUNT(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1%'"
+            " AND state = 'active' AND pid <> pg_backend_pid()"
+        )
+        servers.wait_until(lambda: ask(running) == (0,))
+
+
+def test_restart__gives_the_next_step_as_much_time() -> None:
+    deadline = Deadline(100)
+    deadline._started -= 80
+    deadline._at -= 80
+    deadline.restart()
+    assert 20 < deadline.remaining() <= 100
+
+
+def test_restart__takes_nothing_back() -> None:
+    deadline = Deadline(0)
+    deadline.restart()
+    assert deadline.remaining() <= 0
 
 
 def test_extend__never_shortens() -> None:
