@@ -38,9 +38,7 @@ spec:
 EXPORTER = MONITOR.format(
     label="app.kubernetes.io/name: souvenirs-exporter", endpoints="endpoints", port="metrics"
 )
-SITE = MONITOR.format(
-    label="souvenirs-metrics: site", endpoints="podMetricsEndpoints", port="http"
-)
+SITE = MONITOR.format(label="souvenirs-metrics: site", endpoints="podMetricsEndpoints", port="http")
 DASHBOARD = """\
 spec:
   instanceSelector:
