@@ -427,8 +427,8 @@ def skip_ids(model: type[models.Model], until: int, using: str) -> bool:
         return False
     table = model._meta.db_table
     with transaction.atomic(using=using), connection.cursor() as cursor:
-        # Two that move the sequence at once could move it back. Nobody waits for the lock longer than
-        # that takes, however long the transaction: it ends with the savepoint, the move does not
+        # Two that move the sequence at once could move it back. The lock ends with the savepoint,
+        # unlike the move: so nobody waits for it until a long transaction is over
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [table])
         cursor.execute(
             "SELECT setval(s, %s) FROM (SELECT CAST(pg_get_serial_sequence(%s, 'id') AS regclass))"

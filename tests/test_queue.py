@@ -172,7 +172,7 @@ def test_visit__of_nobody_is_dropped_and_remembered(results: list[str]) -> None:
         visit(each)
     testing.flush()
     assert sorted(user for user, _ in visits()) == sorted(user.pk for user in users)
-    assert results == ["added", "added"]
+    assert sorted(results) == ["added", "added", "skipped"]
     assert memory.is_missing(NOBODY, time.time())
 
 
@@ -212,7 +212,7 @@ def test_visit__of_a_key_that_the_column_cannot_hold_is_dropped(results: list[st
         visit(User(pk=key))
     testing.flush()
     assert [pk for pk, _ in visits()] == [user.pk]
-    assert results == ["added"]
+    assert sorted(results) == ["added", "skipped"]
 
 
 def test_visit__keeps_its_microseconds() -> None:
@@ -466,7 +466,8 @@ def test_user__who_is_deleted_while_a_batch_is_written_is_dropped(
     recent = {user for user, t in visits() if t > T}
     assert recent == {user.pk for user in users} - {gone}
     assert set(LastSeen.objects.values_list("user_id", flat=True)) == recent
-    assert "failed" not in results
+    assert sorted(set(results)) in (["added"], ["added", "skipped"])
+    assert len(results) == len(users)
     assert not write_errors
 
 

@@ -43,14 +43,14 @@ class Outcome:
 
     added, limited: those whose souvenir was written now, or before.
     skipped: somebody holds a row of theirs.
-    nobody: keys that no user has. Their entries are dropped.
+    nobody: no user has the key, perhaps not any longer.
     moved: the last-seen times that the table now has.
     """
 
     added: list[Entry] = field(default_factory=list)
     limited: list[Entry] = field(default_factory=list)
     skipped: list[Entry] = field(default_factory=list)
-    nobody: set[Any] = field(default_factory=set)
+    nobody: list[Entry] = field(default_factory=list)
     moved: dict[Any, int] = field(default_factory=dict)
 
 
@@ -227,9 +227,8 @@ class Batch:
         return set(self.asked(user_pks, lock_users(user_pks, self.using, shared=shared)))
 
     def drop(self, user_pks: set[Any]) -> None:
-        self.outcome.nobody |= user_pks
         for user_pk in user_pks:
-            del self.of_user[user_pk]
+            self.outcome.nobody += self.of_user.pop(user_pk)
 
     def move(self, known: Known, due: set[Any]) -> None:
         times: dict[int, int] = {}

@@ -38,6 +38,7 @@ from souvenirs.recording.results import (
     ADDED,
     FAILED,
     RATE_LIMITED,
+    SKIPPED,
     flush_hits,
     send_queued,
     send_recorded,
@@ -262,8 +263,9 @@ class Writer:
             if threading.current_thread() is self._thread:
                 self._connections.note()
         self._skipped += outcome.skipped
-        for user_pk in outcome.nobody:
-            memory.remember_missing(user_pk)
+        for entry in outcome.nobody:
+            memory.remember_missing(entry.user_pk)
+            send_recorded(SKIPPED, entry.user_pk, entry.visits)
         written = [*outcome.added, *outcome.limited]
         for entry in written:
             memory.note_row(entry.user_pk, entry.slot)
