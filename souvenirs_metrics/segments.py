@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_VALUES = 20
 NONE_LABEL, OTHER_LABEL = "none", "other"
 # Of fields whose values cannot be labels
-DOCUMENTS = {"JSONField", "ArrayField"}
+DOCUMENTS = {"JSONField", "ArrayField", "HStoreField"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def make_segment(entry: Any) -> Segment:
         raise ValueError(
             f"{path.name!r} is different for every user, and a label must not identify anybody"
         )
-    if path.field.get_internal_type() in DOCUMENTS:
+    if DOCUMENTS.intersection(each.__name__ for each in type(path.field).__mro__):
         raise ValueError(f"{path.name!r} holds documents or lists, and a label is a single value")
     values = declared_values(path.field, entry.get("VALUES"))
     labels = tuple(label_of(value) for value in values)
@@ -143,9 +143,11 @@ def clean_value(field: Any, value: Any) -> Any:
     if value is None:
         raise ValueError(f"VALUES has None, which is {NONE_LABEL!r} in any case: leave it out")
     try:
-        return field.to_python(value)
+        value = field.to_python(value)
+        hash(value)
     except (ValidationError, ValueError, TypeError):
         raise ValueError(f"VALUES has {value!r}, which {field} cannot be") from None
+    return value
 
 
 def label_of(value: Any) -> str:

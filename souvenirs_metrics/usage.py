@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from django.contrib.auth import get_user_model
+from django.core.exceptions import FieldError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import DatabaseError, InterfaceError, connections, router
 from django.http import HttpRequest, JsonResponse
@@ -19,7 +20,7 @@ from django.http import HttpRequest, JsonResponse
 from souvenirs import reports, timestamps
 from souvenirs.conf import conf as souvenirs_conf
 from souvenirs.history.segments import DELETED
-from souvenirs.logs import LogLimit, cause_of
+from souvenirs.logs import LogLimit, cause_of, words_of
 from souvenirs.models import Souvenir
 from souvenirs.selection import USAGE, Selection, SelectionError, select
 from souvenirs_metrics import deadline
@@ -35,6 +36,10 @@ CANCEL_GRACE_SECONDS = 0.5  # that databases have to cancel statements by themse
 HEADERS = {"Cache-Control": "no-store"}
 
 
+class DeclarationError(ValueError):
+    """What is wrong with a setting of the site, for its operators."""
+
+
 class Encoder(DjangoJSONEncoder):
     """Datetimes with the offset of the site's time zone."""
 
@@ -47,7 +52,7 @@ class Encoder(DjangoJSONEncoder):
 def read(params: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
     """The reports that the parameters of a URL ask for, by name: see docs/usage-json.md.
 
-    Raises SelectionError.
+    Raises SelectionError and DeclarationError.
     """
     found, now = {}, time.time()
     for name, report in REPORTS.items():
@@ -71,23 +76,32 @@ def read_usage(selection: Selection, by: str | None) -> list[dict[str, Any]]:
             f"by is {by!r}: it must be a segment that SOUVENIRS_METRICS_SEGMENTS declares, of which"
             f" there are {', '.join(conf.segments) or 'none'}."
         )
-    segment = make_segment(conf.segments[by])
-    none = dict.fromkeys([*segment.labels, NONE_LABEL, OTHER_LABEL, DELETED], 0)
-    rows = selection.read(partial(report, by=segment.grouping))
+    try:
+        segment = make_segment(conf.segments[by])
+        none = dict.fromkeys([*segment.labels, NONE_LABEL, OTHER_LABEL, DELETED], 0)
+        rows = selection.read(partial(report, by=segment.grouping))
+    except SelectionError:
+        raise
+    except (ValueError, FieldError) as error:  # of values that a library's field gives, too
+        raise DeclarationError(f"SOUVENIRS_METRICS_SEGMENTS[{by!r}]: {words_of(error)}.") from error
     for row in rows:
         row["usage"]["active_users_by"] = {**none, **row["usage"]["active_users_by"]}
     return rows
 
 
 def respond(request: HttpRequest) -> JsonResponse:
-    """The JSON document; an error as {"error": "..."}, 400 for wrong parameters and 503 where the
-    database does not answer in time."""
+    """The JSON document; an error as {"error": "..."}, 400 for wrong parameters, 500 for a segment
+    that is declared wrongly, and 503 where the database does not answer in time."""
     seconds = deadline.seconds_for(request.headers.get(deadline.HEADER, ""))
     try:
         with read_within(seconds):
             body: dict[str, Any] = read(request.GET.dict())
     except SelectionError as error:
         return JsonResponse({"error": str(error)}, status=400, headers=HEADERS)
+    except DeclarationError as error:
+        if log_limit.allows(str(error)):
+            logger.error("The usage could not be read: %s", error)
+        return JsonResponse({"error": str(error)}, status=500, headers=HEADERS)
     except (DatabaseError, InterfaceError, TimeoutError) as error:
         cause = cause_of(error)
         if log_limit.allows(cause):

@@ -19,6 +19,7 @@ from django.test import Client, override_settings
 from souvenirs import reports, timestamps
 from souvenirs.conf import conf
 from souvenirs.selection import USAGE
+from souvenirs_metrics.checks import check_segments
 from souvenirs_metrics.server import PAGES
 from tests import admin_site as admin_site_module
 from tests.admin_site import signed_in
@@ -112,6 +113,45 @@ def test_usage__by_a_segment_of_several_values_counts_a_user_once_in_each(
     (month,) = get(client, period="month", recent=1, by="club")["usage"]
     assert month["usage"]["active_users"] == 6
     assert month["usage"]["active_users_by"] == {"chess": 2, "none": 3, "other": 2, "deleted": 0}
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("subscription__colour", "has no field 'colour'"),
+        ("subscription__features", "holds documents or lists"),
+        ({"FIELD": "subscription__seats", "VALUES": ["many"]}, "VALUES has 'many'"),
+        ({"FIELD": "subscription__seats", "VALUES": [[1]]}, "VALUES has [1]"),
+        ({"FIELD": "subscription__organization__name"}, "has no field 'name'"),
+        (7, "7 is neither a path nor a dictionary"),
+    ],
+)
+@pytest.mark.where("routed" not in settings.SHAPE)
+def test_usage__says_what_is_wrong_with_a_declared_segment(
+    history: Any, client: Client, entry: Any, problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with override_settings(SOUVENIRS_METRICS_SEGMENTS={"x": entry}):
+        response = client.get(URL, {"by": "x"})
+        (message,) = [each.msg for each in check_segments()]
+    assert response.status_code == 500
+    assert response.json() == {"error": message}
+    assert problem in message
+    assert message in caplog.text
+
+
+@pytest.mark.where("routed" not in settings.SHAPE)
+def test_usage__says_of_a_declared_segment_what_only_its_values_show(
+    history: list[Any], client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a library's field whose values are lists."""
+    Subscription.objects.create(user_id=history[0].pk, plan="pro")
+    field: Any = Subscription._meta.get_field("plan")
+    listed = lambda value, *args: None if value is None else [value]  # noqa: E731
+    monkeypatch.setattr(field, "from_db_value", listed, raising=False)
+    with override_settings(SOUVENIRS_METRICS_SEGMENTS={"plan": "subscription__plan"}):
+        response = client.get(URL, {"by": "plan"})
+    assert response.status_code == 500
+    assert "'subscription__plan' leads to documents or lists" in response.json()["error"]
 
 
 @pytest.mark.parametrize(
