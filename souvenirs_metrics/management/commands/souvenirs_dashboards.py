@@ -63,7 +63,9 @@ class Command(SouvenirsCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "directory", metavar="DIR", help="where to write grafana/ and prometheus/, or kubernetes/"
+            "directory",
+            metavar="DIR",
+            help="where to write grafana/ and prometheus/, or kubernetes/",
         )
         parser.add_argument(
             "--datasource-url",
