@@ -1,4 +1,4 @@
-"""Manifests for Kubernetes: what the operators of Prometheus and Grafana read, and ConfigMaps for the
+"""Manifests for Kubernetes: for the operators of Prometheus and Grafana, and ConfigMaps for the
 sidecar of Grafana's Helm chart."""
 
 from __future__ import annotations
