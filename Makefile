@@ -5,6 +5,7 @@
 # make dates     the fast tests when days, months, quarters, years and UTC offsets change
 # make lint      style, types, migrations
 # make coverage  which lines and branches the gate's tests pass through
+# make rules     the alerts' stories under another promtool: make rules PROMTOOL=/path/to/promtool
 # make bench     what it costs, side by side with what one would use instead
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ NIGHTLY := --hypothesis-profile=nightly
 unexport PYTHONDONTWRITEBYTECODE
 APT := $(if $(filter 0,$(shell id -u)),,sudo) env DEBIAN_FRONTEND=noninteractive apt-get
 
-.PHONY: demo test gate matrix dates lint coverage bench servers clean
+.PHONY: demo test gate matrix dates rules lint coverage bench servers clean
 
 demo: .venv/demo
 	$(BIN)/python -m demo $(ARGS)
@@ -54,6 +55,12 @@ matrix: .venv/test
 # With shifted clocks, for which Python 3.10 is the last that will do: see tests/dates.py
 dates: .venv310/test
 	DATABASE=sqlite SHAPE="" .venv310/bin/python -m tests.dates $(SPREAD) -m "$(FAST)" $(ARGS)
+
+PROMTOOL ?= promtool
+rules:
+	$(PROMTOOL) --version
+	$(PROMTOOL) check rules prometheus/souvenirs.rules.yml
+	$(PROMTOOL) test rules prometheus/tests/*.yml
 
 coverage:
 	rm -f .coverage

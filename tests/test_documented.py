@@ -59,6 +59,49 @@ def test_prometheus_yml__with_its_comments_is_a_configuration_too(tmp_path: Path
     assert done.returncode == 0, done.stderr
 
 
+SCRAPERS = ROOT / "docs" / "scrapers.md"
+
+
+@pytest.mark.own_site
+def test_scrapers__have_configurations_of_one_kind(tmp_path: Path) -> None:
+    """Of Prometheus's kind, which promtool checks, where they are in YAML."""
+    blocks = re.findall(r"(?ms)^```yaml\n(.+?)^```", SCRAPERS.read_text())
+    collector, vmagent = map(yaml.safe_load, blocks)
+    assert set(collector["exporters"]) == set(
+        collector["service"]["pipelines"]["metrics"]["exporters"]
+    )
+    assert set(collector["receivers"]) == set(
+        collector["service"]["pipelines"]["metrics"]["receivers"]
+    )
+    jobs = [
+        job
+        for config in (collector["receivers"]["prometheus"]["config"], vmagent)
+        for job in config["scrape_configs"]
+    ]
+    token = tmp_path / "token"
+    token.touch()
+    for job in jobs:
+        assert job["authorization"].pop("credentials_file").endswith("/souvenirs.token")
+        job["authorization"]["credentials_file"] = str(token)
+        (tmp_path / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": [job]}))
+        promtool = [servers.program("promtool", "prometheus"), "check", "config", "prometheus.yml"]
+        done = subprocess.run(promtool, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert jobs[0] == jobs[1]
+
+    # Alloy has a language of its own, in which the same is said
+    (alloy,) = re.findall(r"(?ms)^```alloy\n(.+?)^```", SCRAPERS.read_text())
+    said = dict(re.findall(r'(\w+)"?\s+= "([^"]+)"', alloy))
+    (group,) = jobs[0]["static_configs"]
+    assert group["targets"] == [said["__address__"]]
+    for name in ("job_name", "scheme", "scrape_interval", "scrape_timeout"):
+        assert said[name] == jobs[0][name]
+    assert said["url"] == collector["exporters"]["prometheusremotewrite"]["endpoint"]
+    assert said["credentials_file"].endswith("/souvenirs.token")
+    forwarded = re.findall(r"forward_to +=.*prometheus\.remote_write\.(\w+)\.receiver", alloy)
+    assert forwarded == re.findall(r'(?m)^prometheus\.remote_write "(\w+)"', alloy)
+
+
 PAST = """
 import time
 from django.contrib.auth.models import User
