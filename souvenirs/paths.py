@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
 from django.db import models, router
+from django.db.models import Case, SmallIntegerField, Value, When
 
 from souvenirs.models import LastSeen
+
+NONE, OTHER = -1, -2  # numbers of null, and of what is not declared
 
 
 class PathError(ValueError):
@@ -82,3 +85,17 @@ def resolve(path: Any) -> UserPath:
             raise PathError(f"and {name!r} leads to no model in particular")
     *relations, last = fields
     return UserPath(path, tuple(relations), last)
+
+
+def number_of(name: str, values: Sequence[Any]) -> Case:
+    """An expression for the position in `values` of a column, or NONE or OTHER.
+
+    The database compares, as it does for a filter: by the column's collation, to which "Free" and
+    "free" may be the same.
+    """
+    return Case(
+        *(When(**{name: each}, then=Value(number)) for number, each in enumerate(values)),
+        When(**{f"{name}__isnull": True}, then=Value(NONE)),
+        default=Value(OTHER),
+        output_field=SmallIntegerField(),
+    )

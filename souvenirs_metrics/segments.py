@@ -18,7 +18,7 @@ from django.db import models
 
 from souvenirs.bitmaps import bitmap
 from souvenirs.history.segments import Grouping, UsersByValue
-from souvenirs.paths import PathError, UserPath, resolve
+from souvenirs.paths import NONE, OTHER, PathError, UserPath, resolve
 
 if TYPE_CHECKING:
     from pyroaring import BitMap
@@ -42,10 +42,14 @@ class Segment:
     labels: tuple[str, ...]
 
     @property
+    def names(self) -> dict[int, str]:
+        """The labels of all users, by the number of their value: see souvenirs.paths.number_of."""
+        return {**dict(enumerate(self.labels)), NONE: NONE_LABEL, OTHER: OTHER_LABEL}
+
+    @property
     def grouping(self) -> Grouping:
-        """Users by these labels, NONE_LABEL and OTHER_LABEL."""
-        labels = {None: NONE_LABEL, **dict(zip(self.values, self.labels))}
-        return Grouping(self.path.name, lambda value: labels.get(value, OTHER_LABEL))
+        """Users by these labels."""
+        return Grouping(self.path.name, self.values, self.names)
 
 
 def make_segment(entry: Any) -> Segment:

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.core.exceptions import FieldError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import DatabaseError, InterfaceError, connections, router
 from django.http import HttpRequest, JsonResponse
@@ -26,7 +25,7 @@ from souvenirs.selection import USAGE, Selection, SelectionError, select
 from souvenirs_metrics import deadline
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.deadline import Deadline
-from souvenirs_metrics.segments import NONE_LABEL, OTHER_LABEL, make_segment
+from souvenirs_metrics.segments import make_segment
 
 logger = logging.getLogger("souvenirs_metrics")
 log_limit = LogLimit()
@@ -78,12 +77,10 @@ def read_usage(selection: Selection, by: str | None) -> list[dict[str, Any]]:
         )
     try:
         segment = make_segment(conf.segments[by])
-        none = dict.fromkeys([*segment.labels, NONE_LABEL, OTHER_LABEL, DELETED], 0)
-        rows = selection.read(partial(report, by=segment.grouping))
-    except SelectionError:
-        raise
-    except (ValueError, FieldError) as error:  # of values that a library's field gives, too
+    except ValueError as error:
         raise DeclarationError(f"SOUVENIRS_METRICS_SEGMENTS[{by!r}]: {words_of(error)}.") from error
+    none = dict.fromkeys([*segment.names.values(), DELETED], 0)
+    rows = selection.read(partial(report, by=segment.grouping))
     for row in rows:
         row["usage"]["active_users_by"] = {**none, **row["usage"]["active_users_by"]}
     return rows

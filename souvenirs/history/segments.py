@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldError
+from django.db.models import F
 
 from souvenirs.bitmaps import bitmap, union
 from souvenirs.history.plans import Users
 from souvenirs.models import LastSeen
+from souvenirs.paths import number_of
 from souvenirs.users import has_constraint, key_of_row
 
 if TYPE_CHECKING:
@@ -25,11 +27,15 @@ MAX_KEYS = 900  # in a query: SQLite may take no more than 999 parameters
 
 
 class Grouping(NamedTuple):
-    """What users are counted by: what `label_of` makes of the value that a path leads to, or, for
-    None, the value."""
+    """What users are counted by: the labels of values that a path leads to.
+
+    values: those that have a label.
+    labels: by a value's position; NONE's is of null, OTHER's of all other values.
+    """
 
     path: str
-    label_of: Callable[[Any], Any] | None = None
+    values: Sequence[Any]
+    labels: Mapping[int, str]
 
 
 By = str | Grouping  # a path alone is a grouping by its values
@@ -45,8 +51,8 @@ class UsersByValue:
 
     def __init__(self, by: By, using: str) -> None:
         self.using = using
-        self.path, label_of = by if isinstance(by, Grouping) else Grouping(by)
-        self.label_of = label_of or (lambda value: value)
+        self.path = by.path if isinstance(by, Grouping) else by
+        self.grouping = by if isinstance(by, Grouping) else None
 
     @cached_property
     def members(self) -> dict[Any, BitMap]:
@@ -54,12 +60,12 @@ class UsersByValue:
         ordinals: dict[Any, array[int]] = defaultdict(lambda: array("I"))
         try:
             for ordinal, value in self._ordinals():
-                ordinals[self.label_of(value)].append(ordinal)
+                ordinals[value].append(ordinal)
         except TypeError:  # a list, say, which cannot be a dictionary's key
             raise FieldError(
                 f"{self.path!r} leads to documents or lists: users are counted by a single value"
             ) from None
-        return {value: bitmap(each) for value, each in ordinals.items()}
+        return {self._shown(value): bitmap(each) for value, each in ordinals.items()}
 
     @cached_property
     def existing(self) -> BitMap:
@@ -80,8 +86,8 @@ class UsersByValue:
             deleted = len(users.members) - self.existing.intersection_cardinality(users.members)
         if users.without_ordinal:
             found = self._values_of(users.without_ordinal)
-            pairs = {(key, self.label_of(value)) for key, value in found}
-            counts.update(value for _, value in pairs)
+            pairs = set(found)
+            counts.update(self._shown(value) for _, value in pairs)
             deleted += len(users.without_ordinal) - len({key for key, _ in pairs})
         counts = Counter(dict(sorted(counts.items(), key=_by_size)))
         if deleted:
@@ -91,11 +97,11 @@ class UsersByValue:
     def _ordinals(self) -> Iterator[tuple[int, Any]]:
         rows = LastSeen.objects.using(self.using)
         if has_constraint():
-            yield from rows.values_list("id", f"user__{self.path}").iterator(CHUNK)
+            yield from self._with_values(rows, "id", f"user__{self.path}")
             return
         ordinals = dict(rows.values_list("user_id", "id").iterator(CHUNK))
-        users = get_user_model()._base_manager.values_list("pk", self.path)
-        for key, value in users.iterator(CHUNK):
+        users = self._with_values(get_user_model()._base_manager, "pk", self.path)
+        for key, value in users:
             if key in ordinals:
                 yield ordinals[key], value
 
@@ -107,7 +113,20 @@ class UsersByValue:
         keys = [key_of_row(key) for key in raw_keys]
         for at in range(0, len(keys), MAX_KEYS):
             found = users.filter(pk__in=keys[at : at + MAX_KEYS])
-            yield from found.values_list("pk", self.path).iterator(CHUNK)
+            yield from self._with_values(found, "pk", self.path)
+
+    def _with_values(self, rows: Any, key: str, path: str) -> Iterator[tuple[Any, Any]]:
+        """Pairs of the key and the value that the path leads to, or the number of its label."""
+        if self.grouping is None:
+            return rows.values_list(key, path).iterator(CHUNK)  # type: ignore[no-any-return]
+        # By names that no model has a field of
+        rows = rows.annotate(souvenirs_raw=F(path)).annotate(
+            souvenirs_number=number_of("souvenirs_raw", self.grouping.values)
+        )
+        return rows.values_list(key, "souvenirs_number").iterator(CHUNK)  # type: ignore[no-any-return]
+
+    def _shown(self, value: Any) -> Any:
+        return value if self.grouping is None else self.grouping.labels[value]
 
 
 def _by_size(item: tuple[Any, int]) -> tuple[int, str]:

@@ -12,23 +12,17 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.db import connections
 from django.db.models import (
-    Case,
     Count,
     F,
     ManyToOneRel,
     Max,
     Q,
     QuerySet,
-    SmallIntegerField,
-    Value,
-    When,
 )
 
 from souvenirs.databases import count_where, shown_from, shown_until, to_column, to_parameter
 from souvenirs.models import LastSeen
-from souvenirs.paths import UserPath
-
-NONE, OTHER = -1, -2  # numbers of what is not declared
+from souvenirs.paths import NONE, OTHER, UserPath, number_of
 
 Since = dict[float, int]  # cut point -> how many were seen at or after it
 
@@ -80,15 +74,9 @@ def _numbers(path: UserPath, values: Sequence[Any], using: str) -> tuple[str, Se
     if isinstance(first, ManyToOneRel) and first.field.target_field.primary_key:
         model, key = first.related_model, first.field.attname
         rest = path.name.partition("__")[2]
-    number = Case(
-        *(When(souvenirs_raw=each, then=Value(number)) for number, each in enumerate(values)),
-        When(souvenirs_raw__isnull=True, then=Value(NONE)),
-        default=Value(OTHER),
-        output_field=SmallIntegerField(),
-    )
     # By names that no model has a field of
     rows = model._base_manager.using(using).annotate(souvenirs_key=F(key), souvenirs_raw=F(rest))
-    pairs = rows.order_by().annotate(souvenirs_number=number)
+    pairs = rows.order_by().annotate(souvenirs_number=number_of("souvenirs_raw", values))
     pairs = pairs.values_list("souvenirs_key", "souvenirs_number")
     sql, params = pairs.query.get_compiler(using).as_sql()
     return sql, params

@@ -19,7 +19,7 @@ from souvenirs_metrics.families import (
 )
 from souvenirs_metrics.kept import Kept
 from souvenirs_metrics.readers.base import Families, PartialRead, ReadContext, Reader
-from souvenirs_metrics.segments import NONE_LABEL, OTHER_LABEL, account_path, make_segment
+from souvenirs_metrics.segments import account_path, make_segment
 
 Figures = tuple[dict[Any, int], dict[Any, int]]  # of rolling windows, of periods to date
 
@@ -83,8 +83,7 @@ class Segments(Reader):
             counts = lastseen.count_users_by(
                 segment.path, segment.values, cuts.all, cuts.until, cuts.using
             )
-        labels = {**dict(enumerate(segment.labels)), lastseen.NONE: NONE_LABEL}
-        labels[lastseen.OTHER] = OTHER_LABEL
+        labels = segment.names
         return (
             {
                 (labels[number], name): since[cut]
