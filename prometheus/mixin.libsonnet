@@ -1,4 +1,4 @@
-// The alerts, recording rules and dashboards as a monitoring mixin, for Jsonnet 0.19 and later.
+// The alerts, recording rules and dashboards as a monitoring mixin, for Jsonnet 0.21 and later.
 // With the default _config they are those of souvenirs.rules.yml and of ../grafana/dashboards, which
 // are read here. Change _config where you import this file:
 //
