@@ -51,24 +51,9 @@ def growth(
     period: "day", "week", "month", "quarter" or "year".
     start, end, recent: as in all reports.
     """
-    chosen = spans.choose_calendar(period, start, end, recent)
-    if not chosen:
-        return
-    intervals = [span.interval for span in chosen]
-    before = periods.previous_calendar_period(period, intervals[0].start, conf.zone)
-    for span, found in zip(chosen, _read(Series((before, *intervals)))[1:]):
-        changes = found.growth
-        yield {
-            "period": span.period,
-            "labels": span.labels,
-            "growth": {
-                "active_users": found.active,
-                "new_users": changes and changes.new,
-                "retained_users": changes and changes.retained,
-                "resurrected_users": changes and changes.resurrected,
-                "churned_users": changes and changes.churned,
-            },
-        }
+    for each in growth_and_retention(period, start, end, recent=recent, ages=None):
+        del each["retention"]
+        yield each
 
 
 def retention(
@@ -99,21 +84,48 @@ def retention(
     period: "day", "week", "month", "quarter" or "year".
     start, end, recent: of the cohorts, as in all reports.
     """
-    if ages < 0:
+    for each in growth_and_retention(period, start, end, recent=recent, ages=ages):
+        del each["growth"]
+        yield each
+
+
+def growth_and_retention(
+    period: str,
+    start: date | None = None,
+    end: date | None = None,
+    *,
+    recent: int | None = None,
+    ages: int | None = 12,
+) -> Report:
+    """The dictionaries of `growth` with the "retention" of `retention`, from one sweep over the
+    history, which is most of the work of either. ages: None for growth alone."""
+    if ages is not None and ages < 0:
         raise ValueError(f"ages is {ages}: give a number of periods")
     chosen = spans.choose_calendar(period, start, end, recent)
-    intervals = tuple(span.interval for span in chosen)
-    found = _read(Series(intervals, ages=tuple(range(min(ages + 1, len(chosen))))))
-    for number, span in enumerate(chosen):
-        later = zip(chosen[number : number + ages + 1], found[number:])
+    if not chosen:
+        return
+    intervals = [span.interval for span in chosen]
+    before = periods.previous_calendar_period(period, intervals[0].start, conf.zone)
+    length = 0 if ages is None else min(ages + 1, len(chosen))
+    found = _read(Series((before, *intervals), ages=tuple(range(length))))[1:]
+    for number, (span, own) in enumerate(zip(chosen, found)):
+        later = zip(chosen[number : number + length], found[number:])
         of_cohort = [
             (each.retention[age], then.complete)
             for age, (then, each) in enumerate(later)
             if age in each.retention
         ]
+        changes = own.growth
         yield {
             "period": span.period,
             "labels": span.labels,
+            "growth": {
+                "active_users": own.active,
+                "new_users": changes and changes.new,
+                "retained_users": changes and changes.retained,
+                "resurrected_users": changes and changes.resurrected,
+                "churned_users": changes and changes.churned,
+            },
             "retention": {
                 "cohort_users": of_cohort[0][0].cohort if of_cohort else None,
                 "retained_users": [each.retained for each, _ in of_cohort],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -17,7 +16,8 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_safe
 
 import souvenirs.admin.tables as tables
-from souvenirs import moment, reports, scopes
+from souvenirs import moment, scopes
+from souvenirs.cohort_reports import growth_and_retention
 from souvenirs.history import counting
 from souvenirs.isolation import repeatable_read
 from souvenirs.models import Souvenir
@@ -100,7 +100,7 @@ class UsageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             raise PermissionDenied
         try:
             selection = select(request.GET.dict())
-            usages, rows = read_rows(selection)
+            usages, rows, _changes = read_rows(selection)
         except SelectionError as error:
             return HttpResponse(f"{error}\n", "text/plain", status=400)
         lines = csv_lines(tables.CSV_HEADERS, tables.csv_rows(usages, rows))
@@ -110,13 +110,16 @@ class UsageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return response
 
 
-def read_rows(selection: Selection) -> tuple[list[tables.Report], list[tables.Row]]:
-    """The usage of each period; and the same with growth, as rows. In a fixed number of queries."""
+def read_rows(
+    selection: Selection, ages: int | None = None
+) -> tuple[list[tables.Report], list[tables.Row], list[tables.Report]]:
+    """The usage of each period; the same with growth, as rows; and growth with retention up to
+    `ages` periods later. In a fixed number of queries."""
     usages = selection.read(USAGE[selection.period])
     if not usages:
         raise SelectionError(_("There is no period between the start and the end."))
-    growths = selection.read(partial(reports.growth, selection.period))
-    return usages, tables.rows_of(selection.period, usages, growths)
+    changes = selection.read(partial(growth_and_retention, selection.period, ages=ages))
+    return usages, tables.rows_of(selection.period, usages, changes), changes
 
 
 def page_context(selection: Selection) -> dict[str, Any]:
@@ -128,10 +131,8 @@ def page_context(selection: Selection) -> dict[str, Any]:
     with repeatable_read(router.db_for_read(Souvenir)):
         windows = moment.read_windows(selection.now)
         first = counting.first_recorded()
-        _usages, rows = read_rows(selection)
-        latest = min(selection.recent or MOST_COHORTS, MOST_COHORTS)
-        of_cohorts = replace(selection, recent=latest)
-        found = of_cohorts.read(partial(reports.retention, period, ages=MOST_AGES))
+        _usages, rows, changes = read_rows(selection, MOST_AGES)
+    found = changes[-MOST_COHORTS:]
     cohorts = tables.cohorts_of(period, found)
     named = {name: getattr(selection, name) for name in PARAMETERS}
     return {
