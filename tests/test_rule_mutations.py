@@ -26,6 +26,10 @@ pytestmark = [pytest.mark.own_site, pytest.mark.soak]
 OPPOSITE = {"==": "!=", "!=": "==", ">": "<=", "<=": ">", "<": ">=", ">=": "<"}
 OUT_OF_SERVICE = "unless on (job) souvenirs:site:out_of_service > 0"
 SCALES = (0.8, 1.25)
+# Their stories are of weeks, and have a moment every two hours
+SLOW = {"SouvenirsChurnHigh", "SouvenirsNoNewUsers", "SouvenirsStickinessFalling"}
+# These change nothing: there is a median of days and weeks only
+EQUIVALENT = {'SouvenirsNoNewUsers: period=~"day|week" replaced with nothing'}
 # From a set operator to the next one, or to the end of what it is in
 CLAUSE = re.compile(
     r"\s(?:and|or|unless)\b(?:[^()]|\((?:[^()]|\([^()]*\))*\))*?(?=\s(?:and|or|unless)\b|\s*\)|\s*\Z)"
@@ -49,7 +53,7 @@ def mutants(alert: Rule) -> Iterator[tuple[str, Rule]]:
         yield f"{found[0]} replaced with {other or 'nothing'}", with_expr(alert, found, other)
     for found in CLAUSE.finditer(expr):
         yield f"without {found[0].strip()}", with_expr(alert, found, "")
-    for name in ("for", "keep_firing_for"):
+    for name in ("for", "keep_firing_for")[: 1 if alert["alert"] in SLOW else 2]:
         number, unit = int(alert[name][:-1]), alert[name][-1]
         yield f"{name} dropped", {**alert, name: "0s"}
         yield f"{name} doubled", {**alert, name: f"{2 * number}{unit}"}
@@ -67,7 +71,7 @@ def with_expr(alert: Rule, found: re.Match[str], text: str) -> Rule:
 
 def in_service_always(expr: str) -> str:
     """The expression on records that know no site out of service."""
-    return re.sub(r"job:souvenirs_(site|watched|threshold):", r"job:always_\1:", expr)
+    return re.sub(r"job:souvenirs_(site|watched|threshold|stickiness):", r"job:always_\1:", expr)
 
 
 def records() -> list[Rule]:
@@ -94,7 +98,8 @@ MUTANTS = {
 
 def failing(path: Path, directory: Path) -> set[str]:
     """The alerts, mutants and not, that fail a test of this file of stories."""
-    file = yaml.safe_load(path.read_text())
+    # As text, for YAML's 0x20 would be 32, and not a series of zeros
+    file = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
     tested = {test["alertname"] for group in file["tests"] for test in group["alert_rule_test"]}
     mutants = [rule for name, (_, rule) in MUTANTS.items() if name.split("_")[0] in tested]
     rules = [*records(), *(ALERTS[name] for name in sorted(tested)), *mutants]
@@ -129,4 +134,4 @@ def test_mutants__fail_a_story(tmp_path: Path) -> None:
     assert not failed & set(ALERTS)
     assert len(MUTANTS) > 5 * len(ALERTS)
     survivors = sorted(what for name, (what, _) in MUTANTS.items() if name not in failed)
-    assert survivors == []
+    assert set(survivors) == EQUIVALENT
