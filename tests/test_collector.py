@@ -4,7 +4,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
@@ -574,19 +574,30 @@ def test_collect__with_a_window_that_is_none(caplog: pytest.LogCaptureFixture) -
 SLOW_SECONDS = 0.1
 
 
-class Waiting(Reader):
-    """Takes all the time that there is, if it `is_slow`: with `deadlines`, SLOW_SECONDS."""
+@pytest.fixture
+def deadlines(monkeypatch: pytest.MonkeyPatch) -> list[Deadline]:
+    """Those of all collections, the last of which is under way."""
+    made: list[Deadline] = []
 
-    def __init__(
-        self, name: str, deadlines: Sequence[Deadline] = (), is_slow: bool = False
-    ) -> None:
-        self.name, self.is_slow, self.deadlines = name, is_slow, deadlines  # type: ignore[misc]
+    def make(*args: Any, **options: Any) -> Deadline:
+        made.append(Deadline(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr("souvenirs_metrics.collector.Deadline", make)
+    return made
+
+
+class Waiting(Reader):
+    """With `deadlines` it is slow: it takes all the time that there is, which it cuts short."""
+
+    def __init__(self, name: str, deadlines: list[Deadline] | None = None) -> None:
+        self.name, self.deadlines = name, deadlines  # type: ignore[misc]
 
     def read(self, now: float, context: ReadContext) -> Families:
         with context(ours().alias):
-            if self.is_slow and self.deadlines:
+            if self.deadlines:
                 self.deadlines[-1]._at = time.monotonic() + SLOW_SECONDS
-            while self.is_slow:
+            while self.deadlines:
                 with ours().cursor() as cursor:
                     cursor.execute("SELECT 1")
                 time.sleep(0.01)
@@ -601,20 +612,9 @@ def parts_of(families: dict[str, Metric], name: str) -> dict[str, float]:
 @pytest.mark.slow
 @with_databases
 def test_collect__a_slow_part_costs_the_others_one_collection_at_most(
-    monkeypatch: pytest.MonkeyPatch,
+    deadlines: list[Deadline],
 ) -> None:
-    deadlines: list[Deadline] = []
-
-    def make(*args: Any, **options: Any) -> Deadline:
-        deadlines.append(Deadline(*args, **options))
-        return deadlines[-1]
-
-    monkeypatch.setattr("souvenirs_metrics.collector.Deadline", make)
-    parts = [
-        Waiting("first", deadlines),
-        Waiting("slow", deadlines, is_slow=True),
-        Waiting("last", deadlines),
-    ]
+    parts = [Waiting("first"), Waiting("slow", deadlines), Waiting("last")]
     collector = SouvenirsCollector(lambda: parts)
 
     def success() -> tuple[dict[str, float], dict[str, Metric]]:
@@ -630,7 +630,7 @@ def test_collect__a_slow_part_costs_the_others_one_collection_at_most(
     assert seconds["last"] < SLOW_SECONDS <= seconds["slow"] < whole
     for _ in range(2):
         assert success()[0] == {"first": 1, "slow": 0, "last": 1}
-    parts[1].is_slow = False
+    parts[1].deadlines = None
     families = families_within(collector, 30)
     assert is_complete(families)
     assert [name for name in families if name in {"first", "slow", "last"}] == [
@@ -642,12 +642,11 @@ def test_collect__a_slow_part_costs_the_others_one_collection_at_most(
 @with_databases
 @pytest.mark.usefixtures("no_upkeep")
 def test_collect__slow_parts_do_not_take_turns_before_the_others(
-    monkeypatch: pytest.MonkeyPatch,
+    deadlines: list[Deadline],
 ) -> None:
-    monkeypatch.setattr("souvenirs_metrics.collector.MIN_COLLECTION_SECONDS", 0.1)
-    slow = [Waiting("slow", is_slow=True), Waiting("slower", is_slow=True)]
+    slow = [Waiting("slow", deadlines), Waiting("slower", deadlines)]
     collector = SouvenirsCollector(lambda: [*slow, Waiting("last")])
-    read = [parts_of(families_within(collector, 0.5), "success")["last"] for _ in range(5)]
+    read = [parts_of(families_within(collector, 30), "success")["last"] for _ in range(5)]
     assert read == [0, 0, 1, 1, 1]
 
 
