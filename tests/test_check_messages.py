@@ -38,7 +38,8 @@ STORES = [
 ]
 PYTHONS = re.compile(
     r"object has no|has no attribute|is not iterable|is not a mapping|unhashable|argument|keywords"
-    r"|update sequence|must be (str|int|real|a mapping|an iterable)|subclass|[A-Za-z]+(Error|Exception)\b"
+    r"|update sequence|must be (str|int|real|a mapping|an iterable)|subclass"
+    r"|[A-Za-z]+(Error|Exception)\b"
 )
 
 
