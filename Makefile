@@ -2,6 +2,7 @@
 # make test      style, types, and the fast tests: for each change (ARGS="-k throttle" for some)
 # make gate      the other tests but soak, on each database: before a change lands
 # make matrix    every pair of database, key, time zone and routing; soak; more cases: for a release
+# make newest    the fast tests on the newest Python and Django that are supported
 # make dates     the fast tests when days, months, quarters, years and UTC offsets change
 # make lint      style, types, migrations
 # make coverage  which lines and branches the gate's tests pass through
@@ -10,6 +11,7 @@
 
 PYTHON ?= python3
 PYTHON310 ?= python3.10
+PYTHON313 ?= python3.13
 BIN := .venv/bin
 # A file is one worker's; those that take longest begin first: see tests/conftest.py
 SPREAD := -n auto --dist loadfile --no-loadscope-reorder
@@ -23,7 +25,7 @@ NIGHTLY := --hypothesis-profile=nightly
 unexport PYTHONDONTWRITEBYTECODE
 APT := $(if $(filter 0,$(shell id -u)),,sudo) env DEBIAN_FRONTEND=noninteractive apt-get
 
-.PHONY: demo test gate matrix dates rules lint coverage bench servers clean
+.PHONY: demo test gate matrix newest dates rules lint coverage bench servers clean
 
 demo: .venv/demo
 	$(BIN)/python -m demo $(ARGS)
@@ -61,6 +63,9 @@ rules:
 	$(PROMTOOL) --version
 	$(PROMTOOL) check rules prometheus/souvenirs.rules.yml
 	$(PROMTOOL) test rules prometheus/tests/*.yml
+
+newest: .venv313/test
+	DATABASE=sqlite SHAPE="" .venv313/bin/python -m pytest -n auto --dist loadfile -m "$(FAST)" $(ARGS)
 
 coverage:
 	rm -f .coverage
@@ -103,5 +108,12 @@ servers:
 	.venv310/bin/python -m pip install --quiet --editable ".[demo,test]"
 	touch $@
 
+.venv313/test: setup.py | servers
+	@$(PYTHON313) -c "" 2> /dev/null || \
+		{ echo "$(PYTHON313) does not run; make newest PYTHON313=/path/to/python3.13"; exit 1; }
+	$(PYTHON313) -m venv .venv313
+	.venv313/bin/python -m pip install --quiet --editable ".[demo,test]" "Django==6.1.*"
+	touch $@
+
 clean:
-	rm -rf .venv .venv310 .tox build dist *.egg-info demo/var
+	rm -rf .venv .venv310 .venv313 .tox build dist *.egg-info demo/var
