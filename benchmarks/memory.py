@@ -22,8 +22,8 @@ a quarter of all that is for holes: what is forgotten leaves gaps of its size in
 of users are integers; longer ones (UUIDs, texts) take more.
 
 Memory is the process's resident memory, above what it was before the first user. Exits with 1 if
-it passes the bound. "Growth in the second half" tells whether it was still growing then. The queue
-alone is measured in a process of its own, when as many entries have been dropped as it holds.
+it passes the bound. "Growth in the second half" says whether it was still growing then. The queue
+alone is measured in a separate process, when as many entries have been dropped as it holds.
 """
 
 from __future__ import annotations
