@@ -40,7 +40,7 @@ class ThreadConnections:
         for driver in self._open:
             try:
                 os.dup2(null, driver.fileno())
-            except Exception as error:  # closed meanwhile, or a driver without a socket of its own
+            except Exception as error:  # closed by now, or a driver without `fileno`
                 logger.debug("A connection of the parent is left open: %r", error)
         os.close(null)
         self._of_parents += self._open
