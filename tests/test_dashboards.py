@@ -16,9 +16,6 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import urlencode
-from urllib.request import urlopen
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -31,10 +28,10 @@ from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.instruments import RECORDS
 from souvenirs_metrics.readers import load_readers
 from tests import servers
+from tests.asker import CHOSEN, DAY, Asker, Json, days_shown
 
 pytestmark = pytest.mark.own_site
 
-Json = dict[str, Any]
 
 SHIPPED = Path(str(files("souvenirs_metrics.grafana"))) / "dashboards"
 DASHBOARDS = [json.loads(file.read_text()) for file in sorted(SHIPPED.glob("*.json"))]
@@ -205,7 +202,6 @@ def lost(before: Any, after: Any, path: str = "") -> Iterator[str]:
 
 # Five weeks of two sites: one of two replicas, and a small one
 
-DAY = 86_400
 STEP = 900
 PERIODS_STEP = 3_600  # of what changes with each day
 WEEKS = 5
@@ -228,7 +224,6 @@ ALERTS = (
     ("SouvenirsRollupLag", 'job="learn"', 0.1, 0.0),
 )
 SEGMENT = {"free": 0.7, "pro": 0.25, "none": 0.04, "other": 0.01}  # plan, and its share of users
-CHOSEN = {"$segment": "plan", "$window": "30d"}
 PARTS = [reader.name for reader in load_readers()]
 Figures = Iterator[tuple[str, str, float]]
 
@@ -401,50 +396,6 @@ def prometheus_with_history(now: int, port: int | None = None) -> Iterator[str]:
 
 # What a site has to declare first
 DECLARED = re.compile("souvenirs_(calendar_)?(segment_active_users|active_accounts)")
-
-
-class Asker:
-    """Asks Prometheus as Grafana does, with a step of two hours; or a target's own, whose multiples
-    the instants are (to a browser in UTC)."""
-
-    def __init__(self, url: str, now: int, rate_interval: str = "2h") -> None:
-        self.url, self.now, self.rate_interval = url, now, rate_interval
-
-    def get(self, path: str, **parameters: Any) -> Any:
-        try:
-            with urlopen(f"{self.url}/api/v1/{path}?{urlencode(parameters)}") as response:
-                return json.load(response)["data"]
-        except HTTPError as error:
-            raise AssertionError(f"{parameters}: {error.read().decode()}") from None
-
-    def ask(self, target: Json, job: str = ".+", days: float = 30) -> list[Json]:
-        """The series that a target has; an instant query's have one value."""
-        values = {"$job": job, "$__rate_interval": self.rate_interval, **CHOSEN}
-        query = re.sub(r"\$\w+", lambda match: values[match[0]], target["expr"])
-        if target.get("instant"):
-            series = self.get("query", query=query, time=self.now)["result"]
-            return [{**each, "values": [each["value"]]} for each in series]
-        start, end, step = self.now - days * DAY, self.now, 7_200
-        if "interval" in target:
-            step = seconds(target["interval"])
-            start, end = start // step * step, end // step * step
-        span = {"start": start, "end": end, "step": step}
-        result: list[Json] = self.get("query_range", query=query, **span)["result"]
-        return result
-
-    def ask_panel(self, panel: Json, job: str = ".+") -> Iterator[tuple[Json, Json]]:
-        """Each target of a panel with each of the series that it has."""
-        for target in panel["targets"]:
-            for series in self.ask(target, job, days_shown(panel)):
-                yield target, series
-
-
-def seconds(duration: str) -> int:
-    return int(duration[:-1]) * {"d": 1, "w": 7, "y": 365}[duration[-1]] * DAY
-
-
-def days_shown(panel: Json) -> int:
-    return seconds(panel.get("timeFrom", "30d")) // DAY
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ Prometheus of a demo with a past, in Debian's Chromium. Needs npm, chromium and 
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -16,23 +15,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import requests
-
 from demo.monitoring import prometheus
 from demo.serving import populate, serve
+from tests.asker import DAY, Asker
 from tests.browser import chromium
 
 SOURCES = Path(__file__).parent
 ROOT = SOURCES.parents[2]
 IMAGES = ROOT / "docs/images"
-DAY = 86400
 # The picture's name, the dashboard's, the height in rows of its grid, and the days it shows
 PICTURES = [
     ("dashboard-active-users", "souvenirs-active-users", 16, 30),
     ("dashboard-growth", "souvenirs-growth", 16, 180),
 ]
 WIDTH, ROW, MARGIN = 1200, 38, 12
-POINTS = 600
 PAGE = """<!doctype html><meta charset="utf-8"><link rel="stylesheet" href="panels.css">
 <body style="background: #111217; margin: {margin}px; font-family: sans-serif"><div id="root"></div>
 <script>window.grafanaBootData = {{settings: {{featureToggles: {{}}}}}}; window.PICTURE = {picture};
@@ -53,25 +49,15 @@ def build(directory: Path) -> None:
     )  # fmt: skip
 
 
-def query(url: str, target: dict[str, Any], start: float, end: float) -> list[dict[str, Any]]:
-    """The series of a panel's target, by what Grafana would ask, each with its legend's text."""
-    interval = {"1w": 7 * DAY, "1d": DAY}.get(target.get("interval", ""))
-    step = interval or math.ceil((end - start) / POINTS)
-    texts = {"__rate_interval": "5m", "__interval": f"{step}s", "__range": f"{end - start:.0f}s"}
-    expr = re.sub(r"\$\{?(\w+)\}?", lambda name: texts.get(name[1], ".+"), target["expr"])
-    if target.get("instant"):
-        start = end
-    start = math.floor(start / step) * step if interval else start
-    params: dict[str, Any] = {"query": expr, "start": start, "end": end, "step": step}
-    reply = requests.get(f"{url}/api/v1/query_range", params=params, timeout=60)
-    reply.raise_for_status()
+def query(asker: Asker, target: dict[str, Any], days: int) -> list[dict[str, Any]]:
+    """The series of a panel's target, each with its legend's text."""
     return [
         {
             "refId": target["refId"],
             "name": text_of(target["legendFormat"], found["metric"]),
             "points": found["values"],
         }
-        for found in reply.json()["data"]["result"]
+        for found in asker.ask(target, days=days)
     ]
 
 
@@ -89,11 +75,12 @@ def draw(directory: Path, url: str, browser: Any) -> None:
         ]
         for panel in panels:
             panel["title"] = panel["title"].replace("$job", "souvenirs")
-        end = time.time()
+        end = int(time.time())
         start = end - days * DAY
+        asker = Asker(url, end, rate_interval="5m")
         series = {
             panel["id"]: [
-                found for each in panel.get("targets", []) for found in query(url, each, start, end)
+                found for each in panel.get("targets", []) for found in query(asker, each, days)
             ]
             for panel in panels
         }
