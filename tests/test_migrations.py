@@ -330,7 +330,9 @@ def test_migrate__has_the_covering_index_and_drops_the_one_on_when_alone(old: An
 
 def test_migrate__counts_are_read_from_the_covering_index(old: Any) -> None:
     migrate()
-    query = 'SELECT COUNT(DISTINCT user_id) FROM souvenirs_souvenir WHERE "when" >= %s'
+    # Whether the index can answer, not whether a planner prefers it for a few rows
+    hint = {"sqlite": "INDEXED BY souvenirs_when_user ", "postgresql": ""}[ENGINE]
+    query = f'SELECT COUNT(DISTINCT user_id) FROM souvenirs_souvenir {hint}WHERE "when" >= %s'
     explain = {"sqlite": "EXPLAIN QUERY PLAN ", "postgresql": "EXPLAIN "}[ENGINE]
     if ENGINE == "postgresql":
         with closing(old.connection.cursor()) as cursor:
