@@ -2,7 +2,7 @@
 # make test      style, types, and the fast tests: for each change (ARGS="-k throttle" for some)
 # make gate      the other tests but soak, on each database: before a change lands
 # make matrix    every pair of database, key, time zone and routing; soak; more cases: for a release
-# make newest    the fast tests on the newest Python and Django that are supported
+# make newest    the fast tests on another Python and the newest Django: make newest NEWEST=/path/to/python3.14
 # make dates     the fast tests when days, months, quarters, years and UTC offsets change
 # make lint      style, types, migrations
 # make coverage  which lines and branches the gate's tests pass through
@@ -11,11 +11,14 @@
 
 PYTHON ?= python3
 PYTHON310 ?= python3.10
-PYTHON313 ?= python3.13
+# A newer Python than PYTHON, with the newest Django: for `make newest`, and for `make gate` if it is given
+NEWEST ?=
+NEWEST_DJANGO := 6.1
 BIN := .venv/bin
 # A file is one worker's; those that take longest begin first: see tests/conftest.py
 SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(SPREAD) $(ARGS)
+MIX := $(if $(NEWEST),.venv-newest/bin/python -m pytest $(SPREAD) $(ARGS),$(PYTEST))
 FAST := not own_site and not slow and not soak
 REST := (own_site or slow) and not soak
 # How many cases are invented for a property: see tests/conftest.py
@@ -36,10 +39,10 @@ test: lint
 	DATABASE=postgresql SHAPE="uuid routed"  $(PYTEST) -m "database and $(FAST)"
 
 # What `make test` leaves out: both together are all tests but soak, and none runs twice
-gate: .venv/test
+gate: .venv/test $(if $(NEWEST),.venv-newest/test)
 	DATABASE=sqlite     SHAPE=""             $(PYTEST) $(GATE) -m "$(REST)"
 	DATABASE=postgresql SHAPE="uuid routed"  $(PYTEST) $(GATE) -m "database and slow and not own_site and not soak"
-	DATABASE=mariadb    SHAPE="string naive" $(PYTEST) $(GATE) -m "database and not own_site and not soak"
+	DATABASE=mariadb    SHAPE="string naive" $(MIX) $(GATE) -m "database and not own_site and not soak"
 	DATABASE=postgresql SHAPE=""             $(PYTEST) $(GATE) tests/test_segments.py  # joined to users
 
 # The last six rows add the pairs that the first three leave out, for the tests that depend on them
@@ -64,8 +67,8 @@ rules:
 	$(PROMTOOL) check rules prometheus/souvenirs.rules.yml
 	$(PROMTOOL) test rules prometheus/tests/*.yml
 
-newest: .venv313/test
-	DATABASE=sqlite SHAPE="" .venv313/bin/python -m pytest -n auto --dist loadfile -m "$(FAST)" $(ARGS)
+newest: .venv-newest/test
+	DATABASE=sqlite SHAPE="" .venv-newest/bin/python -m pytest $(SPREAD) -m "$(FAST)" $(ARGS)
 
 coverage:
 	rm -f .coverage
@@ -108,12 +111,12 @@ servers:
 	.venv310/bin/python -m pip install --quiet --editable ".[demo,test]"
 	touch $@
 
-.venv313/test: setup.py | servers
-	@$(PYTHON313) -c "" 2> /dev/null || \
-		{ echo "$(PYTHON313) does not run; make newest PYTHON313=/path/to/python3.13"; exit 1; }
-	$(PYTHON313) -m venv .venv313
-	.venv313/bin/python -m pip install --quiet --editable ".[demo,test]" "Django==6.1.*"
+.venv-newest/test: setup.py | servers
+	@"$(NEWEST)" -c "" 2> /dev/null || \
+		{ echo "'$(NEWEST)' does not run; make newest NEWEST=/path/to/python3.14"; exit 1; }
+	"$(NEWEST)" -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --editable ".[demo,test]" "Django==$(NEWEST_DJANGO).*"
 	touch $@
 
 clean:
-	rm -rf .venv .venv310 .venv313 .tox build dist *.egg-info demo/var
+	rm -rf .venv .venv310 .venv-newest .tox build dist *.egg-info demo/var
