@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import get_user_model
 from django.db import router
-from django.db.models import QuerySet
+from django.db.models import F, IntegerField, QuerySet, Sum
+from django.db.models.functions import Cast
 
 from souvenirs import timestamps
 from souvenirs.bitmaps import bitmap
@@ -60,11 +61,22 @@ class JoinedBefore:
 def _joined(rows: QuerySet[LastSeen], t: float, read_context: ReadContext) -> BitMap:
     joined = {"date_joined__lt": timestamps.to_datetime(t)}
     if has_constraint():
-        joined = {f"user__{name}": value for name, value in joined.items()}
-        return bitmap(rows.filter(**joined).values_list("pk", flat=True).iterator())
+        return _packed(rows.filter(user__date_joined__lt=joined["date_joined__lt"]))
     ordinals = {user_pk: pk for pk, user_pk in rows.values_list("pk", "user_id").iterator()}
     keys = _read_users(joined, read_context)
     return bitmap(ordinals[user_pk] for user_pk in keys if user_pk in ordinals)
+
+
+def _packed(rows: QuerySet[LastSeen]) -> BitMap:
+    """The ids of these rows. The database packs them, 16 in a number: that is less to send, and it
+    needs no cursor on the server, which would keep PostgreSQL from running the join in parallel."""
+    pk, one = F("pk"), Cast(1, IntegerField())
+    groups = rows.annotate(high=pk.bitrightshift(4)).values_list("high").annotate(
+        bits=Sum(one.bitleftshift(pk.bitand(15)))
+    )
+    return bitmap(
+        high << 4 | bit for high, bits in groups for bit in range(16) if int(bits) >> bit & 1
+    )
 
 
 def keys_joined_before(t: float, keys: Iterable[Any], read_context: ReadContext) -> list[Any]:
