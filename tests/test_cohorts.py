@@ -265,6 +265,23 @@ def test_joined_before__is_right_if_threads_ask_at_the_same_time(monkeypatch: An
     assert founders(START) == {early.pk}
 
 
+@pytest.mark.skipif(not has_date_joined, reason="it is not known when users joined")
+@pytest.mark.parametrize("most", [0, joined.MAX_ORDINALS])  # of the users that are looked up
+def test_joined_before__finds_each_of_many_users(most: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(joined, "MAX_ORDINALS", most)
+    chance = random.Random(1)
+    joined_at = {n: START + chance.choice([-DAY, DAY]) for n in range(70)}
+    users = {n: join(f"user{n}", t) for n, t in joined_at.items()}
+    for user in users.values():
+        record(user, START + 2 * DAY)
+    using = router.db_for_read(Souvenir)
+    ordinals = dict(LastSeen.objects.values_list("user_id", "pk"))
+    found = joined.JoinedBefore().among(bitmap(ordinals.values()), START, 0, using, nullcontext)
+    early = {ordinals[users[n].pk] for n, t in joined_at.items() if t < START}
+    assert set(found or ()) == early
+    assert 0 < len(early) < 70
+
+
 def test_kept_figures__look_up_only_newcomers_of_whom_it_is_not_known_when_they_joined(
     monkeypatch: Any,
 ) -> None:
