@@ -18,6 +18,7 @@ OPERATORS = {
 def readme() -> str:
     """README.md for PyPI, which has no files that its relative links could point to."""
     text = (ROOT / "README.md").read_text()
+    text = re.sub(r"(!\[[^]]*\]\()(?![a-z]+:)", rf"\1{HOME}/raw/master/", text)
     return re.sub(r"\]\((?![a-z]+:|#)", f"]({HOME}/blob/master/", text)
 
 

@@ -122,10 +122,12 @@ def test_wheel__has_links_that_work_on_pypi(wheel: Path, checkout: Path) -> None
     home = "https://github.com/appsembler/django-souvenirs"
     links = re.findall(r"\]\(([^)]+)\)", str(metadata.get_payload()))
     assert f"{home}/blob/master/docs/metrics.md" in links
+    pictures = [link for link in links if link.endswith(".png")]
+    assert pictures and all(link.startswith(f"{home}/raw/master/") for link in pictures)
     assert [link for link in links if not link.startswith("https://")] == []
     urls = [url.split(", ")[1] for url in metadata.get_all("Project-URL", [])]
     assert metadata["Home-page"] == home or home in urls
-    prefix = re.compile(rf"{home}/(?:blob|tree)/master/([^#]+)")
+    prefix = re.compile(rf"{home}/(?:blob|raw|tree)/master/([^#]+)")
     for match in filter(None, map(prefix.match, [*links, *urls])):
         assert (checkout / match[1]).exists(), match[1]
 
