@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db import InterfaceError, OperationalError, connections, router
+from django.db import InterfaceError, OperationalError, ProgrammingError, connections, router
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
@@ -28,7 +28,7 @@ class SouvenirsCommand(BaseCommand):
 
     def require_tables(self) -> None:
         """Raise CommandError if migrations of souvenirs are not applied. If the database is away,
-        it is for the command to say so."""
+        it is for the command to say so. A role that may not read django_migrations is not asked."""
         if not scopes.has_table(Souvenir):
             raise CommandError(
                 f"The schema {scopes.current_schema()!r} has no tables of souvenirs: run the"
@@ -38,7 +38,7 @@ class SouvenirsCommand(BaseCommand):
         using = router.db_for_write(Souvenir)
         try:
             names = unapplied_migrations(using)
-        except (OperationalError, InterfaceError):
+        except (OperationalError, InterfaceError, ProgrammingError):
             return
         if names:
             option = "" if using == "default" else f" --database={using}"
