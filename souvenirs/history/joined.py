@@ -71,8 +71,10 @@ def _packed(rows: QuerySet[LastSeen]) -> BitMap:
     """The ids of these rows. The database packs them, 16 in a number: that is less to send, and it
     needs no cursor on the server, which would keep PostgreSQL from running the join in parallel."""
     pk, one = F("pk"), Cast(1, IntegerField())
-    groups = rows.annotate(high=pk.bitrightshift(4)).values_list("high").annotate(
-        bits=Sum(one.bitleftshift(pk.bitand(15)))
+    groups = (
+        rows.annotate(high=pk.bitrightshift(4))
+        .values_list("high")
+        .annotate(bits=Sum(one.bitleftshift(pk.bitand(15))))
     )
     return bitmap(
         high << 4 | bit for high, bits in groups for bit in range(16) if int(bits) >> bit & 1

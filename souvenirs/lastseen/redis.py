@@ -226,7 +226,7 @@ class RedisStore(LastSeenStore):
             while not reconciler.step(BATCH_SIZE):
                 pass
         except Exception as error:
-            logger.exception("Could not sweep deleted users from Redis: %r", error)
+            logger.exception("Could not remove deleted users from Redis: %r", error)
 
     def check(self) -> list[CheckMessage]:
         """souvenirs.W002 if the server is not fit for this, W003 if it cannot be asked."""
