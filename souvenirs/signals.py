@@ -3,8 +3,8 @@
 from django.dispatch import Signal
 
 # Sent when it was decided what becomes of a visit, with
-#   result: "added", "rate-limited", "duplicated", "failed", or "skipped" (by SOUVENIRS_SHOULD_RECORD,
-#       or since no such user exists any more)
+#   result: "added", "rate-limited", "duplicated", "failed", or "skipped" (SOUVENIRS_SHOULD_RECORD
+#       said so, or the user does not exist)
 #   user_pk: the user's primary key; None for a tally, and where a failure came before it was known
 #   count: the number of visits. Visits that process memory answers send no signal one by one: they
 #       are tallied, and sent together as one "rate-limited" with that count.

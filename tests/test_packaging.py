@@ -123,7 +123,8 @@ def test_wheel__has_links_that_work_on_pypi(wheel: Path, checkout: Path) -> None
     links = re.findall(r"\]\(([^)]+)\)", str(metadata.get_payload()))
     assert f"{home}/blob/master/docs/metrics.md" in links
     pictures = [link for link in links if link.endswith(".png")]
-    assert pictures and all(link.startswith(f"{home}/raw/master/") for link in pictures)
+    assert pictures
+    assert all(link.startswith(f"{home}/raw/master/") for link in pictures)
     assert [link for link in links if not link.startswith("https://")] == []
     urls = [url.split(", ")[1] for url in metadata.get_all("Project-URL", [])]
     assert metadata["Home-page"] == home or home in urls
