@@ -1,1 +1,1 @@
-"""Serves the activity of a Django site's users to Prometheus."""
+"""Exposes the activity of a Django site's users to Prometheus."""

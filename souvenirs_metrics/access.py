@@ -24,10 +24,10 @@ logger = logging.getLogger("souvenirs_metrics")
 
 
 def deny_response(request: HttpRequest) -> HttpResponse | None:
-    """The response to a request that may not see the metrics, without a reason; None if it may.
+    """Return the response that denies a request the metrics, or None if access is allowed.
 
-    The answer does not say why. The site's function allows with True and nothing else; one that
-    raises, or returns something other than True or False, refuses, and is logged.
+    The response gives no reason. SOUVENIRS_METRICS_AUTHORIZE must return True to allow access. If
+    it raises, or returns anything but True or False, access is denied and the error is logged.
     """
     if conf.authorize is not None:
         if is_authorized(request, conf.authorize):
@@ -42,8 +42,8 @@ def deny_response(request: HttpRequest) -> HttpResponse | None:
 
 
 def deny_report_response(request: HttpRequest) -> HttpResponse | None:
-    """As `deny_response`, of the reports; staff with the permission for the admin's Usage page may
-    see them as well, by their session."""
+    """Like `deny_response`, for the reports: these are also open to staff who are signed in and
+    may view the admin's Usage page."""
     denied = deny_response(request)
     if denied is None or may_view_usage(request):
         return None
@@ -51,8 +51,10 @@ def deny_report_response(request: HttpRequest) -> HttpResponse | None:
 
 
 def may_view_usage(request: HttpRequest) -> bool:
-    """Whether one of the admins among the site's URLs would show its Usage page to this request's
-    user. Whom it takes for staff is the admin's to say."""
+    """Return True if an admin in the site's URLs would show its Usage page to the request's user.
+
+    Each admin site decides who counts as staff (`AdminSite.has_permission`).
+    """
     if not hasattr(request, "user"):
         return False
     for name in get_resolver(get_urlconf()).app_dict.get("admin", ()):
@@ -77,11 +79,11 @@ def is_authorized(request: HttpRequest, authorize: Callable[[HttpRequest], objec
     except Exception as error:
         logger.exception("SOUVENIRS_METRICS_AUTHORIZE failed: %r", error)
         return False
-    if not isinstance(answer, bool):  # a coroutine or a response, say: both are true
+    if not isinstance(answer, bool):  # for example a coroutine or a response, which are truthy
         if iscoroutine(answer):
-            answer.close()  # Python would warn that nothing awaited it
+            answer.close()  # or else Python warns that it was never awaited
         logger.error(
-            "SOUVENIRS_METRICS_AUTHORIZE must return True or False, not an object of the type %s:"
+            "SOUVENIRS_METRICS_AUTHORIZE must return True or False, not an object of type %s:"
             " access is denied",
             type(answer).__name__,
         )
@@ -91,6 +93,6 @@ def is_authorized(request: HttpRequest, authorize: Callable[[HttpRequest], objec
 def has_token(authorization: str, tokens: Iterable[bytes]) -> bool:
     scheme, _, token = authorization.partition(" ")
     given = token.strip().encode("utf-8", "surrogateescape")
-    # Compare all of them, each in constant time, so that timing reveals nothing
+    # Compare with every token, each in constant time, so that timing reveals nothing
     matches = [compare_digest(given, known) for known in tokens]
     return scheme.lower() == "bearer" and any(matches)

@@ -1,7 +1,7 @@
-"""Disk space for the files of prometheus_client's multiprocess mode, before it is written to.
+"""Allocates disk space for the files of prometheus_client's multiprocess mode in advance.
 
-prometheus_client makes sparse files and writes to them through a memory map. If the disk turns out
-to be full only then, the kernel ends the process (SIGBUS): nothing can be caught.
+prometheus_client creates sparse files and writes to them through a memory map. If the disk is full
+at the time of such a write, the kernel kills the process (SIGBUS), and no exception can be caught.
 """
 
 from __future__ import annotations
@@ -16,23 +16,27 @@ from souvenirs.logs import CauseLogger
 
 logger = logging.getLogger("souvenirs_metrics")
 
-FILE_BYTES = 1 << 16  # what prometheus_client makes a new file
+FILE_BYTES = 1 << 16  # the size at which prometheus_client creates a file
 RETRY_SECONDS = 60
 
 
 class Allocation:
-    """Whether this process may write to its files. Asked before each write; cheap if granted."""
+    """Decides whether this process may write to its files: checked before each write, and cheap
+    once granted."""
 
     def __init__(self) -> None:
         self._failure = CauseLogger(
-            logger, "Cannot write to PROMETHEUS_MULTIPROC_DIR, so not counted"
+            logger, "Cannot write to PROMETHEUS_MULTIPROC_DIR, so visits are not counted"
         )
         self._granted_to = 0
         self._retry_at = 0.0
 
     def is_granted(self, directory: str) -> bool:
-        """Allocate the files on the first call in a process; after a failure, once a minute."""
-        pid = os.getpid()  # the child of a fork has files of its own
+        """Return True if the files have been allocated.
+
+        The first call in a process allocates them. After a failure, try again once a minute.
+        """
+        pid = os.getpid()  # after a fork, the child has separate files
         if self._granted_to == pid:
             return True
         if time.monotonic() < self._retry_at:
@@ -50,13 +54,17 @@ class Allocation:
 
 
 def kinds(directory: str) -> set[str]:
-    """The kinds of metrics, one file each, that this process may write: counters, which ours are,
-    and after a fork, when all are set up again, those that its parent had."""
+    """The kinds of metrics, one file each, that this process may write: counters, such as ours,
+    and every kind that has a file. After a fork, prometheus_client opens all of the parent's kinds
+    again in the child."""
     return {"counter", *(path.stem.rpartition("_")[0] for path in Path(directory).glob("*_*.db"))}
 
 
 def allocate(path: Path) -> None:
-    """Reserve what is written of the file, and room for more. Raises OSError if there is none."""
+    """Allocate the part of the file that is in use, and FILE_BYTES more.
+
+    Raise OSError if the disk has no room.
+    """
     if not hasattr(os, "posix_fallocate"):
         return
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -17,7 +17,7 @@ from souvenirs.periods import parse_duration
 from souvenirs_metrics.conf import DEFAULT_WINDOWS
 from souvenirs_metrics.segments import account_path, make_segment
 
-MOST_AGE = 3600
+MAX_AGE_SECONDS = 3600
 
 
 @register(TAG)
@@ -27,7 +27,7 @@ def check_windows(**kwargs: Any) -> list[CheckMessage]:
     if not isinstance(value, (list, tuple)):
         return [
             Error(
-                f"SOUVENIRS_METRICS_WINDOWS is {value!r}, which is no list of windows.",
+                f"SOUVENIRS_METRICS_WINDOWS must be a list of windows, not {value!r}.",
                 hint=hint,
                 id="souvenirs_metrics.E001",
             )
@@ -64,8 +64,8 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
     if scopes.is_scoped():
         return [
             Error(
-                f"SOUVENIRS_METRICS_DATABASE is {value!r}, but tenants have databases or schemas of"
-                " their own: scrapes read where the tenant's request reads.",
+                f"SOUVENIRS_METRICS_DATABASE is {value!r}, but each tenant has a separate database"
+                " or schema: a scrape reads the one that its request belongs to.",
                 hint="Remove it.",
                 id="souvenirs_metrics.E010",
             )
@@ -82,17 +82,17 @@ def check_register(**kwargs: Any) -> list[CheckMessage]:
 @register(TAG)
 def check_segments(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_METRICS_SEGMENTS", {})
-    hint = 'Write it like {"staff": "is_staff", "plan": {"FIELD": "subscription__plan", "VALUES":'
+    hint = 'Example: {"staff": "is_staff", "plan": {"FIELD": "subscription__plan", "VALUES":'
     hint += ' ["free", "pro"]}}.'
     check_id = "souvenirs_metrics.E011"
     if not isinstance(value, dict):
-        problem = f"SOUVENIRS_METRICS_SEGMENTS is {value!r}, which is not a dictionary."
+        problem = f"SOUVENIRS_METRICS_SEGMENTS must be a dictionary, not {value!r}."
         return [Error(problem, hint=hint, id=check_id)]
     errors: list[CheckMessage] = []
     for name, entry in value.items():
         try:
             if not isinstance(name, str) or not name:
-                raise ValueError("a segment's name is a string that is not empty")
+                raise ValueError("a segment's name must be a non-empty string")
             make_segment(entry)
         except ValueError as error:
             problem = f"SOUVENIRS_METRICS_SEGMENTS[{name!r}]: {words_of(error)}."
@@ -122,12 +122,12 @@ def check_accounts(**kwargs: Any) -> list[CheckMessage]:
 @register(TAG)
 def check_max_age_seconds(**kwargs: Any) -> list[CheckMessage]:
     value = getattr(settings, "SOUVENIRS_METRICS_MAX_AGE_SECONDS", 0)
-    if not is_number(value) or not 0 <= value <= MOST_AGE:
+    if not is_number(value) or not 0 <= value <= MAX_AGE_SECONDS:
         return [
             Error(
-                f"SOUVENIRS_METRICS_MAX_AGE_SECONDS is {value!r}, which is no number of seconds"
-                f" from 0 to {MOST_AGE}.",
-                hint="Set it to 0, or to somewhat less than the interval of your scrapes.",
+                "SOUVENIRS_METRICS_MAX_AGE_SECONDS must be a number of seconds from 0 to"
+                f" {MAX_AGE_SECONDS}, not {value!r}.",
+                hint="Set it to 0, or to somewhat less than your scrape interval.",
                 id="souvenirs_metrics.E007",
             )
         ]
@@ -140,13 +140,13 @@ def check_token(**kwargs: Any) -> list[CheckMessage]:
     tokens = [value] if isinstance(value, str) else value
     if value is None:
         return []
-    # What is wrong is not shown: logs and terminals are no place for secrets
+    # The message does not show the value: secrets do not belong in logs and terminals
     if not isinstance(tokens, (list, tuple)) or not all(map(is_token, tokens)) or not tokens:
         return [
             Error(
-                "SOUVENIRS_METRICS_TOKEN is no token and no list of tokens.",
+                "SOUVENIRS_METRICS_TOKEN must be a token or a non-empty list of tokens.",
                 hint="Set it to a string of visible ASCII characters (try secrets.token_urlsafe()),"
-                " or to a list of them while you change it.",
+                " or to a list of such strings while you rotate tokens.",
                 id="souvenirs_metrics.E005",
             )
         ]
@@ -166,26 +166,26 @@ def check_authorize(**kwargs: Any) -> list[CheckMessage]:
         "SOUVENIRS_METRICS_AUTHORIZE", "(request) -> bool", "souvenirs_metrics.E006"
     )
     if not errors and getattr(settings, "SOUVENIRS_METRICS_TOKEN", None) is not None:
-        problem = "SOUVENIRS_METRICS_AUTHORIZE is set, so SOUVENIRS_METRICS_TOKEN opens nothing."
+        problem = "SOUVENIRS_METRICS_TOKEN is ignored, because SOUVENIRS_METRICS_AUTHORIZE is set."
         hint = "Remove one of the two settings."
         errors = [Error(problem, hint=hint, id="souvenirs_metrics.E006")]
     return errors
 
 
-@register(Tags.security)  # not TAG: commands do not serve the page of the site
+@register(Tags.security)  # not TAG: our commands do not serve the site's page
 def check_open_endpoint(**kwargs: Any) -> list[CheckMessage]:
     names = ("SOUVENIRS_METRICS_TOKEN", "SOUVENIRS_METRICS_AUTHORIZE")
     if settings.DEBUG or any(getattr(settings, name, None) is not None for name in names):
         return []
     try:
         url = reverse("souvenirs-metrics")
-    except Exception:  # it is not served; or the URLs are wrong, which Django's own checks tell
+    except Exception:  # it is not served, or the URLs are broken, which Django's checks report
         return []
     return [
         Warning(
-            f"{url} is open: whoever can reach the site can read how many users it has.",
-            hint="Set SOUVENIRS_METRICS_TOKEN, or SOUVENIRS_METRICS_AUTHORIZE. If the web server"
-            " closes it already, add 'souvenirs_metrics.W001' to SILENCED_SYSTEM_CHECKS.",
+            f"{url} is open: anyone who can reach the site can read how many users it has.",
+            hint="Set SOUVENIRS_METRICS_TOKEN or SOUVENIRS_METRICS_AUTHORIZE. If the web server"
+            " already restricts access, add 'souvenirs_metrics.W001' to SILENCED_SYSTEM_CHECKS.",
             id="souvenirs_metrics.W001",
         )
     ]
@@ -197,8 +197,8 @@ def check_multiprocess_directory(**kwargs: Any) -> list[CheckMessage]:
     if value is not None and not os.path.isdir(value):
         return [
             Error(
-                f"PROMETHEUS_MULTIPROC_DIR is {value!r}, which is no directory.",
-                hint="Make it, empty, before the site starts; or unset the variable.",
+                f"PROMETHEUS_MULTIPROC_DIR must be an existing directory, not {value!r}.",
+                hint="Create it, empty, before the site starts, or unset the variable.",
                 id="souvenirs_metrics.E004",
             )
         ]

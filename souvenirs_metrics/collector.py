@@ -27,23 +27,24 @@ from souvenirs_metrics.upkeep import Upkeep
 class SouvenirsCollector(Collector):
     """Collects the gauges of the metric contract, all as of one instant.
 
-    A collection takes a fixed number of queries on SOUVENIRS_METRICS_DATABASE, whatever the number
-    of rows. Then it does a little of the upkeep that is due. What cannot be read in time (see
-    deadline) is left out, because a 0 would fire alerts; the cause is logged and souvenirs_up is 0.
+    A collection runs a fixed number of queries on SOUVENIRS_METRICS_DATABASE, however many rows
+    there are. Afterwards it does a small part of the upkeep that is due. Values that cannot be read
+    in time (see deadline) are left out, because a 0 would fire alerts; the cause is logged, and
+    souvenirs_up is 0.
 
-    One collection runs at a time, in its own thread. Scrapes that arrive meanwhile share its
-    result, and if it is complete, so do those within SOUVENIRS_METRICS_MAX_AGE_SECONDS. Inside a
-    transaction of the caller's (a site's tests) it runs in that one, with neither a deadline nor
-    upkeep.
+    One collection runs at a time, in a separate thread. Scrapes that arrive meanwhile share its
+    result. If it is complete, scrapes within SOUVENIRS_METRICS_MAX_AGE_SECONDS share it too. If the
+    caller is in a transaction (as in a site's tests), the collection runs inside it, without a
+    deadline and without upkeep.
 
-    On a scoped site (see souvenirs.scopes) each scrape collects in the request's own thread, and
-    shares nothing with those in other scopes.
+    On a scoped site (see souvenirs.scopes) each scrape collects in the request's thread, and shares
+    nothing with scrapes in other scopes.
     """
 
     def __init__(self, make_readers: Callable[[], list[Reader]] = load_readers) -> None:
         self._make_readers = make_readers
         self.reset()
-        if hasattr(os, "register_at_fork"):  # a child must not wait for a thread of its parent's
+        if hasattr(os, "register_at_fork"):  # a child must not wait for a thread of its parent
             os.register_at_fork(after_in_child=self.reset)
 
     def reset(self) -> None:
@@ -61,12 +62,13 @@ class SouvenirsCollector(Collector):
         return [*read, *run.FAMILIES]
 
     def describe(self) -> Iterable[Metric]:
-        """The families without samples. Queries nothing, so registering the collector does not."""
+        """The families without samples. Runs no queries, so neither does registration."""
         return [family.family() for family in self.families]
 
     def collect(self) -> Iterator[Metric]:
         if any(c.in_atomic_block for c in connections.all(initialized_only=True)):
-            # With new readers: neither may see what the other keeps, as it is not committed
+            # With new readers: neither may reuse what the other has cached, because the
+            # transaction's changes are not committed
             collection, seconds = CollectionRun(self._make_readers(), self._log_limit), 0.0
             collection.run()
         elif scopes.is_scoped():
@@ -77,11 +79,11 @@ class SouvenirsCollector(Collector):
         else:
             seconds = scrape_timeout.get()
             collection = self._current(seconds)
-            give_back_connections()
+            return_pooled_connections()
         yield from collection.result(seconds)
 
     def _current(self, seconds: float) -> CollectionRun:
-        """The collection that is running or recent enough, or a new one."""
+        """The latest collection if it is running or recent enough, or else a new one."""
         with self._lock:
             latest = self._latest
             if latest is None or not latest.can_answer(conf.max_age_seconds):
@@ -101,8 +103,8 @@ class SouvenirsCollector(Collector):
         return CollectionRun(readers, self._log_limit, deadline, upkeep, previous)
 
 
-def give_back_connections() -> None:
-    """Return this thread's connections to their pools: the collection needs one meanwhile."""
+def return_pooled_connections() -> None:
+    """Return this thread's connections to their pools, because the collection needs one."""
     for connection in connections.all(initialized_only=True):
         if connection.settings_dict["OPTIONS"].get("pool"):
             connection.close()

@@ -1,4 +1,4 @@
-"""The settings of souvenirs_metrics: one typed property each."""
+"""The settings of souvenirs_metrics, with a typed property for each."""
 
 from __future__ import annotations
 
@@ -28,9 +28,12 @@ class Settings(CachedSettings):
         return {name: parse_duration(name) for name in names}
 
     def database(self, model: type[Model]) -> str:
-        """Alias of the database that scrapes read `model` from: SOUVENIRS_METRICS_DATABASE, or as
-        the routers say where that is not set, or they keep the model in another database than
-        souvenirs, of which that one is a replica; or the site is scoped."""
+        """Alias of the database that scrapes read `model` from.
+
+        This is SOUVENIRS_METRICS_DATABASE, which is a replica of the database of souvenirs. The
+        routers decide if the setting is missing, if they keep the model in a different database
+        than souvenirs, or if the site is scoped.
+        """
         alias: str | None = getattr(settings, "SOUVENIRS_METRICS_DATABASE", None)
         is_elsewhere = router.db_for_write(model) != router.db_for_write(Souvenir)
         if alias is None or is_elsewhere or scopes.is_scoped():
@@ -39,41 +42,42 @@ class Settings(CachedSettings):
 
     @cached_property
     def segments(self) -> dict[str, Any]:
-        """SOUVENIRS_METRICS_SEGMENTS: what active users are counted by, under the label `segment`.
-        Each is a path from the user model, or {"FIELD": path, "VALUES": [...]}: see segments."""
+        """SOUVENIRS_METRICS_SEGMENTS: what to count active users by; the keys are the values of the
+        label `segment`. Each entry is a path from the user model, or {"FIELD": path,
+        "VALUES": [...]}: see segments."""
         return dict(getattr(settings, "SOUVENIRS_METRICS_SEGMENTS", {}))
 
     @cached_property
     def accounts(self) -> str | None:
         """SOUVENIRS_METRICS_ACCOUNTS: path from the user model to what is counted as an account.
-        None: there are none."""
+        None: accounts are not counted."""
         return getattr(settings, "SOUVENIRS_METRICS_ACCOUNTS", None)
 
     @cached_property
     def max_age_seconds(self) -> float:
-        """SOUVENIRS_METRICS_MAX_AGE_SECONDS: how old a collection may be that another scrape of the
-        same process reuses; 0: only one that was running when it came."""
+        """SOUVENIRS_METRICS_MAX_AGE_SECONDS: how old a collection may be for a later scrape of the
+        same process to reuse it. 0: a scrape only shares a collection that is still running."""
         return float(getattr(settings, "SOUVENIRS_METRICS_MAX_AGE_SECONDS", 0))
 
     @cached_property
     def tokens(self) -> tuple[bytes, ...] | None:
-        """SOUVENIRS_METRICS_TOKEN: the bearer tokens that open /metrics, of which any will do (so
-        that they can be changed one after the other). None: it is open. An empty token, such as of
-        a variable of the environment that is not set, opens nothing."""
+        """SOUVENIRS_METRICS_TOKEN: the bearer tokens that give access to /metrics. Any of them is
+        enough, so that tokens can be rotated. None: the page is open. An empty token, for example
+        from an environment variable that is not set, gives no access."""
         value = getattr(settings, "SOUVENIRS_METRICS_TOKEN", None)
         tokens = [value] if isinstance(value, str) else value
         return None if tokens is None else tuple(token.encode() for token in tokens if token)
 
     @cached_property
     def authorize(self) -> Callable[[HttpRequest], bool] | None:
-        """SOUVENIRS_METRICS_AUTHORIZE: dotted path to (request) -> bool, which says who may see
+        """SOUVENIRS_METRICS_AUTHORIZE: dotted path to (request) -> bool, which decides who may see
         /metrics, in place of a token. None: no such function."""
         return imported("SOUVENIRS_METRICS_AUTHORIZE")
 
     @cached_property
     def register(self) -> bool:
-        """SOUVENIRS_METRICS_REGISTER: whether the collector is in prometheus_client's default
-        registry too, for a site that has a /metrics view of its own. Read at start-up."""
+        """SOUVENIRS_METRICS_REGISTER: whether the collector is also in prometheus_client's default
+        registry, for a site with another /metrics view. Read at start-up."""
         return bool(getattr(settings, "SOUVENIRS_METRICS_REGISTER", False))
 
 

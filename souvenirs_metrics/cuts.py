@@ -1,4 +1,4 @@
-"""When the windows and periods of the page begin, in unix seconds."""
+"""The times at which the page's windows and periods begin, in unix seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from souvenirs_metrics.conf import conf
 
 
 def period_starts(now: float) -> dict[str, float]:
-    """When the current calendar periods began."""
+    """The start of each current calendar period, by name."""
     return {
         name: periods.calendar_period(name, now, souvenirs_conf.zone).start
         for name in periods.NAMES
@@ -17,19 +17,23 @@ def period_starts(now: float) -> dict[str, float]:
 
 
 def window_starts(now: float) -> dict[str, float]:
-    """When the rolling windows begin. None is short: they are floored to the resolution of
-    last-seen times."""
+    """The start of each rolling window, by label, floored to the resolution of last-seen times:
+    no window is too short."""
     return {name: table.resolution_start(now - s) for name, s in conf.windows.items()}
 
 
 def window_starts_in_table(now: float) -> dict[str, float]:
-    """The same, of the windows that the LastSeen table can answer. Where the store is another, the
-    table knows times to the rate limit's slot: then windows begin with one, and those that are
-    shorter than two are left out."""
+    """The same, for the windows that the LastSeen table can answer.
+
+    If last-seen times are in another store, the table's times are only as exact as the rate limit's
+    slots. Windows are then floored to a slot, and those shorter than two slots are left out.
+    """
     starts = window_starts(now)
     if get_store().in_table:
         return starts
-    least = 2 * souvenirs_conf.ratelimit_seconds
+    shortest = 2 * souvenirs_conf.ratelimit_seconds
     return {
-        name: table.earliest(start) for name, start in starts.items() if conf.windows[name] >= least
+        name: table.earliest(start)
+        for name, start in starts.items()
+        if conf.windows[name] >= shortest
     }

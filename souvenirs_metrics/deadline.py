@@ -1,4 +1,4 @@
-"""When a collection, or a step of the upkeep, has to end: in the databases that it queries too."""
+"""Deadlines of collections and upkeep steps, enforced in the databases that they query too."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from souvenirs.isolation import repeatable_read
 HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 DEFAULT_SECONDS = 10.0  # without the header: Prometheus's own default
 MAX_SECONDS = 60.0  # a scrape holds a worker of the site for as long as its database hangs
-MIN_COLLECTION_SECONDS = 0.5  # other scrapes may share what one with less time has begun
+MIN_COLLECTION_SECONDS = 0.5  # even for a scrape with less time, as others may share its collection
 MARGIN_SECONDS = 0.5  # for the network, and for the rest of the page
 
-CANCEL_SECONDS = 5.0  # that a server has to take a request to cancel a statement
-REPEAT_ABORT_SECONDS = 0.5  # between two aborts of what goes on
+CANCEL_SECONDS = 5.0  # how long a server may take to accept a cancel request
+REPEAT_ABORT_SECONDS = 0.5  # between aborts, while the work goes on
 
 TOLERANCE_SECONDS = 0.1  # between a statement's limit and the deadline
 
-# Seconds that a collection may take which begins in this context. A context variable, as registries
-# call their collectors without arguments
+# How many seconds a collection that begins in this context may take. A context variable, because
+# registries call their collectors without arguments
 scrape_timeout: ContextVar[float] = ContextVar(
     "souvenirs_metrics_scrape_timeout", default=DEFAULT_SECONDS
 )
 
 
 def seconds_for(header: str) -> float:
-    """The seconds that a collection may take for a scraper that sends this header: its timeout less
-    a margin, at most a minute. Anything but a positive number is treated as if it were missing."""
+    """The number of seconds that a collection may take for a scraper that sends this header: its
+    timeout, at most a minute, less a margin. A header that is not a positive number is ignored."""
     timeout = float(header) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,20})?", header) else 0
     timeout = min(timeout, MAX_SECONDS) if timeout > 0 else DEFAULT_SECONDS
     return timeout - min(MARGIN_SECONDS, timeout / 4)
 
 
 class Deadline:
-    """When a collection has to end, or each step of long work.
+    """The time at which a collection, or one step of longer work, must end.
 
-    The thread that works calls all methods but `extend`, `cancel` and `abort`. It must not be in a
-    transaction.
+    Any thread may call `extend`, `cancel` and `abort`. All other methods are for the thread that
+    does the work, which must not be in a transaction.
 
     keeps_connections: whether `close` leaves the thread's database connections open.
     """
@@ -58,38 +58,44 @@ class Deadline:
         self._keeps_connections = keeps_connections
         self._started = time.monotonic()
         self._at = self._started + seconds
-        self._lock = threading.Lock()  # of the aborters: none may be called after `close`
+        self._lock = threading.Lock()  # guards the aborters: none may be called after `close`
         self._aborters: dict[str, tuple[Any, Callable[[], object]]] = {}  # by alias
         self._cancellers: dict[str, Callable[..., object]] = {}  # by alias
         self._handles = ExitStack()
         self._lost: dict[str, Exception] = {}
 
     def remaining(self) -> float:
-        """Seconds until the deadline; negative after it."""
+        """Seconds until the deadline, negative once it has passed."""
         return self._at - time.monotonic()
 
     def extend(self, seconds: float) -> None:
-        """Another scrape waits too, and has this much time. A deadline that has passed stays."""
+        """Extend the deadline for another waiting scrape, which has this many seconds.
+
+        A deadline that has passed does not change.
+        """
         if self.remaining() > 0:
-            # From the start, or else overlapping scrapes would put it off forever
+            # From the start, or else overlapping scrapes would postpone it forever
             self._at = max(self._at, self._started + seconds)
 
     def restart(self) -> None:
-        """Give the next step as much time as the first had. A deadline that has passed stays."""
+        """Give the next step as much time as the first one had.
+
+        A deadline that has passed does not change.
+        """
         if self.remaining() > 0:
             now = time.monotonic()
             self._at, self._started = now + self._at - self._started, now
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Abort what waits for a database at the deadline, from another thread."""
+        """At the deadline, abort database calls that are still waiting, from another thread."""
         ended = threading.Event()
 
         def watch() -> None:
             while not ended.wait(max(self.remaining(), REPEAT_ABORT_SECONDS)):
                 if self.remaining() <= 0:
                     self.cancel()
-                    self.abort()  # again and again, as it may have connected since
+                    self.abort()  # repeatedly, as there may be a new connection since
 
         threading.Thread(target=watch, name="souvenirs-deadline", daemon=True).start()
         try:
@@ -99,10 +105,10 @@ class Deadline:
 
     @contextmanager
     def connect_within(self, using: str) -> Iterator[BaseDatabaseWrapper]:
-        """A connection whose statements must begin before the deadline.
+        """Connect, and yield a connection whose statements must begin before the deadline.
 
-        Raise TimeoutError if there is no time left. If the database has been lost before, raise the
-        same error again without connecting.
+        Raise TimeoutError if there is no time left. If the connection was lost before, raise the
+        same error again without reconnecting.
         """
         if using in self._lost:
             raise self._lost[using]
@@ -118,9 +124,10 @@ class Deadline:
 
     @contextmanager
     def read_context(self, using: str) -> Iterator[None]:
-        """A snapshot in which the database cancels statements at the deadline.
+        """Open a snapshot in which the database cancels statements at the deadline.
 
-        The session is left as it was, since it may be a pool's. Raises as `connect_within` does.
+        Session settings are restored afterwards, as the connection may belong to a pool. Raises the
+        same errors as `connect_within`.
         """
         with self.connect_within(using) as connection:
             granted = math.inf
@@ -143,7 +150,7 @@ class Deadline:
         self._check_time()
         options = connect_options(connection, self.remaining())
         self._handles.callback(setattr, connection, "settings_dict", connection.settings_dict)
-        # In a copy, as all threads share the entry of DATABASES
+        # In a copy, because all threads share the entry in DATABASES
         connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
         if connection.connection is not None:  # a persistent one
             try:
@@ -153,7 +160,7 @@ class Deadline:
         if connection.connection is None:
             get_new_connection = connection.get_new_connection
 
-            def abortable(params: Any) -> Any:  # also while Django initializes the connection
+            def abortable(params: Any) -> Any:  # even while Django initializes the connection
                 new = get_new_connection(params)
                 self._make_abortable(connection.alias, new)
                 return new
@@ -183,12 +190,12 @@ class Deadline:
         return execute(*args)
 
     def abort(self) -> None:
-        """Make whatever waits for a database fail. For any thread.
+        """Make every blocked database call fail. May be called from any thread.
 
-        Needed if the server itself does not cancel the statement. A frozen server, or one that a
-        failover has replaced, keeps silent for hours while its kernel answers TCP keepalives.
-        Abandoned threads would wait that long, with their connections; with a bound on their
-        number, scrapes would not recover when the server is replaced.
+        This is for servers that do not cancel the statement themselves. A frozen server, or one
+        that a failover has replaced, can stay silent for hours while its kernel answers TCP
+        keepalives. Abandoned threads would wait that long and hold their connections; if their
+        number were bounded, scrapes would not recover when the server is replaced.
         """
         with self._lock:
             for _connection, abort in self._aborters.values():
@@ -196,20 +203,21 @@ class Deadline:
                     abort()
 
     def cancel(self) -> None:
-        """Have PostgreSQL end what it runs. For any thread, which may wait for CANCEL_SECONDS.
+        """Ask PostgreSQL to cancel running statements. May be called from any thread; it can block
+        for CANCEL_SECONDS.
 
-        A statement that waits for a lock does not notice that its client has gone, and each retry
-        would leave another one. MySQL and MariaDB notice it.
+        A statement that waits for a lock does not notice that its client is gone, so each retry
+        would leave another one behind. MySQL and MariaDB do notice.
         """
         with self._lock:
             for cancel in self._cancellers.values():
-                with suppress(Exception):  # the connection may be closed by now, the server away
+                with suppress(Exception):  # the connection may be closed, or the server down
                     cancel(timeout=CANCEL_SECONDS)
 
     def close(self) -> None:
-        """End the collection, and close the thread's connections unless they are to be kept."""
+        """End the work, and close the thread's connections unless `keeps_connections`."""
         with self._lock:
-            self._aborters.clear()  # a pool gives its connections to others
+            self._aborters.clear()  # a pool hands its connections to other threads
             self._cancellers.clear()
         if not self._keeps_connections:
             connections.close_all()
@@ -217,10 +225,10 @@ class Deadline:
 
 
 def make_aborter(connection: Any, handles: ExitStack) -> Callable[[], object]:
-    """Return a callable with which another thread can abort a driver's blocked call.
+    """Return a callable with which another thread can abort a blocked driver call.
 
-    Sockets are aborted through a duplicate, closed with `handles`: by then, the number of the
-    driver's own file descriptor may be another file's.
+    A socket is shut down through a duplicate, which `handles` closes: the driver may have closed
+    its own file descriptor by then, and the number may belong to another file.
     """
     if hasattr(connection, "interrupt"):  # SQLite
         return connection.interrupt  # type: ignore[no-any-return]

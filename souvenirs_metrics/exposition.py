@@ -1,4 +1,4 @@
-"""The page: builds a registry for a request, and renders it."""
+"""Builds the registry for a request, and renders the page."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ def is_multiprocess() -> bool:
 
 
 class ProcessMetrics(Collector):
-    """Everything in prometheus_client's default registry; in multiprocess mode, everything in the
-    files of the processes.
+    """Everything in prometheus_client's default registry or, in multiprocess mode, in the files of
+    all processes.
 
-    The site's collectors are among it: if one raises, the rest of the page is still served.
+    This includes the site's collectors. If one of them raises, the page is served without the rest
+    of these metrics.
     """
 
     def collect(self) -> Iterator[Metric]:
@@ -46,7 +47,7 @@ class ProcessMetrics(Collector):
 
 
 def multiprocess_collector() -> Collector:
-    """Raises ValueError if PROMETHEUS_MULTIPROC_DIR names no directory."""
+    """Raise ValueError if PROMETHEUS_MULTIPROC_DIR is not a directory."""
     source: Collector = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
     return source
 
@@ -62,8 +63,8 @@ def register() -> None:
 class NameFilter(Collector):
     """Filter metrics by family or sample name.
 
-    CollectorRegistry.restricted_registry knows sample names only: of "souvenirs_build" it would
-    show nothing. And it loses the order of the page.
+    CollectorRegistry.restricted_registry only knows sample names, so it finds nothing for
+    "souvenirs_build". It also loses the order of the page.
     """
 
     def __init__(self, source: Collector, names: Collection[str]) -> None:
@@ -80,23 +81,27 @@ class NameFilter(Collector):
 
 
 def is_collected(name: str) -> bool:
-    """Whether it may name one of our gauges. Our counter is a process metric."""
+    """Return True if `name` may be one of the gauges that the collector reads. The counter of
+    records is a process metric."""
     return name.startswith(PREFIX) and not name.startswith(families.RECORDS_NAME)
 
 
 def build_registry(names: Collection[str] = ()) -> CollectorRegistry:
-    """A registry with our gauges, once, and the process metrics (in multiprocess mode, those of
-    all processes). `names`: only the metrics of these names.
+    """A registry with our gauges, once, and the process metrics (in multiprocess mode, those of all
+    processes).
 
-    A scoped site's pages are each a tenant's: process metrics, which are of all tenants, are left
-    out.
+    names: only these metrics; empty for all.
+
+    On a scoped site, each page is for one tenant. Process metrics cover all tenants, so they are
+    left out.
     """
     collectors: list[Collector] = [] if scopes.is_scoped() else [ProcessMetrics()]
-    if is_multiprocess() or not is_registered or not collectors:  # else a process metric
+    # If it is registered, the default registry already has it, except in multiprocess mode
+    if is_multiprocess() or not is_registered or not collectors:
         collectors.insert(0, collector)
     if names:
         if not any(map(is_collected, names)) and collector in collectors:
-            collectors.remove(collector)  # without queries
+            collectors.remove(collector)  # so that nothing is queried
         collectors = [NameFilter(each, names) for each in collectors]
     registry = CollectorRegistry()
     for each in collectors:
@@ -109,14 +114,17 @@ def render(
     names: Collection[str] = (),
     seconds: float = deadline.DEFAULT_SECONDS,
 ) -> bytes:
-    """The page in a format. `names`: only the metrics of these names. `seconds`: that the
-    collection of our gauges may take."""
+    """The page in the given format.
+
+    names: only these metrics; empty for all.
+    seconds: how long collecting our gauges may take.
+    """
     instruments.flush()
     started = time.monotonic()
     token = scrape_timeout.set(seconds)
     try:
         return page_format.encode(build_registry(names))
-    except Exception as error:  # such as of samples of the site that cannot be encoded
+    except Exception as error:  # for example, a sample of the site's cannot be encoded
         logger.exception("Left process metrics out of the page: %r", error)
         scrape_timeout.set(max(0, seconds - (time.monotonic() - started)))
         return page_format.encode(NameFilter(collector, names) if names else collector)

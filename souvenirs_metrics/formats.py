@@ -1,4 +1,4 @@
-"""The formats of the page, and which of them a scraper gets."""
+"""The formats of the page, and the choice of one for a scraper."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ TEXT, OPENMETRICS = "text/plain", "application/openmetrics-text"
 
 @dataclass(frozen=True)
 class Format:
-    """encode: what writes the metrics of a collector. content_type: of what it writes."""
+    """A format of the page.
+
+    encode: renders the metrics of a collector.
+    content_type: the Content-Type of the result.
+    """
 
     encode: Callable[[Collector], bytes]
     content_type: str
@@ -30,10 +34,10 @@ def make_format(media_type: str, version: str, escaping: str = "") -> Format:
     return Format(partial(encode, escaping=escaping), f"{content_type}; escaping={escaping}")
 
 
-DEFAULT = make_format(TEXT, "0.0.4")  # which everybody can read
+DEFAULT = make_format(TEXT, "0.0.4")  # the format that every scraper can read
 
 # Escaping schemes that scrapers ask for, and what they get. With "dots" and "values",
-# prometheus_client would rename our metrics too, and dashboards and alerts would find none
+# prometheus_client would rename our metrics too, and dashboards and alerts would not find them
 ESCAPINGS = {
     "": "",
     ";escaping=allow-utf-8": "allow-utf-8",
@@ -41,8 +45,8 @@ ESCAPINGS = {
     ";escaping=dots": "",
     ";escaping=values": "",
 }
-# By media type. Django compares all parameters of a media type at once, so that each combination
-# has to be listed; of those that a header accepts alike, the first is chosen
+# By media type. Django compares all parameters of a media type at once, so each combination must be
+# listed. Where a header prefers several equally, the first one is chosen
 FORMATS = {
     f"{TEXT};version=0.0.4": DEFAULT,
     **{
@@ -56,11 +60,11 @@ FORMATS = {
 def negotiate(request: HttpRequest) -> Format:
     """The format that a request's Accept header prefers, or else the text format.
 
-    prometheus_client's own negotiation ignores qualities, raises on malformed versions and claims
-    to write any version that it is asked for.
+    prometheus_client's negotiation ignores quality values, raises on malformed versions, and claims
+    to support any version that it is asked for.
     """
     try:
         preferred = request.get_preferred_type(list(FORMATS))
-    except (LookupError, ValueError):  # Django's, for some headers that are malformed
+    except (LookupError, ValueError):  # raised by Django for some malformed headers
         return DEFAULT
     return DEFAULT if preferred is None else FORMATS[preferred]

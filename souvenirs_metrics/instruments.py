@@ -1,4 +1,4 @@
-"""Process counters, fed by the signals of souvenirs."""
+"""Counters of this process, incremented by the signals of souvenirs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from souvenirs.signals import souvenir_recorded, visits_queued, write_failed
 from souvenirs_metrics import families
 from souvenirs_metrics.allocation import allocation
 
-# In the default registry, as every process metric: in multiprocess mode prometheus_client keeps it
-# in the process's file, and adds the files of all processes up.
+# In the default registry, like every process metric. In multiprocess mode prometheus_client keeps
+# it in a file of the process, and adds up the files of all processes.
 RECORDS = Counter(families.RECORDS_NAME, families.RECORDS_DOCUMENTATION, labelnames=["result"])
 
 
 @cache
 def writer_counters() -> tuple[Counter, Counter]:
-    """Visits queued, and write errors. They are made on first use: without labels, they make the
-    process's file at once."""
+    """The counters of queued visits and of write errors.
+
+    They are created on first use, because a counter without labels creates the process's file at
+    once.
+    """
     return (
         Counter(families.QUEUED_NAME, families.QUEUED_DOCUMENTATION),
         Counter(families.WRITE_ERRORS_NAME, families.WRITE_ERRORS_DOCUMENTATION),
@@ -30,29 +33,31 @@ def writer_counters() -> tuple[Counter, Counter]:
 
 
 def connect() -> None:
-    """Starts counting."""
-    if has_place():
+    """Start counting."""
+    if has_directory():
         souvenir_recorded.connect(count_record, dispatch_uid="souvenirs_metrics.instruments")
         visits_queued.connect(count_queued, dispatch_uid="souvenirs_metrics.instruments")
         write_failed.connect(count_write_error, dispatch_uid="souvenirs_metrics.instruments")
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            show_results()  # else a management command that counts nothing would leave a file
+            # Not in multiprocess mode, where commands that count nothing would leave a file behind
+            initialize_results()
 
 
-def has_place() -> bool:
-    """Return False if multiprocess mode has no directory. A system check reports that."""
+def has_directory() -> bool:
+    """Return False if multiprocess mode is on but its directory does not exist, which a system
+    check reports."""
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     return directory is None or os.path.isdir(directory)
 
 
 def can_count() -> bool:
-    """Return False while this process must not write to its multiprocess files."""
+    """Return False while this process may not write to its multiprocess files."""
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     return directory is None or allocation.is_granted(directory)
 
 
-def show_results() -> None:
-    """Puts every result on the page, at 0 if there was none: rates need a beginning."""
+def initialize_results() -> None:
+    """Create the series of every result, at 0: rates need a starting value."""
     for result in families.RECORDS_RESULTS:
         RECORDS.labels(result)
     writer_counters()
@@ -74,10 +79,10 @@ def count_write_error(**kwargs: Any) -> None:
 
 
 def hide_process_counters() -> None:
-    """Leave the counters off the pages of a process that serves no visits, such as the exporter.
+    """Remove the counters from the page of a process that handles no visits, such as the exporter.
 
-    They would be 0 there, which reads as "nobody is recorded". In multiprocess mode the page adds
-    up the counters of the site's processes, so it stays right.
+    There they would always be 0, which looks as if no visits were recorded. In multiprocess mode
+    they stay, because the page adds up the counters of the site's processes.
     """
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         for counter in (RECORDS, *writer_counters()):
@@ -85,11 +90,11 @@ def hide_process_counters() -> None:
 
 
 def flush() -> None:
-    """Counts this process's visits that process memory has answered since it last told of any.
+    """Count the visits that this process has answered from memory, or queued, since the last call.
 
-    Other processes tell of theirs with the next visit that their memory cannot answer.
+    Other processes add theirs with the next visit that their memory cannot answer.
     """
     flush_hits()
     writer.send_queued()
-    if has_place() and can_count():
-        show_results()
+    if has_directory() and can_count():
+        initialize_results()

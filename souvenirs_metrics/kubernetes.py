@@ -1,5 +1,5 @@
-"""Manifests for Kubernetes: for the operators of Prometheus and Grafana, and ConfigMaps for the
-sidecar of Grafana's Helm chart."""
+"""Manifests for Kubernetes: resources for the Prometheus and Grafana operators, and ConfigMaps for
+the sidecar of Grafana's Helm chart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ APIS = {
     "GrafanaDashboard": "grafana.integreatly.org/v1beta1",
     "ConfigMap": "v1",
 }
-# A site is a job, and the rules watch the one of this name from its first scrape
+# A site is a job, and the rules watch the job of this name from its first scrape
 MONITOR = """\
 spec:
   selector:
@@ -51,14 +51,14 @@ spec:
 
 
 def manifests(namespace: str | None = None) -> dict[str, str]:
-    """The names of files and their YAML, of one or several documents.
+    """Map file names to YAML, of one or several documents each.
 
-    Without a namespace, they are in the one that kubectl is used with.
+    Without a namespace, kubectl's current namespace applies.
     """
 
     def manifest(kind: str, name: str, content: str, **labels: str) -> str:
         lines = [f"apiVersion: {APIS[kind]}", f"kind: {kind}", "metadata:", f"  name: {name}"]
-        # Quoted, since a namespace may look like a number
+        # Quoted, because a namespace may look like a number
         lines += [f'  namespace: "{namespace}"'] if namespace else []
         lines += ["  labels:", "    app.kubernetes.io/part-of: souvenirs"]
         lines += [f'    {label}: "{value}"' for label, value in labels.items()]

@@ -1,4 +1,4 @@
-"""The exporter's first page: its numbers for a person, and where everything else is."""
+"""The exporter's landing page: a few numbers for people, and links to the other pages."""
 
 from __future__ import annotations
 
@@ -58,18 +58,19 @@ Samples = dict[tuple[str, ...], float]
 
 @require_safe
 def landing(request: HttpRequest) -> HttpResponse:
-    """The page; the numbers are on it for whoever may see the metrics."""
+    """The page; it shows numbers only if the request may see the metrics."""
     if access.deny_response(request) is None:
-        numbers = table(read(deadline.seconds_for(request.headers.get(deadline.HEADER, ""))))
+        seconds = deadline.seconds_for(request.headers.get(deadline.HEADER, ""))
+        numbers = table(read_samples(seconds))
     else:
-        numbers = format_html("<p>{}</p>", "The numbers are for whoever may see the metrics.")
+        numbers = format_html("<p>{}</p>", "You need access to the metrics to see the numbers.")
     links = format_html_join("\n", '<li><a href="{}">{}</a></li>', LINKS.items())
     page = format_html(PAGE, version=souvenirs.__version__, numbers=numbers, links=links)
     return HttpResponse(page, headers=HEADERS)
 
 
-def read(seconds: float) -> Samples:
-    """The samples of a collection, which scrapes share, by family and labels."""
+def read_samples(seconds: float) -> Samples:
+    """The samples of a collection, which scrapes may share, by family name and label values."""
     token = scrape_timeout.set(seconds)
     try:
         return {
@@ -85,20 +86,21 @@ def table(samples: Samples) -> SafeString:
     if samples.get((UP.name,)) == 1:
         caption = "All numbers could be read."
     else:
-        caption = "Not all numbers could be read: the log has the cause."
-    rows = format_html_join("\n", '<tr><th scope="row">{}</th><td>{}</td></tr>', rows_of(samples))
+        caption = "Some numbers could not be read. The log has the cause."
+    row = '<tr><th scope="row">{}</th><td>{}</td></tr>'
+    rows = format_html_join("\n", row, table_rows(samples))
     return format_html(TABLE, caption=caption, rows=rows)
 
 
-def rows_of(samples: Samples) -> Iterator[tuple[str, str]]:
+def table_rows(samples: Samples) -> Iterator[tuple[str, str]]:
     windows = [key for key in samples if key[0] == ACTIVE_USERS.name]
     for name, window in windows:
-        yield f"Active users, last {window}", shown(samples, name, window)
-    yield "Active users, this month", shown(samples, CALENDAR_ACTIVE_USERS.name, "month")
-    yield "New users, last month", shown(samples, GROWTH.name, "month", "new")
-    yield "Churned users, last month", shown(samples, GROWTH.name, "month", "churned")
-    yield "Registered users", shown(samples, REGISTERED_USERS.name)
+        yield f"Active users, last {window}", format_value(samples, name, window)
+    yield "Active users, this month", format_value(samples, CALENDAR_ACTIVE_USERS.name, "month")
+    yield "New users, last month", format_value(samples, GROWTH.name, "month", "new")
+    yield "Churned users, last month", format_value(samples, GROWTH.name, "month", "churned")
+    yield "Registered users", format_value(samples, REGISTERED_USERS.name)
 
 
-def shown(samples: Samples, *key: str) -> str:
+def format_value(samples: Samples, *key: str) -> str:
     return f"{samples[key]:,.0f}" if key in samples else UNKNOWN

@@ -1,8 +1,8 @@
-"""The gauges at past instants -> OpenMetrics with timestamps.
+"""Writes the gauges at past instants as OpenMetrics with timestamps.
 
-Each source tells from when on the gauges had which values: `replay` of the users since when,
-`closed_periods` of the periods that were over, `accounts_at_midnight` of the accounts. The lines
-hold these values from one to the next.
+Each source yields the times at which values of gauges changed: `replay` for rolling windows and
+periods to date, `closed_periods` for periods that were over, `accounts_at_midnight` for accounts.
+Between two changes, the lines repeat the earlier value.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from souvenirs_metrics.segments import present_members
 
 HOUR = 3_600
 
-# What changes during the day. The rest, which is most of the series, is written once an hour
+# These change during the day. The others, most of the series, are written once an hour
 AT_EACH_INSTANT = (ACTIVE_USERS, CALENDAR_ACTIVE_USERS, LAST_SEEN)
 BY_SEGMENT = (SEGMENT_ACTIVE_USERS, CALENDAR_SEGMENT_ACTIVE_USERS)
 ONCE_AN_HOUR = (
@@ -61,7 +61,7 @@ Pairs = tuple[tuple[str, str], ...]  # labels
 
 
 class Steps:
-    """A value that changes at some times (unix seconds) and is held in between."""
+    """A value that changes at some times (unix seconds) and is constant in between."""
 
     def __init__(self) -> None:
         self.times, self.values = array("d"), array("d")
@@ -71,7 +71,7 @@ class Steps:
         self.values.append(value)
 
     def at(self, instants: Iterable[int]) -> Iterator[float | None]:
-        """The value at each of the instants, which ascend; None before the first change."""
+        """The value at each of the ascending instants; None before the first change."""
         number, last = -1, len(self.times) - 1
         for instant in instants:
             while number < last and self.times[number + 1] <= instant:
@@ -80,21 +80,21 @@ class Steps:
 
 
 class FamilyHistory:
-    """The series of a family: by their labels less le, in the order in which they were found."""
+    """The series of a family, grouped by their labels without `le`, in order of appearance."""
 
     def __init__(self) -> None:
         self.groups: dict[Pairs, dict[tuple[str, Pairs], Steps]] = defaultdict(dict)
 
     def add(self, t: float, metric: Metric) -> None:
-        """From `t` on, its samples are these."""
+        """Set the samples of the family from `t` on."""
         for sample in metric.samples:
             labels = tuple(sample.labels.items())
             group = self.groups[tuple(pair for pair in labels if pair[0] != "le")]
             group.setdefault((sample.name, labels), Steps()).add(t, sample.value)
 
     def lines(self, instants: range, labels: Mapping[str, str]) -> Iterator[str]:
-        """Series by series, in the order of time; but those of a histogram instant by instant, as
-        OpenMetrics demands."""
+        """The lines of one series after the other, in the order of time. The series of a histogram
+        are written together, instant by instant, as OpenMetrics requires."""
         for group in self.groups.values():
             names = [
                 f"{name}{{{','.join(f'{k}={quote(v)}' for k, v in (*labels.items(), *own))}}}"
@@ -116,12 +116,12 @@ def openmetrics(
     """The lines of all gauges that have a past, at these instants (unix seconds).
 
     labels: added to each series.
-    track: is called with the days of the history, and iterated over as they are read: before the
-        first line.
-    with_segments: whether to write segments as well, of the users who have the values now.
+    track: wraps the sequence of the history's days in an iterable that reports progress. All days
+        are read before the first line.
+    with_segments: whether to write segments too, by the values that users have now.
 
-    What changes during the day is written at each instant, other gauges once an hour (or at each
-    instant, if they are further apart).
+    Gauges that change during the day are written at each instant, others once an hour (or at each
+    instant, if these are more than an hour apart).
     """
     using = conf.database(Souvenir)
     recorded = first_recorded(using)
@@ -136,14 +136,14 @@ def openmetrics(
             for t, metrics in source:
                 for metric in metrics:
                     found[metric.name].add(t, metric)
-    seldom = range(-(-instants.start // HOUR) * HOUR, instants.stop, HOUR)
+    full_hours = range(-(-instants.start // HOUR) * HOUR, instants.stop, HOUR)
     if instants.step > HOUR:
-        seldom = instants
-    often = AT_EACH_INSTANT + (BY_SEGMENT if with_segments else ())
-    for families, written in ((often, instants), (ONCE_AN_HOUR, seldom)):
+        full_hours = instants
+    at_each_instant = AT_EACH_INSTANT + (BY_SEGMENT if with_segments else ())
+    for families, times in ((at_each_instant, instants), (ONCE_AN_HOUR, full_hours)):
         for family in families:
             yield from header(family)
-            yield from found[family.name].lines(written, labels)
+            yield from found[family.name].lines(times, labels)
     yield "# EOF\n"
 
 
@@ -154,11 +154,11 @@ def header(family: Family) -> Iterator[str]:
 
 
 def closed_periods(recorded: float, until: float, using: str) -> Iterator[tuple[float, Families]]:
-    """What gauges tell of each calendar period that had ended by `until`, from its end on."""
-    asked = {
+    """The gauges about each calendar period that ended by `until`, valid from its end on."""
+    wanted = {
         name: series(name, tuple(periods_between(name, recorded, until))) for name in periods.NAMES
     }
-    for name, figures in read_figures(asked, using).items():
+    for name, figures in read_figures(wanted, using).items():
         for each in figures:
             known = {name: each.active} if recorded <= each.period.start else {}
             yield (
@@ -171,7 +171,7 @@ def closed_periods(recorded: float, until: float, using: str) -> Iterator[tuple[
 
 
 def periods_between(name: str, start: float, end: float) -> Iterator[periods.Interval]:
-    """The calendar periods from the one that holds `start` to the last that had ended by `end`."""
+    """The calendar periods from the one that contains `start` to the last that ended by `end`."""
     period = periods.calendar_period(name, start, souvenirs_conf.zone)
     while period.end <= end:
         yield period
@@ -179,7 +179,7 @@ def periods_between(name: str, start: float, end: float) -> Iterator[periods.Int
 
 
 def accounts_at_midnight(instants: range) -> Iterator[tuple[float, Families]]:
-    """The totals at the beginning of each day. Nothing where nobody knows when users joined."""
+    """The totals at the beginning of each day; None if the user model has no date_joined."""
     first = periods.calendar_period("day", instants[0], souvenirs_conf.zone).start
     midnights = [first, *(day.end for day in periods_between("day", first, instants[-1]))]
     totals: Sequence[tuple[int | None, int | None]] = accounts.as_of_all(midnights, conf.database)
@@ -188,7 +188,7 @@ def accounts_at_midnight(instants: range) -> Iterator[tuple[float, Families]]:
 
 
 def quote(value: str) -> str:
-    """The value of a label."""
+    """A label value, quoted and escaped."""
     for character, replacement in {"\\": r"\\", "\n": r"\n", '"': r"\""}.items():
         value = value.replace(character, replacement)
     return f'"{value}"'

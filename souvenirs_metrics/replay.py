@@ -1,14 +1,16 @@
-"""The last-seen times of the past -> active users since when, at each instant of the past.
+"""Counts the users of rolling windows and periods to date, at past instants.
 
-The users of a rolling window, or of a period to date, that ended at T are those whose latest
-activity before T lies in it. So one pass over the history, which keeps each user's latest activity,
-yields all windows and periods of all instants.
+The users of a window or period to date that ends at T are those whose latest activity before T lies
+in it. So a single pass over the history that keeps each user's latest activity yields all windows
+and periods at all instants.
 
-Time is cut into blocks that the rate limit's slots fill: at multiples of the limit, and at the
-site's midnights. A row says that its user was active in the slot, so counts are exact at the bounds
-of blocks, and are held until the next one; a window that begins inside of a block begins with it.
-Users who have been deleted since count, as in every closed period. They, and pruned souvenirs, are
-known to the quarter of an hour.
+Time is divided into blocks of one or more slots of the rate limit: at multiples of the limit, and
+at the site's midnights. A row means that its user was active in the slot. So counts are exact at
+the bounds of blocks, and stay the same until the next bound. A window that begins inside a block
+includes the whole block.
+
+Users who have been deleted since are counted, as in every closed period. Their activity, and pruned
+souvenirs, are known to the quarter of an hour.
 """
 
 from __future__ import annotations
@@ -47,11 +49,11 @@ Track = Callable[[Sequence[range]], Iterable[range]]
 
 
 class Block(NamedTuple):
-    """The users active in a stretch of time.
+    """The users active in one block of time.
 
-    late: if blocks cut quarters of an hour, the users of each quarter that ends in this block, with
-        the number of the block that the quarter begins in. Users not seen since that block are
-        known to the quarter only.
+    late: if the bounds of blocks divide quarters of an hour, the users of each quarter that ends in
+        this block, with the number of the block in which the quarter begins. Of users not seen
+        since that block, only the quarter is known.
     """
 
     users: list[Any]
@@ -59,8 +61,11 @@ class Block(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """since: how many users were last active in a block of this number, or a later one.
-    newest: the last block in which anybody was active; None if nobody ever was."""
+    """Counts of users.
+
+    since: for a block's number, how many users were last active in that block or a later one.
+    newest: the last block in which anybody was active; None if nobody ever was.
+    """
 
     since: dict[int, int]
     newest: int | None
@@ -73,17 +78,17 @@ def replay(
     track: Track = iter,
     members: Mapping[tuple[str, str], BitMap] | None = None,
 ) -> Iterator[tuple[float, Families]]:
-    """What the reader of active users would have found, as of each bound of blocks up to the last
+    """What the ActiveUsers reader would have returned at each bound of a block up to the last
     instant: pairs of unix seconds and families, in order.
 
-    Windows and periods that begin before `recorded`, when the record begins, are left out: their
-    counts would be too low.
+    Windows and periods that begin before `recorded`, the time of the first record, are left out:
+    their counts would be too low.
 
-    track: is called with the blocks of each day, and iterated over.
+    track: wraps the sequence of days (each a range of block numbers) in an iterable that reports
+        progress.
+    members: the LastSeen ids of the users to count separately, by segment and value.
 
-    members: by segment and value, the LastSeen ids of the users to count besides.
-
-    Memory is bounded by the souvenirs of a day, the number of users, and that of the blocks.
+    Memory is bounded by the souvenirs of a day, the number of users and the number of blocks.
     """
     zone = souvenirs_conf.zone
     windows = conf.windows
@@ -93,12 +98,12 @@ def replay(
         instants[0] - (max(lengths.values(), default=0) + 1) * size,
         *period_starts(instants[0]).values(),
     )
-    bounds = cut(bucket_containing(max(first, recorded)), instants[-1], size, zone)
+    bounds = block_bounds(bucket_containing(max(first, recorded)), instants[-1], size, zone)
     numbers = {bound: number for number, bound in enumerate(bounds)}
-    # The first bound whose counts are held at an instant; those of windows are of multiples only
+    # Index of the first bound whose counts are needed: windows are counted at multiples of `size`
     shown = max(bisect_right(bounds, instants[0] // size * size) - 1, 0)
-    starts: list[dict[str, float]] = [{}] * shown  # at each bound, of the periods
-    wanted: list[dict[tuple[str, str], int]] = [{}] * shown  # (label, its value): block
+    starts: list[dict[str, float]] = [{}] * shown  # of the periods, at each bound
+    wanted: list[dict[tuple[str, str], int]] = [{}] * shown  # block by (label, its value)
     of_day: dict[str, float] = {}
     for bound in bounds[shown:]:
         if not of_day or bound == periods.calendar_period("day", bound, zone).start:
@@ -112,11 +117,14 @@ def replay(
     members = members or {}
     since = [list(each.values()) for each in wanted]
     blocks, *copies = tee(read_blocks(bounds, size, using, track), 1 + len(members))
-    counted = zip(  # in step, so that no copy keeps more than a block
+    counted = zip(  # in step, so that `tee` buffers one block at most
         count_since(blocks, since),
-        *(count_since(only(copy, each), since) for copy, each in zip(copies, members.values())),
+        *(
+            count_since(restrict_to(each, copy), since)
+            for copy, each in zip(copies, members.values())
+        ),
     )
-    # Counts first, so that all days are read to their end, and `track` knows
+    # Counts come first in zip, so that all days are read to the end and `track` sees that
     for (counts, *of_members), bound, of_bound, blocks_of in zip(counted, bounds, starts, wanted):
         if not of_bound:
             continue
@@ -140,8 +148,8 @@ def replay(
         )
 
 
-def only(blocks: Iterable[Block], members: BitMap) -> Iterator[Block]:
-    """The blocks, with these users only."""
+def restrict_to(members: BitMap, blocks: Iterable[Block]) -> Iterator[Block]:
+    """The blocks, with only these users."""
 
     def among(users: list[Any]) -> list[Any]:
         return [user for user in users if isinstance(user, int) and user in members]
@@ -151,15 +159,15 @@ def only(blocks: Iterable[Block], members: BitMap) -> Iterator[Block]:
 
 
 def block_size(step: int, windows: Iterable[int], limit: float) -> float:
-    """Seconds of a block: the rate limit, or a multiple of it that still ends at the bounds of each
-    step and window."""
+    """Length of a block in seconds: the rate limit or, if the greatest common divisor of the step
+    and the windows is longer, the largest multiple of the limit up to that divisor."""
     common = math.gcd(step, *windows)
     return limit * max(1, common // limit) if limit else common
 
 
-def cut(start: float, end: float, size: float, zone: ZoneInfo) -> list[float]:
-    """The multiples of `size` and the zone's midnights, from the multiple at or before `start` to
-    `end`, in order."""
+def block_bounds(start: float, end: float, size: float, zone: ZoneInfo) -> list[float]:
+    """The multiples of `size` and the zone's midnights, in order, from the multiple at or before
+    `start` to `end`."""
     multiples = [number * size for number in range(int(start // size), int(end // size) + 1)]
     bounds = set(multiples)
     midnight = periods.calendar_period("day", multiples[0], zone).end
@@ -170,11 +178,11 @@ def cut(start: float, end: float, size: float, zone: ZoneInfo) -> list[float]:
 
 
 def count_since(blocks: Iterable[Block], wanted: Sequence[Sequence[int]]) -> Iterator[Counts]:
-    """The counts since the blocks that are `wanted`: before the first block, and after each."""
-    latest: dict[Any, int] = {}  # block that a user was last active in
-    active: list[int] = []  # users who were last active in a block, by its number
+    """The counts before the first block and after each block, since the `wanted` block numbers."""
+    latest: dict[Any, int] = {}  # the block in which each user was last active
+    active: list[int] = []  # the number of users last active in each block
     newest = None
-    yield Counts(_add_up(active, wanted[0]), newest)
+    yield Counts(_sums_from(active, wanted[0]), newest)
     for number, (users, late) in enumerate(blocks):
         if late:
             unplaced = (u for since, many in late for u in many if latest.get(u, -1) < since)
@@ -185,10 +193,11 @@ def count_since(blocks: Iterable[Block], wanted: Sequence[Sequence[int]]) -> Ite
         active.append(len(users))
         latest.update(dict.fromkeys(users, number))
         newest = number if users else newest
-        yield Counts(_add_up(active, wanted[number + 1]), newest)
+        yield Counts(_sums_from(active, wanted[number + 1]), newest)
 
 
-def _add_up(active: Sequence[int], numbers: Iterable[int]) -> dict[int, int]:
+def _sums_from(active: Sequence[int], numbers: Iterable[int]) -> dict[int, int]:
+    """For each of `numbers`, the sum of `active` from that index on."""
     found, total, end = {}, 0, len(active)
     for number in sorted(set(numbers), reverse=True):
         total += sum(active[number:end])
@@ -200,13 +209,13 @@ def _add_up(active: Sequence[int], numbers: Iterable[int]) -> dict[int, int]:
 def read_blocks(
     bounds: Sequence[float], size: float, using: str, track: Track = iter
 ) -> Iterator[Block]:
-    """The users of the blocks between these bounds, read by about a day of blocks of `size`."""
+    """The users of the blocks between these bounds. About a day of blocks is read at a time."""
     length = max(1, int(DAY // size))
     numbers = range(len(bounds) - 1)
     for day in track([numbers[at : at + length] for at in range(0, len(numbers), length)]):
         spans = [Interval(bounds[number], bounds[number + 1]) for number in day]
         quarters: list[Interval] = []
-        if any(end % BUCKET for _, end in spans):  # else no quarter is cut
+        if any(end % BUCKET for _, end in spans):  # or else no quarter is divided
             starts = range(
                 bucket_containing(spans[0].start), bucket_containing(spans[-1].end), BUCKET
             )
@@ -228,5 +237,5 @@ def read_blocks(
 
 
 def distinct_keys(users: Users) -> list[Any]:
-    """A value for each user that no other user has."""
+    """A distinct value for each user."""
     return [*users.members, *((key,) for key in users.without_ordinal)]

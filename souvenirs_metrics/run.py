@@ -1,4 +1,4 @@
-"""One run of the readers, which several scrapes may wait for."""
+"""One run of the readers, whose result several scrapes may share."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from souvenirs_metrics.readers.base import Families, PartialRead, ReadContext, R
 
 logger = logging.getLogger("souvenirs_metrics")
 
-# Of the run itself
+# Families about the run itself
 FAMILIES = (UP, PART_SUCCESS, PART_DURATION, COLLECTION_DURATION, COLLECTION_TIMESTAMP)
 
-ABORT_SECONDS = 0.5  # that the thread has to end after an abort
-CANCEL_GRACE_SECONDS = 0.1  # that databases have to cancel statements by themselves
+ABORT_SECONDS = 0.5  # how long the thread may take to end after an abort
+CANCEL_GRACE_SECONDS = 0.1  # how long databases may take to cancel statements by themselves
 
-# Between two warnings about scrapers that have less time than others. It is how they are set up
-HASTY_REPEAT_SECONDS = 86_400
+# Between warnings about a scraper with a shorter timeout than others: it is configured that way
+SHORT_TIMEOUT_WARNING_SECONDS = 86_400
 
 
 class Failures:
-    """What could not be read, by cause: a database that is away is one cause for many readers."""
+    """What could not be read, by cause: many readers may fail for the same one, such as a database
+    that is down."""
 
     def __init__(self) -> None:
         self._by_cause: dict[str, tuple[list[str], Exception]] = {}
@@ -48,7 +49,7 @@ class Failures:
         return bool(self._by_cause)
 
     def log(self, limit: LogLimit) -> None:
-        """Log everything in one line, with the traceback of the first error."""
+        """Log all failures in one line, with the traceback of the first error."""
         causes = "; ".join(
             f"{', '.join(missing)} out of the metrics: {cause}"
             for cause, (missing, _) in self._by_cause.items()
@@ -63,13 +64,13 @@ class Failures:
 
 
 class Part:
-    """What has become of a reader in a run."""
+    """The state of one reader in a run."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
         self.families: Families = []
         self.is_complete = False
-        self.is_cut_off = False  # it had time when it began, and none when it failed
+        self.is_cut_off = False  # there was time left when it began, and none when it failed
         self._began = self._ended = 0.0
 
     @contextmanager
@@ -86,17 +87,18 @@ class Part:
 
     @property
     def seconds(self) -> float:
-        """How long it took, or has taken so far; 0 if its turn has not come."""
+        """How long the reader took, or has taken so far; 0 if its turn has not come."""
         return (time.monotonic() if self.is_running else self._ended) - self._began
 
 
 class CollectionRun:
-    """Reads with one reader after the other, as of one instant, then does the `upkeep`.
+    """Calls one reader after the other, as of one instant, and then does the `upkeep`.
 
-    Whatever fails is left out and logged, in one line. A reader that the `previous` run had to cut
-    off is read last, so that it costs the other parts of the page one collection at most.
+    Values that could not be read are left out, and all failures are logged in one line. Readers
+    that were cut off in the `previous` run are called last, so that they cost the other parts of
+    the page one collection at most.
 
-    deadline: None inside a transaction of the caller's, whose connections are not ours to limit.
+    deadline: None inside a transaction of the caller, whose connections are not ours to limit.
     """
 
     def __init__(
@@ -112,19 +114,19 @@ class CollectionRun:
         self._now = time.time()
         self._log_limit = log_limit
         self._parts = [Part(reader) for reader in readers]
-        # Parts that take turns at the same long work stay last until they have been read
+        # Parts that share the same slow work stay last until they have been read
         self._read_last = previous.to_read_last if previous else set()
         self._upkeep = upkeep
         self._ended = threading.Event()
-        self._lock = threading.Lock()  # of what both a waiting scrape and the thread change
+        self._lock = threading.Lock()  # guards what both the thread and waiting scrapes change
         self._is_logged = False
         self._duration = 0.0
 
     def start(self) -> None:
-        """Run in a thread, which the process does not wait for at its end."""
+        """Run in a daemon thread: the process does not wait for it on exit."""
         try:
             threading.Thread(target=self.run, name="souvenirs-collection", daemon=True).start()
-        except RuntimeError as error:  # the system allows no more threads
+        except RuntimeError as error:  # the system's limit of threads is reached
             failures = Failures()
             for name in self.missing:
                 failures.add(name, error)
@@ -132,22 +134,22 @@ class CollectionRun:
 
     @property
     def missing(self) -> list[str]:
-        """The names of the parts that have not been read, or not wholly."""
+        """The names of the parts that have not been read, or not completely."""
         return [part.reader.name for part in self._parts if not part.is_complete]
 
     @property
     def cut_off(self) -> set[str]:
-        """The names of the parts that took, or are taking, all the time that there was."""
+        """The names of the parts that used up the time that was left, or are still running."""
         return {part.reader.name for part in self._parts if part.is_cut_off or part.is_running}
 
     @property
     def to_read_last(self) -> set[str]:
-        """The names of the parts that the next collection reads after all others."""
+        """The names of the parts that the next collection should read after all others."""
         return self.cut_off | self._read_last.intersection(self.missing)
 
     def can_answer(self, max_age: float) -> bool:
-        """Whether a scrape may share it: it is running and has time left, or it read everything
-        and began at most `max_age` seconds ago."""
+        """Return True if another scrape may share this run: it is running and has time left, or it
+        read everything and began less than `max_age` seconds ago."""
         if not self._ended.is_set():
             return self._has_time()
         return not self.missing and time.monotonic() - self.started < max_age
@@ -156,7 +158,7 @@ class CollectionRun:
         return self.deadline is None or self.deadline.remaining() > 0
 
     def abort(self) -> None:
-        """End it if it is still running, as its deadline has passed, and give it time to end."""
+        """Abort the run if it is still running after its deadline, and wait briefly for its end."""
         if self.deadline and not self._ended.is_set():
             self.deadline.abort()
             self._ended.wait(ABORT_SECONDS)
@@ -169,7 +171,7 @@ class CollectionRun:
                 self._read(part, context, failures)
             try:
                 self._upkeep()
-            except Exception as error:  # such as a read-only database; the lag shows it
+            except Exception as error:  # for example a read-only database; the lag metric shows it
                 if error not in failures and not self._is_logged:
                     logger.exception("Rolled up nothing: %s", cause_of(error))
         finally:
@@ -202,13 +204,13 @@ class CollectionRun:
         self._ended.set()
 
     def _claim_log(self) -> bool:
-        """Whether the caller is the first to log what was left out."""
+        """Return True if nobody has logged the failures of this run yet; the caller then does."""
         with self._lock:
             was_logged, self._is_logged = self._is_logged, True
         return not was_logged
 
     def result(self, seconds: float) -> Families:
-        """The families; if it takes longer than `seconds`, those that have been read by then."""
+        """The families; if the run takes longer than `seconds`, those that were read by then."""
         if self.deadline:
             left = min(seconds, self.deadline.remaining()) + CANCEL_GRACE_SECONDS
             if not self._ended.wait(max(0, left)):
@@ -227,12 +229,12 @@ class CollectionRun:
 
     def _give_up(self, deadline: Deadline, seconds: float) -> None:
         names = ", ".join(self.missing)
-        if deadline.remaining() > 0:  # another scrape has more time, and this one what is read
-            cause = f"a page that had to be there in {seconds:.1f} s"
-            if names and self._log_limit.allows(cause, HASTY_REPEAT_SECONDS):
+        if deadline.remaining() > 0:  # another scrape has more time: the run goes on
+            cause = f"a page that was due within {seconds:.1f} s"
+            if names and self._log_limit.allows(cause, SHORT_TIMEOUT_WARNING_SECONDS):
                 logger.warning("Left %s out of %s", names, cause)
             return
-        deadline.abort()  # by every scrape that gives up, as it may have connected again since
+        deadline.abort()  # on each scrape that gives up, as there may be a new connection since
         left_out = f"Left {names} out of the metrics" if names else "Rolled up nothing"
         if self._claim_log() and self._log_limit.allows(left_out):
             logger.error(

@@ -1,4 +1,4 @@
-"""The standalone exporter: a server of the metrics beside the site."""
+"""The HTTP server of the standalone exporter, which serves the metrics beside the site."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from souvenirs_metrics.upkeep import roll_up_forever
 
 logger = logging.getLogger("souvenirs_metrics")
 
-# How long a client may take for its request, TLS handshake included, and again for the answer.
-# Prometheus gives a whole scrape 10 seconds
+# How long a client may take to send its request, including the TLS handshake, and as long again to
+# receive the response. Prometheus allows 10 seconds for a whole scrape by default
 CLIENT_SECONDS = 10
-SHUTDOWN_SECONDS = 10  # that requests, and a step of rolling up, have to finish
-MAX_REQUESTS = 256  # at a time
-QUEUE_SECONDS = 1  # that further clients wait before their connection is closed
-NAME = "souvenirs_exporter"  # in the Server header: versions are nobody's business
+SHUTDOWN_SECONDS = 10  # how long requests, and a step of rolling up, may take to finish
+MAX_REQUESTS = 256  # maximum concurrent requests; further clients wait
+QUEUE_SECONDS = 1  # how long further clients wait before their connection is closed
+NAME = "souvenirs_exporter"  # for the Server header, which should not reveal versions
 
 
 @require_safe
 def healthy(request: HttpRequest) -> HttpResponse:
-    """The exporter runs. Whether it can read the database is in souvenirs_up."""
+    """Answer that the exporter is running. souvenirs_up says whether it can read the database."""
     return HttpResponse("Healthy\n", "text/plain")
 
 
@@ -48,7 +48,7 @@ PAGES: dict[str, Callable[[HttpRequest], HttpResponse]] = {
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """The WSGI application: the pages, without the site's URLs and middleware."""
-    environ.pop("CONTENT_TYPE", None)  # no page reads a body, and Django raises for some charsets
+    environ.pop("CONTENT_TYPE", None)  # Django raises for some charsets, and no page reads a body
     try:
         request = WSGIRequest(environ)
         page = PAGES.get(request.path_info)
@@ -57,7 +57,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
         logger.exception("A page failed: %r", error)
         response = HttpResponse("Internal error\n", "text/plain", status=500)
     finally:
-        connections.close_all()  # of this thread, which ends with the connection
+        connections.close_all()  # this thread ends with the request
     body = b"" if environ["REQUEST_METHOD"] == "HEAD" else response.content
     length = str(len(response.content))
     headers = {"Server": NAME, **response.headers, "Content-Length": length}
@@ -68,9 +68,10 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
 class ClientStream(io.RawIOBase):
     """A client's connection as a file, with one deadline for all reads and one for all writes.
 
-    A timeout of the socket counts from each read or write, and so for ever if each makes progress.
-    Raises TimeoutError at the deadline. `seconds`: from now on for reads, from the first write on
-    for writes.
+    A socket timeout starts again with each read or write, so a client that makes a little progress
+    each time could hold the connection forever. Raises TimeoutError at the deadline.
+
+    seconds: for all reads, from now on; and for all writes, from the first write on.
     """
 
     def __init__(self, client: socket.socket, seconds: float) -> None:
@@ -118,7 +119,7 @@ class Handler(WSGIRequestHandler):
         stream.handshake()
         self.connection = self.request
         self.rfile = io.BufferedReader(stream)
-        self.wfile = stream  # type: ignore[assignment]  # whose writes are whole, as a buffer's
+        self.wfile = stream  # type: ignore[assignment]  # writes completely, like a buffered writer
 
     def version_string(self) -> str:
         return NAME
@@ -128,9 +129,12 @@ class Handler(WSGIRequestHandler):
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """A thread for each request. Raises OSError if the address is in use or not this machine's.
+    """A server with a thread for each request.
 
-    port: with 0, `server_port` has the free port that was found. tls: None is plain HTTP.
+    Raises OSError if the address is in use or does not belong to this machine.
+
+    port: 0 for any free port, which is then in `server_port`.
+    tls: None for plain HTTP.
     client_seconds: see CLIENT_SECONDS.
     """
 
@@ -155,14 +159,14 @@ class Server(ThreadingMixIn, WSGIServer):
         self.set_app(application)
 
     def server_bind(self) -> None:
-        TCPServer.server_bind(self)  # HTTPServer's would ask a name server for our name
+        TCPServer.server_bind(self)  # HTTPServer's would look up our name in the DNS
         self.server_name, self.server_port = self.socket.getsockname()[:2]
         self.setup_environ()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         client, address = super().get_request()
         if self.tls is not None:
-            # The handshake happens in the request's thread, as a client may be slow or silent
+            # The handshake happens in the request's thread, because a client may be slow or silent
             client = self.tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
         return client, address
 
@@ -183,7 +187,7 @@ class Server(ThreadingMixIn, WSGIServer):
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        logger.debug("A client went away: %r", client_address, exc_info=True)
+        logger.debug("A client disconnected: %r", client_address, exc_info=True)
 
     def run(self) -> None:
         """Serve, and keep the history rolled up, until another thread calls `shutdown`."""

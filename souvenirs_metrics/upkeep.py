@@ -1,4 +1,4 @@
-"""Keeps the history rolled up: a little after each collection; all that is due in the exporter."""
+"""Keeps the history rolled up: a small part after each collection, everything in the exporter."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from souvenirs_metrics.deadline import Deadline
 logger = logging.getLogger("souvenirs_metrics")
 
 BUCKETS = 4  # quarters of an hour that one collection rolls up at most
-RECONCILED_USERS = 500  # users of the last-seen store that a collection compares with the table
-RETRY_SECONDS = 60  # after a failure: scrapes wait for this work
-ROLL_UP_SECONDS = 60  # pause of roll_up_forever
-STEP_SECONDS = 600  # that a step of it may take: a day of history, or the totals of accounts
+RECONCILED_USERS = 500  # how many users a collection reconciles in the last-seen store
+RETRY_SECONDS = 60  # after a failure, because scrapes wait for this work
+ROLL_UP_SECONDS = 60  # pause between rounds of roll_up_forever
+STEP_SECONDS = 600  # how long one of its steps may take: a day of history, or totals of accounts
 
 
 class Upkeep:
-    """The work that a collection does after it has read everything."""
+    """The maintenance that a collection does once its readers are done."""
 
     def __init__(self) -> None:
         self._failures = CauseLogger(logger, "Rolled up nothing")
         self._retry_at = 0.0  # on the monotonic clock
 
     def run(self, deadline: Deadline) -> None:
-        """Roll up a little of what is due, and reconcile a little of the last-seen store.
+        """Roll up a small part of what is due, and reconcile a small part of the last-seen store.
 
-        Raise if that fails, but only once for the same cause: a site may have reasons to give the
-        exporter a role that only reads.
+        If that fails, raise the error, but only once for the same cause: a site may deliberately
+        give the exporter a read-only database role.
         """
         store = get_store()
         store.run_maintenance()
@@ -63,10 +63,10 @@ class Stopped(Exception):
 
 
 def roll_up_forever(stop: threading.Event) -> None:
-    """Roll up what is due, again and again, until `stop` is set.
+    """Roll up what is due every ROLL_UP_SECONDS until `stop` is set.
 
-    A step that takes longer than STEP_SECONDS is aborted, and tried again after the pause: a lock
-    that somebody else holds, or a silent server, must not end the upkeep for good.
+    A step that takes longer than STEP_SECONDS is aborted and tried again after the pause: a lock
+    held by another process, or a silent server, must not end the upkeep for good.
     """
     failures = CauseLogger(logger, "Rolled up nothing")
     while True:
@@ -90,7 +90,8 @@ def roll_up_forever(stop: threading.Event) -> None:
 
 
 def _roll_up_until(stop: threading.Event, deadline: Deadline) -> None:
-    """Roll up all that is due, each step within the deadline. Raise Stopped if `stop` is set."""
+    """Roll up everything that is due, each step within the deadline. Raise Stopped once `stop` is
+    set."""
 
     def on_step(interval: Interval) -> None:
         if stop.is_set():
@@ -101,6 +102,6 @@ def _roll_up_until(stop: threading.Event, deadline: Deadline) -> None:
     with ExitStack() as stack:
         stack.enter_context(deadline.watched())
         stack.enter_context(deadline.connect_within(router.db_for_write(Rollup)))
-        with suppress(DatabaseError):  # needed at the end only, where it is tried once more
+        with suppress(DatabaseError):  # only needed at the end, which connects again
             stack.enter_context(deadline.connect_within(users))
         maintenance.roll_up(on_step=on_step)

@@ -1,5 +1,5 @@
-"""Serves /metrics and /souvenirs/usage.json: `path("", include("souvenirs_metrics.urls"))` in a
-site's urls.py."""
+"""URLs of /metrics and /souvenirs/usage.json. Include them in a site's urls.py:
+`path("", include("souvenirs_metrics.urls"))`."""
 
 from django.urls import path
 

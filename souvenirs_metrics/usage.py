@@ -1,4 +1,4 @@
-"""The reports of souvenirs as JSON, within a deadline."""
+"""Serves the reports of souvenirs as JSON, within a deadline."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ logger = logging.getLogger("souvenirs_metrics")
 log_limit = LogLimit()
 
 REPORTS = {"growth": reports.growth, "retention": reports.retention}
-CANCEL_GRACE_SECONDS = 0.5  # that databases have to cancel statements by themselves
+CANCEL_GRACE_SECONDS = 0.5  # how long databases may take to cancel statements by themselves
 HEADERS = {"Cache-Control": "no-store"}
 
 
 class DeclarationError(ValueError):
-    """What is wrong with a setting of the site, for its operators."""
+    """A setting of the site is invalid. The message is for its operators."""
 
 
 class Encoder(DjangoJSONEncoder):
-    """Datetimes with the offset of the site's time zone."""
+    """Writes datetimes in the site's time zone, with the UTC offset."""
 
     def default(self, o: Any) -> Any:
         if isinstance(o, datetime):
@@ -49,9 +49,9 @@ class Encoder(DjangoJSONEncoder):
 
 
 def read(params: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
-    """The reports that the parameters of a URL ask for, by name: see docs/usage-json.md.
+    """The reports that the URL's parameters select, by name: see docs/usage-json.md.
 
-    Raises SelectionError and DeclarationError.
+    Raise SelectionError for bad parameters, DeclarationError for an invalid segment.
     """
     found, now = {}, time.time()
     for name, report in REPORTS.items():
@@ -65,15 +65,15 @@ def read(params: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
 
 
 def read_usage(selection: Selection, by: str | None) -> list[dict[str, Any]]:
-    """The usage; with `by`, also by the values that a segment declares, "none" and "other", and
-    "deleted" for users who are."""
+    """The usage report. With `by`, the name of a segment, also by its declared values, "none" and
+    "other", and "deleted" for users who have been deleted."""
     report = USAGE[selection.period]
     if not by:
         return selection.read(report)
     if by not in conf.segments:
         raise SelectionError(
-            f"by is {by!r}: it must be a segment that SOUVENIRS_METRICS_SEGMENTS declares, of which"
-            f" there are {', '.join(conf.segments) or 'none'}."
+            f"by must be a segment declared in SOUVENIRS_METRICS_SEGMENTS, not {by!r}. Declared"
+            f" segments: {', '.join(conf.segments) or 'none'}."
         )
     try:
         segment = make_segment(conf.segments[by])
@@ -87,8 +87,8 @@ def read_usage(selection: Selection, by: str | None) -> list[dict[str, Any]]:
 
 
 def respond(request: HttpRequest) -> JsonResponse:
-    """The JSON document; an error as {"error": "..."}, 400 for wrong parameters, 500 for a segment
-    that is declared wrongly, and 503 where the database does not answer in time."""
+    """The JSON response. Errors are {"error": "..."}: 400 for bad parameters, 500 for an invalid
+    segment, 503 if the database fails or does not answer in time."""
     seconds = deadline.seconds_for(request.headers.get(deadline.HEADER, ""))
     try:
         with read_within(seconds):
@@ -110,14 +110,16 @@ def respond(request: HttpRequest) -> JsonResponse:
 
 @contextmanager
 def read_within(seconds: float) -> Iterator[None]:
-    """Limit what is read inside, from the databases of souvenirs and of users, to so many seconds.
-    Inside a transaction of the caller's, whose connections are not ours to limit, do not."""
+    """Limit queries inside, on the databases of souvenirs and of users, to this many seconds.
+
+    Inside a transaction of the caller, whose connections are not ours to limit, do nothing.
+    """
     if any(each.in_atomic_block for each in connections.all(initialized_only=True)):
         yield
         return
     aliases = dict.fromkeys(router.db_for_read(model) for model in (Souvenir, get_user_model()))
     limit = Deadline(seconds, keeps_connections=True)
-    # For a server that is silent, and does not cancel statements by itself
+    # For a silent server that does not cancel statements by itself
     timer = threading.Timer(seconds + CANCEL_GRACE_SECONDS, limit.abort)
     timer.daemon = True
     timer.start()

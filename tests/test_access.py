@@ -147,7 +147,7 @@ def test_authorize__allows_with_true_only(
         response = scrape(client)
     assert (response.status_code, response.content) == (403, b"Forbidden\n")
     [line] = [record for record in caplog.records if record.name == "souvenirs_metrics"]
-    assert f"not an object of the type {kind}:" in line.getMessage()
+    assert f"not an object of type {kind}:" in line.getMessage()
 
 
 def test_refusal__asks_nothing_of_the_database(client: Client, monkeypatch: Any) -> None:

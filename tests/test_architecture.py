@@ -60,7 +60,7 @@ LAYERS = {
     ],
 }  # fmt: skip
 METRICS = [
-    "__init__", "conf", "segments", "cuts", "kept", "families", "deadline", "readers.base",
+    "__init__", "conf", "segments", "cuts", "caching", "families", "deadline", "readers.base",
     "readers.recording", "readers.build", "readers.active_users", "readers.rollup_lag",
     "readers.closed_periods", "readers.previous_periods", "readers.accounts",
     "readers.segments", "readers",

@@ -810,7 +810,7 @@ def test_collect__a_scraper_with_less_time_gets_what_is_read_by_then(
         slow.may_end.set()
         assert is_complete(patient.result(30))
     # It is how they are set up: once is enough
-    assert caplog.messages == ["Left slow out of a page that had to be there in 0.0 s"]
+    assert caplog.messages == ["Left slow out of a page that was due within 0.0 s"]
 
 
 @pytest.mark.usefixtures("no_upkeep")
@@ -861,7 +861,7 @@ def test_collect__logs_a_cause_once_however_often_it_is_scraped(
     slow.may_end.set()
     for line in (
         "Left slow out of the metrics: ConnectionError: away",
-        "Left slow out of a page that had to be there in 0.0 s",
+        "Left slow out of a page that was due within 0.0 s",
     ):
         assert caplog.messages.count(line) == 1
 

@@ -307,16 +307,16 @@ connection.cursor().execute("ALTER TABLE souvenirs_lastseen RENAME TO away")
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["localhost"], 2, "'localhost' is not [address:]port"),
-        (["localhost:70000"], 2, "'localhost:70000' is not [address:]port"),
-        (["70000"], 2, "'70000' is not [address:]port"),
-        (["::1:80"], 2, "'::1:80' is not [address:]port"),
-        (["192.0.2.1:0"], 1, "Cannot listen at 192.0.2.1 port 0: "),
+        (["localhost"], 2, "like 127.0.0.1:9790 or 9790, not 'localhost'"),
+        (["localhost:70000"], 2, "like 127.0.0.1:9790 or 9790, not 'localhost:70000'"),
+        (["70000"], 2, "like 127.0.0.1:9790 or 9790, not '70000'"),
+        (["::1:80"], 2, "like 127.0.0.1:9790 or 9790, not '::1:80'"),
+        (["192.0.2.1:0"], 1, "Cannot listen on 192.0.2.1 port 0: "),
         ([":0", "--token-file", "none"], 1, "Cannot read --token-file none: "),
-        ([":0", "--token-file", "empty"], 1, "--token-file empty has no tokens"),
+        ([":0", "--token-file", "empty"], 1, "--token-file empty must contain tokens"),
         (["0", "--tls-cert", "none"], 1, "Cannot read --tls-cert none: No such file"),
-        (["0", "--tls-cert", "empty"], 1, "--tls-cert empty has no certificate"),
-        (["0", "--tls-cert", "cert"], 1, "cert has no private key (PEM): give --tls-key too"),
+        (["0", "--tls-cert", "empty"], 1, "--tls-cert empty does not contain a cert"),
+        (["0", "--tls-cert", "cert"], 1, "key (PEM): name the file that does"),
         (
             ["0", "--tls-cert", "cert", "--tls-key", "none"],
             1,
@@ -325,12 +325,12 @@ connection.cursor().execute("ALTER TABLE souvenirs_lastseen RENAME TO away")
         (
             ["0", "--tls-cert", "cert", "--tls-key", "empty"],
             1,
-            "--tls-key empty has no private key",
+            "--tls-key empty does not contain a private key",
         ),
-        (["0", "--tls-cert", "cert", "--tls-key", "other/key"], 1, "is not the key of the cert"),
-        (["0", "--tls-cert", "cert", "--tls-key", "locked"], 1, "--tls-key locked is encrypted"),
+        (["0", "--tls-cert", "cert", "--tls-key", "other/key"], 1, "does not match the cert"),
+        (["0", "--tls-cert", "cert", "--tls-key", "locked"], 1, "locked has an encrypted key"),
         (["0", "--tls-cert", "broken", "--tls-key", "key"], 1, "Cannot use --tls-cert broken: "),
-        (["0", "--tls-key", "key"], 1, "give --tls-cert too"),
+        (["0", "--tls-key", "key"], 1, "add --tls-cert"),
     ],
 )
 def test_exporter__mistakes(
@@ -368,5 +368,5 @@ def test_exporter__a_port_that_is_taken(site: Path) -> None:
         listener.listen()
         done = run(site, f"127.0.0.1:{listener.getsockname()[1]}")
     assert done.returncode == 1
-    assert "Cannot listen at 127.0.0.1 port" in done.stderr
+    assert "Cannot listen on 127.0.0.1 port" in done.stderr
     assert "Traceback" not in done.stderr

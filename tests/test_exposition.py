@@ -352,5 +352,5 @@ def test_multiprocess__without_its_directory_the_site_works_and_the_check_compla
     assert output.startswith("added\n200\n")
     assert_once(output, GAUGES)
     assert "\nsouvenirs_up 1.0\n" in output
-    assert "(souvenirs_metrics.E004) PROMETHEUS_MULTIPROC_DIR is" in output
+    assert "(souvenirs_metrics.E004) PROMETHEUS_MULTIPROC_DIR must be" in output
     assert list(tmp_path.glob("*.db")) == []  # nor is anything counted in the working directory

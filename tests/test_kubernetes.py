@@ -96,7 +96,7 @@ def test_command__without_a_namespace_leaves_it_to_kubectl(tmp_path: Path) -> No
 
 def test_command__overwrites_no_manifest_without_force(tmp_path: Path) -> None:
     run(tmp_path, "--kubernetes")
-    with pytest.raises(CommandError, match=r"\.yaml is there already.*--force"):
+    with pytest.raises(CommandError, match=r"\.yaml already exists.*--force"):
         run(tmp_path, "--kubernetes", "--namespace", "shop")
     run(tmp_path, "--kubernetes", "--namespace", "shop", "--force")
     assert written(tmp_path)["podmonitor.yaml"][0]["metadata"]["namespace"] == "shop"
@@ -104,7 +104,7 @@ def test_command__overwrites_no_manifest_without_force(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("namespace", ["", "Shop", "a_b", "-a", "a-", "a.b", "a" * 64, "a\n"])
 def test_command__refuses_what_is_no_namespace(tmp_path: Path, namespace: str) -> None:
-    with pytest.raises(CommandError, match="is no namespace; use up to 63 lower-case"):
+    with pytest.raises(CommandError, match="must be a namespace of up to 63 lower-case"):
         run(tmp_path, "--kubernetes", f"--namespace={namespace}")
     assert [*tmp_path.iterdir()] == []
 

@@ -25,12 +25,12 @@ BAD = [
     ("souvenirs_metrics.E002", "SOUVENIRS_METRICS_DATABASE", ["default"], "['default']"),
     ("souvenirs_metrics.E003", "SOUVENIRS_METRICS_REGISTER", "False", "'False'"),
     ("souvenirs_metrics.E003", "SOUVENIRS_METRICS_REGISTER", 1, "1"),
-    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", "", "no token"),
-    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", [], "no token"),
-    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", ["a", ""], "no token"),
-    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", "a b", "no token"),
-    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", "\u00fc", "no token"),
-    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", 12345, "no token"),
+    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", "", "must be a token"),
+    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", [], "must be a token"),
+    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", ["a", ""], "must be a token"),
+    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", "a b", "must be a token"),
+    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", "\u00fc", "must be a token"),
+    ("souvenirs_metrics.E005", "SOUVENIRS_METRICS_TOKEN", 12345, "must be a token"),
     ("souvenirs_metrics.E006", "SOUVENIRS_METRICS_AUTHORIZE", "nowhere.at_all", "'nowhere.at_all'"),
     ("souvenirs_metrics.E006", "SOUVENIRS_METRICS_AUTHORIZE", "os.sep", "'os.sep'"),
     (
@@ -55,9 +55,9 @@ REMEDIES = {
     "souvenirs_metrics.E001": "Set it to a list of Prometheus durations, such as ['1h', '1d',",
     "souvenirs_metrics.E002": "Set it to one of 'default'",
     "souvenirs_metrics.E003": "Set it to True if another view serves",
-    "souvenirs_metrics.E004": "Make it, empty, before the site starts; or unset the variable.",
+    "souvenirs_metrics.E004": "Create it, empty, before the site starts, or unset the variable.",
     "souvenirs_metrics.E005": "Set it to a string of visible ASCII characters",
-    "souvenirs_metrics.E007": "Set it to 0, or to somewhat less than the interval",
+    "souvenirs_metrics.E007": "Set it to 0, or to somewhat less than your scrape interval",
     "souvenirs_metrics.E006": "Set it to the dotted path of a function (request) -> bool",
 }
 
@@ -124,7 +124,8 @@ def test_check__multiprocess_directory_that_is_none(
     value = "" if kind == "empty" else str(tmp_path / kind)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", value)
     message = complaint()
-    assert f"(souvenirs_metrics.E004) PROMETHEUS_MULTIPROC_DIR is {value!r}" in message
+    assert "(souvenirs_metrics.E004) PROMETHEUS_MULTIPROC_DIR must be" in message
+    assert f"not {value!r}." in message
     assert f"HINT: {REMEDIES['souvenirs_metrics.E004']}" in message
 
 
@@ -142,7 +143,7 @@ def test_check__a_token_beside_a_function_opens_nothing() -> None:
     with override_settings(
         SOUVENIRS_METRICS_TOKEN="one", SOUVENIRS_METRICS_AUTHORIZE="tests.test_access.from_inside"
     ):
-        assert "(souvenirs_metrics.E006) SOUVENIRS_METRICS_AUTHORIZE is set, so" in complaint()
+        assert "(souvenirs_metrics.E006) SOUVENIRS_METRICS_TOKEN is ignored" in complaint()
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_check__a_token_beside_a_function_opens_nothing() -> None:
 def test_check__warns_of_an_open_endpoint(changes: dict[str, Any], warned: bool) -> None:
     with override_settings(SILENCED_SYSTEM_CHECKS=[], **changes):
         messages = [(message.id, message.msg) for message in ours()]
-    expected = "/metrics is open: whoever can reach the site can read how many users it has."
+    expected = "/metrics is open: anyone who can reach the site can read how many users it has."
     assert messages == ([("souvenirs_metrics.W001", expected)] if warned else [])
 
 

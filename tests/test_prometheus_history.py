@@ -255,7 +255,7 @@ def test_openmetrics__writes_series_by_series_in_the_order_of_time() -> None:
     lines = "".join(prometheus_history.openmetrics(instants, {"job": "a"}))
     begin = lines[: lines.index("# HELP souvenirs_calendar_active_users")]
     assert begin == (
-        "# HELP souvenirs_active_users Users seen in the rolling window that ends now.\n"
+        "# HELP souvenirs_active_users Distinct users seen in the rolling window that ends now.\n"
         "# TYPE souvenirs_active_users gauge\n"
         f'souvenirs_active_users{{job="a",window="1h"}} 0 {T + DAY + 1500}\n'
         f'souvenirs_active_users{{job="a",window="1h"}} 0 {T + DAY + 3000}\n'

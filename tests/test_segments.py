@@ -30,7 +30,7 @@ from souvenirs.control import active_users_between, count_active_users, souvenez
 from souvenirs.history import pruning
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import BUCKET, calendar_period
-from souvenirs_metrics import kept, prometheus_history
+from souvenirs_metrics import caching, prometheus_history
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.readers.segments import ActiveAccounts, Segments
 from tests import settings as site_settings
@@ -385,14 +385,14 @@ def test_show_usage__by_mistake(may: Site, options: dict[str, Any], message: str
 A_LABEL = "a label must not identify anybody"
 TEN_THOUSAND = [f"value{number}" for number in range(10_000)]
 BAD_SEGMENTS = [
-    (["plan"], "is ['plan'], which is not a dictionary"),
-    ({1: "subscription__plan"}, "[1]: a segment's name is a string that is not empty"),
-    ({"": "subscription__plan"}, "['']: a segment's name is a string"),
+    (["plan"], "must be a dictionary, not ['plan']"),
+    ({1: "subscription__plan"}, "[1]: a segment's name must be a non-empty string"),
+    ({"": "subscription__plan"}, "['']: a segment's name must be"),
     ({"x": None}, "['x']: None is neither a path nor a dictionary with FIELD and VALUES"),
     ({"x": {"VALUES": ["a"]}}, "is neither a path nor a dictionary"),
     ({"x": {"FIELD": "subscription__plan", "VALUE": []}}, "is neither a path nor a dictionary"),
-    ({"x": ""}, "'' is no path from the user model, which is not a path such as 'is_staff'"),
-    ({"x": "nothing"}, "'nothing' is no path from the user model, but"),
+    ({"x": ""}, "'' is not a path from the user model, which is not a path such as 'is_staff'"),
+    ({"x": "nothing"}, "'nothing' is not a path from the user model, but"),
     ({"x": "subscription__nothing"}, "but segments.Subscription has no field 'nothing'"),
     ({"x": "subscription__plan__lower"}, "goes on after 'plan', which is not a relation"),
     ({"x": "pk"}, f"'pk' ends at a key, and {A_LABEL}"),
@@ -406,17 +406,17 @@ BAD_SEGMENTS = [
     ({"x": "memberships__token"}, f"is different for every user, and {A_LABEL}"),
     ({"x": "subscription__features"}, "holds documents or lists, and a label is a single value"),
     ({"x": "clubs__members__username"}, A_LABEL),  # in some shapes it is the key
-    ({"x": "memberships__role"}, "role has no choices: give the VALUES"),
-    ({"x": {"FIELD": "memberships__role", "VALUES": "owner"}}, "VALUES is 'owner', which is not a"),
+    ({"x": "memberships__role"}, "role has no choices: list the VALUES"),
+    ({"x": {"FIELD": "memberships__role", "VALUES": "owner"}}, "VALUES must be a list, not"),
     ({"x": {"FIELD": "memberships__role", "VALUES": []}}, "VALUES is empty"),
-    ({"x": {"FIELD": "memberships__role", "VALUES": [None]}}, "VALUES has None, which is 'none'"),
+    ({"x": {"FIELD": "memberships__role", "VALUES": [None]}}, "VALUES contains None, which"),
     ({"x": {"FIELD": "memberships__role", "VALUES": [""]}}, "the empty string cannot be a label"),
     ({"x": {"FIELD": "memberships__role", "VALUES": ["a", "a"]}}, "would have the label 'a'"),
     ({"x": {"FIELD": "memberships__role", "VALUES": ["none"]}}, "would have the label 'none'"),
     ({"x": {"FIELD": "memberships__role", "VALUES": ["other"]}}, "would have the label 'other'"),
     ({"x": {"FIELD": "subscription__seats", "VALUES": [1, "1"]}}, "would have the label '1'"),
-    ({"x": {"FIELD": "subscription__seats", "VALUES": ["few"]}}, "VALUES has 'few', which"),
-    ({"x": {"FIELD": "memberships__role", "VALUES": TEN_THOUSAND}}, "it has 10000 values, and 20"),
+    ({"x": {"FIELD": "subscription__seats", "VALUES": ["few"]}}, "VALUES contains 'few', which"),
+    ({"x": {"FIELD": "memberships__role", "VALUES": TEN_THOUSAND}}, "it has 10000 values, but"),
 ]
 
 
@@ -442,9 +442,9 @@ def test_check__refuses_a_segment(value: Any, problem: str) -> None:
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ("nothing", "'nothing' is no path from the user model"),
-        (["subscription"], "['subscription'] is no path from the user model"),
-        ("pk", "'pk' is different for every user: each would be an account"),
+        ("nothing", "'nothing' is not a path from the user model"),
+        (["subscription"], "['subscription'] is not a path from the user model"),
+        ("pk", "'pk' is different for every user, so each user would be"),
         ("subscription__user", "is different for every user"),
         ("subscription__number", "is different for every user"),
     ],
@@ -475,7 +475,7 @@ def test_check__refuses_users_in_another_database_than_souvenirs() -> None:
         SOUVENIRS_METRICS_ACCOUNTS="subscription__organization",
     ):
         segments, accounts = complaints()
-    problem = "is in 'default', and last-seen times are in another database: they cannot be joined"
+    problem = "is in 'default', but last-seen times are in another database"
     assert problem in segments
     assert problem in accounts
 
@@ -499,7 +499,7 @@ def test_page__a_segment_that_cannot_be_read_leaves_the_others_alone(
     assert shown["collection_part_success"]["active_users",] == 1
     assert shown["up"] == {(): 0}
     assert "Left segments lost out of the metrics: " in caplog.text
-    assert "'nothing' is no path from the user model" in caplog.text
+    assert "'nothing' is not a path from the user model" in caplog.text
 
 
 @joined
@@ -530,7 +530,7 @@ def test_page__keeps_a_reading_for_a_minute_but_not_over_midnight(may: Site) -> 
     segments, accounts = Segments(), ActiveAccounts()
     midnight = calendar_period("day", NOON, timestamps.conf.zone).end
     clock = Clock()
-    with mock.patch.object(kept.time, "monotonic", clock):
+    with mock.patch.object(caching.time, "monotonic", clock):
         assert read(NOON) == (2, 2)
         may.set(1, EMPTY)
         clock.now += 59
@@ -577,13 +577,13 @@ class Clock:
 
 @pytest.mark.parametrize(("took", "kept_for"), [(0.1, 60), (3, 60), (10, 200)])
 def test_kept__is_read_in_a_twentieth_of_the_time(took: float, kept_for: float) -> None:
-    clock, reading = Clock(), kept.Kept[float]()
+    clock, reading = Clock(), caching.CachedReading[float]()
 
     def read() -> float:
         clock.now += took
         return clock.now
 
-    with mock.patch.object(kept.time, "monotonic", clock):
+    with mock.patch.object(caching.time, "monotonic", clock):
         first = reading.get("key", read)
         clock.now += kept_for - 1
         assert reading.get("key", read) == first
@@ -592,7 +592,7 @@ def test_kept__is_read_in_a_twentieth_of_the_time(took: float, kept_for: float) 
 
 
 def test_kept__what_failed_is_not_tried_again_at_once() -> None:
-    clock, reading = Clock(), kept.Kept[int]()
+    clock, reading = Clock(), caching.CachedReading[int]()
     tries = []
 
     def read() -> int:
@@ -600,8 +600,8 @@ def test_kept__what_failed_is_not_tried_again_at_once() -> None:
         clock.now += 9
         raise TimeoutError("too late")
 
-    with mock.patch.object(kept.time, "monotonic", clock):
-        for wait, cause in ((0, "too late"), (179, "it is not tried again yet"), (1, "too late")):
+    with mock.patch.object(caching.time, "monotonic", clock):
+        for wait, cause in ((0, "too late"), (179, "not tried again yet"), (1, "too late")):
             clock.now += wait
             with pytest.raises(Exception, match=cause):
                 reading.get("key", read)
@@ -649,7 +649,7 @@ def test_history__has_segments_by_present_values_if_asked(site: Site) -> None:
 @joined
 def test_history__segments_must_be_declared(site: Site) -> None:
     record(site.users[0], NOON)
-    with pytest.raises(CommandError, match="set SOUVENIRS_METRICS_SEGMENTS"):
+    with pytest.raises(CommandError, match="requires the setting SOUVENIRS_METRICS_SEGMENTS"):
         call_command("souvenirs_history", segments=True)
 
 

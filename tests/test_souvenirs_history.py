@@ -120,17 +120,17 @@ def test_souvenirs_history__adds_labels(users: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("job", "'job' is no name=value"),
-        ("job=", "'job=' is no name=value"),
-        ("=a", "'=a' is no name=value"),
-        ("a-b=c", "'a-b=c' is no name=value"),
-        ("1a=c", "'1a=c' is no name=value"),
-        ("a=\udce4", "'a=\\udce4' is no name=value"),
-        ("window=1h", "window is not to be set"),
-        ("change=new", "change is not to be set"),
-        ("age=1", "age is not to be set"),
-        ("le=1", "le is not to be set"),
-        ("__name__=up", "__name__ is not to be set"),
+        ("job", "must be name=value, like job=souvenirs, not 'job'"),
+        ("job=", "must be name=value, like job=souvenirs, not 'job='"),
+        ("=a", "must be name=value, like job=souvenirs, not '=a'"),
+        ("a-b=c", "must be name=value, like job=souvenirs, not 'a-b=c'"),
+        ("1a=c", "must be name=value, like job=souvenirs, not '1a=c'"),
+        ("a=\udce4", "must be name=value, like job=souvenirs, not 'a=\\udce4'"),
+        ("window=1h", "window is reserved"),
+        ("change=new", "change is reserved"),
+        ("age=1", "age is reserved"),
+        ("le=1", "le is reserved"),
+        ("__name__=up", "__name__ is reserved"),
     ],
 )
 def test_souvenirs_history__refuses_other_labels(users: list[Any], text: str, message: str) -> None:
@@ -157,12 +157,13 @@ def test_souvenirs_history__exits_with_2_for_bad_options(
     with pytest.raises(SystemExit) as caught:
         ManagementUtility(["manage.py", "souvenirs_history", "--label", "job"]).execute()
     assert caught.value.code == 2
-    assert "--label: 'job' is no name=value" in capsys.readouterr().err
+    assert "--label: must be name=value" in capsys.readouterr().err
 
 
 def test_souvenirs_history__fails_where_there_is_nothing_to_write(users: list[Any]) -> None:
     message = refused("--start", "2024-05-16", "--end", "2024-05-15")
-    assert "from 2024-05-16 00:00:00+02:00 on, before 2024-05-15 00:00:00+02:00" in message
+    assert "between 2024-05-16 00:00:00+02:00 (inclusive)" in message
+    assert "and 2024-05-15 00:00:00+02:00 (exclusive)" in message
     assert "no instant" in refused("--start", "2024-05-16 00:01", "--end", "2024-05-16 00:04")
     assert "no instant" in refused("--end", "2024-05-01")
 
@@ -173,14 +174,14 @@ def test_souvenirs_history__fails_without_souvenirs() -> None:
 
 def test_souvenirs_history__warns_of_gaps(users: list[Any]) -> None:
     assert run("--step", "5m")[1] == ""
-    assert "--step is over 5m" in run("--step", "5m1s")[1]
+    assert "--step is more than 5m" in run("--step", "5m1s")[1]
 
 
 def test_souvenirs_history__writes_to_a_file(users: list[Any], tmp_path: Path) -> None:
     lines, _ = run("--label", "job=ü")
     path = tmp_path / "history.txt"
     assert run("--label", "job=ü", "--output", str(path)) == (
-        f"{path} has {lines.count('{')} samples.\n",
+        f"Wrote {lines.count('{')} samples to {path}.\n",
         "",
     )
     assert path.read_text(encoding="utf-8") == lines
@@ -190,7 +191,7 @@ def test_souvenirs_history__says_what_file_cannot_be_written(
     users: list[Any], tmp_path: Path
 ) -> None:
     message = refused("--output", str(tmp_path / "none" / "history.txt"))
-    assert message == f"{tmp_path}/none/history.txt cannot be written: No such file or directory"
+    assert message == f"Cannot write {tmp_path}/none/history.txt: No such file or directory"
 
 
 def test_souvenirs_history__reads_from_the_database_of_scrapes(users: list[Any]) -> None:

@@ -140,8 +140,8 @@ def test_usage__by_a_segment_of_several_values_counts_a_user_once_in_each(
     [
         ("subscription__colour", "has no field 'colour'"),
         ("subscription__features", "holds documents or lists"),
-        ({"FIELD": "subscription__seats", "VALUES": ["many"]}, "VALUES has 'many'"),
-        ({"FIELD": "subscription__seats", "VALUES": [[1]]}, "VALUES has [1]"),
+        ({"FIELD": "subscription__seats", "VALUES": ["many"]}, "VALUES contains 'many'"),
+        ({"FIELD": "subscription__seats", "VALUES": [[1]]}, "VALUES contains [1]"),
         ({"FIELD": "subscription__organization__name"}, "has no field 'name'"),
         (7, "7 is neither a path nor a dictionary"),
     ],

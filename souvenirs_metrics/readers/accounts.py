@@ -10,24 +10,24 @@ from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import ACTIVATED_USERS, REGISTERED_USERS
 from souvenirs_metrics.readers.base import Families, ReadContext, Reader
 
-KEPT_SECONDS = 60
+CACHE_SECONDS = 60
 
 
 class Accounts(Reader):
-    """Totals of accounts. Counting reads every user's row, so the result is kept for a minute."""
+    """Totals of accounts. Counting reads every user's row, so the result is cached for a minute."""
 
     name = "accounts"
     order = 50
     families = (REGISTERED_USERS, ACTIVATED_USERS)
 
     def __init__(self) -> None:
-        self._kept: tuple[float, Families] | None = None
+        self._cached: tuple[float, Families] | None = None
 
     def read(self, now: float, context: ReadContext) -> Families:
         started = time.monotonic()
-        if self._kept is None or started - self._kept[0] >= KEPT_SECONDS:
-            self._kept = started, self._count(context)
-        return self._kept[1]
+        if self._cached is None or started - self._cached[0] >= CACHE_SECONDS:
+            self._cached = started, self._count(context)
+        return self._cached[1]
 
     def _count(self, context: ReadContext) -> Families:
         model = get_user_model()

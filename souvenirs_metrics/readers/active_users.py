@@ -15,7 +15,8 @@ from souvenirs_metrics.readers.base import Families, PartialRead, ReadContext, R
 
 
 class ActiveUsers(Reader):
-    """Rolling windows and periods to date. Both ask "since when?", so one pass answers them all."""
+    """Rolling windows and periods to date. Both count users seen since a given time, so a single
+    query of the store answers all of them."""
 
     name = "active_users"
     order = 20
@@ -50,6 +51,6 @@ class ActiveUsers(Reader):
             raise PartialRead(
                 read,
                 f"windows {', '.join(coarse)}" if coarse else "no window",
-                f"{activity.cause}, so older last-seen times are known to {limit:g} s only",
+                f"{activity.cause}, so older last-seen times are only known to within {limit:g} s",
             )
         return read

@@ -1,4 +1,4 @@
-"""What a reader is."""
+"""The base class of readers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Families = list[Metric]
 class Reader(ABC):
     """Reads one subject of the page.
 
-    The collector handles its deadline, its failures and the log; so `read` raises whatever goes
-    wrong. What an instance keeps, it keeps between the collections of one process.
+    The collection handles deadlines, failures and logging, so `read` may raise any error. Instances
+    live as long as the collector, so they can cache results between a process's collections.
 
-    name: what the log calls it, and the label of its part of the collection in metrics.
-    order: readers are read, and shown on the page, from the lowest to the highest. It should rise
-        with the cost: what comes after a reader that takes too long is left out, until that one is
-        read last (see run.CollectionRun).
+    name: the reader's name in the log, and the value of the label `part`.
+    order: readers run, and appear on the page, in ascending order. It should rise with the cost:
+        if a reader takes too long, the ones after it are left out, until it is moved to the end
+        (see run.CollectionRun).
     families: everything that `read` may return.
     """
 
@@ -34,15 +34,15 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, now: float, context: ReadContext) -> Families:
-        """The families as of `now` (unix seconds).
+        """Return the families as of `now` (unix seconds).
 
-        Queries of a database belong inside `context(alias)`, which limits how long they take.
-        Raises PartialRead if only some can be read.
+        Run database queries inside `context(alias)`, which limits how long they take. Raise
+        PartialRead if only some of the values can be read.
         """
 
 
 class PartialRead(Exception):
-    """A reader could read these families, but not `missing`."""
+    """A reader could read these families, but not what `missing` names."""
 
     def __init__(self, families: Families, missing: str, cause: str) -> None:
         super().__init__(cause)

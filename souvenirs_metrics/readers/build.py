@@ -14,7 +14,7 @@ from souvenirs_metrics.readers.base import Families, ReadContext, Reader
 
 
 class Build(Reader):
-    """Versions. Queries nothing."""
+    """Versions. Runs no queries."""
 
     name = "build"
     order = 10

@@ -12,22 +12,22 @@ from souvenirs_metrics.conf import conf
 from souvenirs_metrics.families import ACTIVE_DAYS, GROWTH, RETENTION_COHORT, RETENTION_RETAINED
 from souvenirs_metrics.readers.base import Families, ReadContext, Reader
 
-# Quarters of an hour whose rows may be read: yesterday's figures must be there at midnight, before
-# its last quarters are rolled up
+# How many quarters of an hour may be read from rows: yesterday's figures must be there at midnight,
+# before its last quarters are rolled up
 BUCKETS_OF_ROWS = 8
 
 AGES = {"day": (1, 7, 28), "week": tuple(range(1, 13)), "month": tuple(range(1, 13))}
 DAYS = max(ACTIVE_DAYS.bounds)
-# How many of the last periods have to be read: growth takes two
+# How many of the last periods have to be read. Growth needs two
 LENGTHS = {name: max(AGES.get(name, (1,))) + 1 for name in periods.NAMES}
 
 
 class ClosedPeriods(Reader):
-    """Growth, retention and active days of the last calendar periods that are over. They are kept
+    """Growth, retention and active days of the last complete calendar periods. Results are cached
     until the history changes.
 
-    The label of retention is an age, never a cohort's date: there would be new series with each
-    period. Time is the axis of cohorts.
+    Retention is labelled by age, never by a cohort's date, which would add new series with each
+    period. Prometheus's time axis tells the cohorts apart.
     """
 
     name = "closed_periods"
@@ -35,10 +35,10 @@ class ClosedPeriods(Reader):
     families = (GROWTH, RETENTION_COHORT, RETENTION_RETAINED, ACTIVE_DAYS)
 
     def __init__(self) -> None:
-        self._kept = KeptFigures()
+        self._figures = KeptFigures()
 
     def read(self, now: float, context: ReadContext) -> Families:
-        found = self._kept.read(
+        found = self._figures.read(
             {name: series(name, last_periods(name, now, n)) for name, n in LENGTHS.items()},
             conf.database(Souvenir),
             most_rows=BUCKETS_OF_ROWS,
@@ -48,7 +48,7 @@ class ClosedPeriods(Reader):
 
 
 def families_of(figures: Mapping[str, Figures]) -> Families:
-    """The families that say this of one period of each kind. What is not known is left out."""
+    """The families for the figures of one period of each kind. Unknown values are left out."""
     growth, cohorts, retained = {}, {}, {}
     for name, each in figures.items():
         for change, users in each.growth._asdict().items() if each.growth else ():
@@ -68,12 +68,12 @@ def families_of(figures: Mapping[str, Figures]) -> Families:
 
 
 def series(name: str, intervals: tuple[Interval, ...]) -> Series:
-    """What to ask of these periods of a kind."""
+    """The request for the figures of these periods of one kind."""
     return Series(intervals, ages=AGES.get(name, ()), window=DAYS if name == "day" else 0)
 
 
 def last_periods(name: str, now: float, length: int) -> tuple[Interval, ...]:
-    """So many calendar periods that had ended by `now`, the last ones."""
+    """The last `length` calendar periods that ended by `now`, in ascending order."""
     found: list[Interval] = []
     while len(found) < length:
         before = found[0].start if found else now

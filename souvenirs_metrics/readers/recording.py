@@ -12,10 +12,10 @@ from souvenirs_metrics.readers.base import Families, PartialRead, Reader
 
 
 class Recording(Reader):
-    """Whether visits can be recorded with these settings. Queries nothing.
+    """Checks that visits can be recorded with the site's settings. Runs no queries.
 
-    A hook that cannot be imported, say, or a cache that is not there, fails each visit: the numbers
-    would fall while the page looks well.
+    With a hook that cannot be imported, for example, or a cache that does not exist, every visit
+    fails: the numbers would fall although the page looks healthy.
     """
 
     name = "recording"
@@ -28,15 +28,15 @@ class Recording(Reader):
         return []
 
 
-@cache  # settings do not change while a process runs
+@cache  # settings do not change during the life of a process
 def problems() -> str:
-    """What is wrong with the settings, in one line; empty if nothing is."""
+    """The errors that the system checks find in the settings, in one line; empty if none."""
     return " ".join(
         message.msg
         for message in run_checks(tags=[TAG])
         if message.level >= ERROR
         and not message.is_silenced()
-        # Not of the settings of souvenirs_metrics, which cost a part of the page only
+        # Bad settings of souvenirs_metrics do not count: they only cost a part of the page
         and str(message.id).startswith("souvenirs.")
     )
 

@@ -8,7 +8,7 @@ from souvenirs_metrics.readers.base import Families, ReadContext, Reader
 
 
 class RollupLag(Reader):
-    """How far the history is behind."""
+    """How far behind rolling up the history is."""
 
     name = "rollup_lag"
     order = 30

@@ -9,6 +9,7 @@ from souvenirs.conf import conf as souvenirs_conf
 from souvenirs.lastseen import segments as lastseen
 from souvenirs.logs import cause_of
 from souvenirs.models import LastSeen
+from souvenirs_metrics.caching import CachedReading
 from souvenirs_metrics.conf import conf
 from souvenirs_metrics.cuts import period_starts, window_starts_in_table
 from souvenirs_metrics.families import (
@@ -17,15 +18,14 @@ from souvenirs_metrics.families import (
     CALENDAR_SEGMENT_ACTIVE_USERS,
     SEGMENT_ACTIVE_USERS,
 )
-from souvenirs_metrics.kept import Kept
 from souvenirs_metrics.readers.base import Families, PartialRead, ReadContext, Reader
 from souvenirs_metrics.segments import account_path, make_segment
 
-Figures = tuple[dict[Any, int], dict[Any, int]]  # of rolling windows, of periods to date
+Figures = tuple[dict[Any, int], dict[Any, int]]  # for rolling windows, for periods to date
 
 
 class Cuts:
-    """The beginnings of windows and periods, which a reading is of."""
+    """The starts of the windows and periods that a reading counts."""
 
     def __init__(self, now: float) -> None:
         self.until = now + souvenirs_conf.last_seen_seconds
@@ -39,20 +39,22 @@ class Cuts:
 
     @property
     def key(self) -> Hashable:
-        """What was read before is of the same windows and periods: not so after midnight."""
+        """Identifies the windows and periods of a reading. Midnight starts new periods, and so
+        changes the key."""
         return tuple(self.windows), tuple(self.periods.items()), self.using
 
 
 class Segments(Reader):
-    """Active users by what SOUVENIRS_METRICS_SEGMENTS declares. Each segment reads the rows of all
-    users who were seen since the earliest window began, so the result is kept for a while."""
+    """Active users by the segments of SOUVENIRS_METRICS_SEGMENTS. Each segment reads the rows of
+    all users seen since the earliest window or period began, so the result is cached for a while.
+    """
 
     name = "segments"
     order = 100
     families = (SEGMENT_ACTIVE_USERS, CALENDAR_SEGMENT_ACTIVE_USERS)
 
     def __init__(self) -> None:
-        self._kept: dict[str, Kept[Figures]] = defaultdict(Kept)
+        self._cached: dict[str, CachedReading[Figures]] = defaultdict(CachedReading)
 
     def read(self, now: float, context: ReadContext) -> Families:
         if not conf.segments:
@@ -63,7 +65,7 @@ class Segments(Reader):
         missing: dict[str, str] = {}
         for name, entry in conf.segments.items():
             try:
-                of_windows, of_periods = self._kept[name].get(
+                of_windows, of_periods = self._cached[name].get(
                     (cuts.key, repr(entry)), partial(self._count, entry, cuts, context)
                 )
             except Exception as error:
@@ -99,20 +101,21 @@ class Segments(Reader):
 
 
 class ActiveAccounts(Reader):
-    """Accounts (SOUVENIRS_METRICS_ACCOUNTS) with a user seen, which are kept as segments are."""
+    """Accounts (SOUVENIRS_METRICS_ACCOUNTS) with at least one user seen. The result is cached, like
+    those of segments."""
 
     name = "active_accounts"
     order = 90
     families = (ACTIVE_ACCOUNTS, CALENDAR_ACTIVE_ACCOUNTS)
 
     def __init__(self) -> None:
-        self._kept: Kept[Figures] = Kept()
+        self._cached: CachedReading[Figures] = CachedReading()
 
     def read(self, now: float, context: ReadContext) -> Families:
         if conf.accounts is None:
             return [family.family() for family in self.families]
         cuts = Cuts(now)
-        windows, periods = self._kept.get(
+        windows, periods = self._cached.get(
             (cuts.key, conf.accounts), partial(self._count, cuts, context)
         )
         return [ACTIVE_ACCOUNTS.family(windows), CALENDAR_ACTIVE_ACCOUNTS.family(periods)]

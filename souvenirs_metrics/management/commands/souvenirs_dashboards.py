@@ -1,5 +1,5 @@
-"""Writes the files for Grafana and Prometheus that are in this package, as they are or for
-Kubernetes."""
+"""Writes the files for Grafana and Prometheus that this package contains, as plain files or as
+Kubernetes manifests."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ from souvenirs_metrics.kubernetes import manifests
 
 DATASOURCE_URL = "http://localhost:9090"
 NEXT = """
-Put the site's address into {config}, and start Prometheus with
+Put the site's address into {config} and start Prometheus with
     --config.file={config} --storage.tsdb.retention.time=5y
-and Grafana with this in its environment:
+and start Grafana with this environment variable:
     GF_PATHS_PROVISIONING={provisioning}
 """
 NEXT_IN_KUBERNETES = """
-Create the secret with the token, and apply the files whose operator or sidecar your cluster has:
+Create the secret with the token, and apply the files for the operators or sidecar in your cluster:
     kubectl create secret generic souvenirs-metrics --from-literal=token=...{namespace}
     kubectl apply --filename {directory}/servicemonitor.yaml
 """
 
 
 def parse_url(text: str) -> str:
-    """The URL of a server. ArgumentTypeError for anything else."""
+    """Return the URL of a server. Raise ArgumentTypeError for anything else."""
     try:
         url = urlsplit(text)
         is_url = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
         is_url = False
     if not is_url or re.search(r"\s", text):
-        raise ArgumentTypeError(f"{text!r} is no URL of a server; write it like {DATASOURCE_URL}")
+        raise ArgumentTypeError(f"must be the URL of a server, like {DATASOURCE_URL}, not {text!r}")
     return text
 
 
 def parse_namespace(text: str) -> str:
-    """The name of a namespace of Kubernetes. ArgumentTypeError for anything else."""
+    """Return the name of a Kubernetes namespace. Raise ArgumentTypeError for anything else."""
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text):
         raise ArgumentTypeError(
-            f"{text!r} is no namespace; use up to 63 lower-case letters, digits and hyphens"
+            f"must be a namespace of up to 63 lower-case letters, digits and hyphens, not {text!r}"
         )
     return text
 
 
 class Command(SouvenirsCommand):
     help = (
-        "Writes the dashboards for Grafana with the files that provision them, and the rules and an"
-        " example configuration for Prometheus; or both as manifests for Kubernetes."
+        "Writes the Grafana dashboards with their provisioning files, and the rules and an example"
+        " configuration for Prometheus; or all of them as Kubernetes manifests."
     )
     requires_system_checks = ()
 
@@ -72,7 +72,7 @@ class Command(SouvenirsCommand):
             type=parse_url,
             default=DATASOURCE_URL,
             metavar="URL",
-            help=f"where Grafana reaches Prometheus (default: {DATASOURCE_URL})",
+            help=f"the URL at which Grafana reaches Prometheus (default: {DATASOURCE_URL})",
         )
         parser.add_argument(
             "--kubernetes",
@@ -84,12 +84,12 @@ class Command(SouvenirsCommand):
             "--namespace",
             type=parse_namespace,
             metavar="N",
-            help="of these manifests (default: the one that kubectl is used with)",
+            help="the namespace of these manifests (default: kubectl's current namespace)",
         )
-        parser.add_argument("--force", action="store_true", help="overwrite files that are there")
+        parser.add_argument("--force", action="store_true", help="overwrite existing files")
 
     def require_tables(self) -> None:
-        """It reads none."""
+        """Nothing to check: this command reads no tables."""
 
     def handle(self, *args: Any, **options: Any) -> None:
         directory = Path(options["directory"]).absolute()
@@ -98,14 +98,14 @@ class Command(SouvenirsCommand):
             directory /= "kubernetes"
             contents = {directory / name: text for name, text in manifests(namespace).items()}
         elif namespace:
-            raise CommandError("--namespace is of manifests for Kubernetes: add --kubernetes")
+            raise CommandError("--namespace only applies to Kubernetes manifests: add --kubernetes")
         else:
             contents = dict(read_files(directory, options["datasource_url"]))
-        there = [path for path in contents if os.path.lexists(path)]
-        if there and not options["force"]:
+        existing = [path for path in contents if os.path.lexists(path)]
+        if existing and not options["force"]:
             raise CommandError(
-                f"{there[0]} is there already. Nothing was written: add --force to overwrite it, or"
-                " name another directory."
+                f"{existing[0]} already exists, so nothing was written: add --force to overwrite"
+                " it, or name another directory."
             )
         try:
             for path in contents:
@@ -114,7 +114,7 @@ class Command(SouvenirsCommand):
                 path.write_text(text, encoding="utf-8")
                 self.stdout.write(f"Wrote {path}")
         except OSError as error:
-            raise CommandError(f"{error.filename} cannot be written: {error.strerror}") from None
+            raise CommandError(f"Cannot write {error.filename}: {error.strerror}") from None
         if options["kubernetes"]:
             self.stdout.write(
                 NEXT_IN_KUBERNETES.format(
@@ -135,7 +135,7 @@ class Command(SouvenirsCommand):
 
 
 def read_files(directory: Path, datasource_url: str) -> Iterator[tuple[Path, str]]:
-    """The files to be in the directory, with their texts."""
+    """Pairs of the path and the text of each file to write to the directory."""
     values = {"path": str(directory / "grafana" / "dashboards"), "url": datasource_url}
     for package, folders in {
         "grafana": ("provisioning/datasources", "provisioning/dashboards", "dashboards"),
@@ -147,14 +147,15 @@ def read_files(directory: Path, datasource_url: str) -> Iterator[tuple[Path, str
                 if file.name.endswith((".json", ".yml", ".libsonnet")) and file.is_file():
                     text = file.read_text(encoding="utf-8")
                     if folder.startswith("provisioning"):
-                        text = with_values(text, values)
+                        text = set_yaml_values(text, values)
                     yield directory / package / folder / file.name, text
 
 
-def with_values(text: str, values: dict[str, str]) -> str:
-    """YAML for Grafana, which takes $ for a variable and $$ for $, with these values of its keys.
+def set_yaml_values(text: str, values: dict[str, str]) -> str:
+    """Set keys in the YAML of a provisioning file to these values.
 
-    JSON is YAML."""
+    A $ is written as $$, because Grafana expands variables. JSON strings are valid YAML.
+    """
 
     def set_value(match: re.Match[str]) -> str:
         value = values[match["key"]].replace("$", "$$")

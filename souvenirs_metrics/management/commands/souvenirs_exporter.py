@@ -1,4 +1,4 @@
-"""Serves the metrics in a process of its own."""
+"""Serves the metrics from a separate process."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from souvenirs_metrics.deadline import Deadline, scrape_timeout
 from souvenirs_metrics.server import Server
 
 DEFAULT = "127.0.0.1:9790"
-ONCE_SECONDS = 60.0  # that --once may take to read everything
-CONNECT_SECONDS = 5.0  # that a database may take at the start
+ONCE_SECONDS = 60.0  # how long --once may take to read everything
+CONNECT_SECONDS = 5.0  # how long checking the tables may take at start-up
 
 
 class Address(NamedTuple):
@@ -37,20 +37,23 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str | Address) -> Address:
-    """[address:]port, with an IPv6 address in brackets. ArgumentTypeError for anything else."""
+    """Parse [address:]port, with an IPv6 address in brackets.
+
+    Raise ArgumentTypeError for anything else.
+    """
     if isinstance(text, Address):
         return text
     match = re.fullmatch(r"(?:(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*)):)?([0-9]{1,5})", text)
     if match is None or int(match[3]) > 65_535:
-        raise ArgumentTypeError(f"{text!r} is not [address:]port; write it like {DEFAULT} or 9790")
+        raise ArgumentTypeError(f"must be [address:]port, like {DEFAULT} or 9790, not {text!r}")
     return Address(match[1] or match[2] or "127.0.0.1", int(match[3]))
 
 
 class Command(SouvenirsCommand):
     help = (
-        "Serves the metrics at /metrics, from a process of its own beside the site, and rolls up"
-        " the history. It ends on SIGTERM and on Ctrl-C. The site's counters of visits are on its"
-        " page only if PROMETHEUS_MULTIPROC_DIR is that of the site."
+        "Serves the metrics at /metrics from a separate process beside the site, and rolls up the"
+        " history. It stops on SIGTERM and Ctrl-C. Its page has the site's counters of visits only"
+        " if both have the same PROMETHEUS_MULTIPROC_DIR."
     )
     requires_system_checks = (checks.TAG,)
 
@@ -61,28 +64,33 @@ class Command(SouvenirsCommand):
             type=parse_address,
             default=parse_address(DEFAULT),
             metavar="[address:]port",
-            help=f"where to listen (default: {DEFAULT}); port 0 takes a free one and prints it",
+            help=f"where to listen (default: {DEFAULT}); with port 0, on a free port, which is"
+            " printed",
         )
-        parser.add_argument("--tls-cert", metavar="FILE", help="certificate: serve HTTPS (PEM)")
-        parser.add_argument("--tls-key", metavar="FILE", help="its key, if that is another file")
+        parser.add_argument(
+            "--tls-cert", metavar="FILE", help="serve HTTPS with this certificate (PEM)"
+        )
+        parser.add_argument(
+            "--tls-key", metavar="FILE", help="private key, if it is not in the certificate's file"
+        )
         parser.add_argument(
             "--token-file",
             metavar="FILE",
-            help="bearer tokens that /metrics demands, one a line, in place of"
+            help="bearer tokens that /metrics requires, one per line, in place of"
             " SOUVENIRS_METRICS_TOKEN and SOUVENIRS_METRICS_AUTHORIZE",
         )
         parser.add_argument(
             "--once",
             action="store_true",
-            help="print the gauges and end, for a textfile collector; exit code 1 if some could not"
-            " be read",
+            help="print the gauges and exit, for a textfile collector; the exit code is 1 if some"
+            " could not be read",
         )
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         if scopes.is_scoped() and not options["once"]:
             raise CommandError(
-                "The exporter serves one site, and each of your tenants is one: scrape the tenants'"
-                " own /metrics instead, or run this with --once for each tenant"
+                "The exporter serves a single site, but each of your tenants is a site: scrape the"
+                " /metrics of each tenant instead, or run this command with --once for each tenant"
             )
         return super().execute(*args, **options)
 
@@ -92,18 +100,18 @@ class Command(SouvenirsCommand):
             return
         if options["token_file"]:
             settings.SOUVENIRS_METRICS_TOKEN = read_tokens(options["token_file"])
-            settings.SOUVENIRS_METRICS_AUTHORIZE = None  # what the command line says wins
+            settings.SOUVENIRS_METRICS_AUTHORIZE = None  # the command line takes precedence
             conf.reset()
         address: Address = options["address"]
         try:
             server = Server(*address, tls_context(options["tls_cert"], options["tls_key"]))
         except (OSError, OverflowError) as error:
             raise CommandError(
-                f"Cannot listen at {address.host} port {address.port}: {error}"
+                f"Cannot listen on {address.host} port {address.port}: {error}"
             ) from None
         instruments.hide_process_counters()
         for number in (signal.SIGTERM, signal.SIGINT):
-            # Not by this thread, which `shutdown` waits for
+            # In another thread, because `shutdown` waits for this one
             signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
         host = f"[{address.host}]" if ":" in address.host else address.host
         scheme = "https" if options["tls_cert"] else "http"
@@ -121,7 +129,7 @@ class Command(SouvenirsCommand):
             with deadline.connect_within(using):
                 super().require_tables()
         except (OperationalError, InterfaceError, TimeoutError):
-            pass  # souvenirs_up says so, until the database is back
+            pass  # souvenirs_up is 0 until the database is back
         finally:
             deadline.close()
 
@@ -135,45 +143,51 @@ class Command(SouvenirsCommand):
 
 
 def read_tokens(path: str) -> list[str]:
-    """The tokens of a file, one a line. Raises CommandError if there are none, or others."""
+    """Read the tokens of a file, one per line. Raise CommandError if there are none, or if one is
+    invalid."""
     try:
         tokens = Path(path).read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"Cannot read --token-file {path}: {error}") from None
     tokens = [token.strip() for token in tokens if token.strip()]
     if not tokens or not all(map(is_token, tokens)):
-        raise CommandError(f"--token-file {path} has no tokens, one a line, of visible ASCII")
+        raise CommandError(
+            f"--token-file {path} must contain tokens of visible ASCII characters, one per line"
+        )
     return tokens
 
 
 def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
-    """TLS with this certificate, None without one. Raises CommandError for files that are none."""
+    """Return a TLS context with this certificate, or None without one.
+
+    Raise CommandError for files that cannot be used.
+    """
     if certificate is None:
         if key is not None:
-            raise CommandError("--tls-key has no certificate: give --tls-cert too")
+            raise CommandError("--tls-key needs a certificate: add --tls-cert")
         return None
     cert_text = read_pem("--tls-cert", certificate)
     if "CERTIFICATE-----" not in cert_text:
-        raise CommandError(f"--tls-cert {certificate} has no certificate (PEM)")
+        raise CommandError(f"--tls-cert {certificate} does not contain a certificate (PEM)")
     key_option = f"--tls-key {key}" if key else f"--tls-cert {certificate}"
     key_text = read_pem("--tls-key", key) if key else cert_text
     if "PRIVATE KEY-----" not in key_text:
-        remedy = "" if key else ": give --tls-key too, the file that has it"
-        raise CommandError(f"{key_option} has no private key (PEM){remedy}")
+        remedy = "" if key else ": name the file that does with --tls-key"
+        raise CommandError(f"{key_option} does not contain a private key (PEM){remedy}")
     if "ENCRYPTED" in key_text:
-        raise CommandError(f"{key_option} is encrypted: give a key that needs no password")
+        raise CommandError(f"{key_option} has an encrypted key: use one without a password")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
         if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
-            raise CommandError(f"{key_option} is not the key of the certificate") from None
+            raise CommandError(f"{key_option} does not match the certificate") from None
         raise CommandError(f"Cannot use --tls-cert {certificate}: {error}") from None
     return context
 
 
 def read_pem(option: str, path: str) -> str:
-    """Raise CommandError, which names the option, if the file cannot be read."""
+    """Read a PEM file. Raise CommandError, naming the option, if it cannot be read."""
     try:
         return Path(path).read_text(encoding="ascii", errors="replace")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Writes the gauges of the past for Prometheus."""
+"""Writes the past values of the gauges, for import into Prometheus."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from souvenirs_metrics.families import ACTIVE_USERS, GROWTH, RETENTION_COHORT, S
 from souvenirs_metrics.prometheus_history import openmetrics
 
 STEP = "5m"
-LOOKBACK = 300  # seconds: Prometheus shows a sample for so long
-# Prometheus has the last two to three hours in no block yet. When it starts it drops of these what
-# is older than the end of the newest block
-UNSAVED = 4 * 3600
-OURS = {
+LOOKBACK_SECONDS = 300  # how long Prometheus shows a sample
+# Prometheus keeps the last two to three hours outside of blocks. When it starts, it drops those of
+# these samples that are older than the end of the newest block
+UNSAVED_SECONDS = 4 * 3600
+RESERVED_LABELS = {
     *ACTIVE_USERS.labels,
     *GROWTH.labels,
     *RETENTION_COHORT.labels,
@@ -39,46 +39,49 @@ OURS = {
 
 
 def label(text: str | tuple[str, str]) -> tuple[str, str]:
-    """name=value, or a pair of them. ArgumentTypeError for anything else, and for names that are
-    not to be had."""
+    """Parse name=value, or a pair of the two.
+
+    Raise ArgumentTypeError for anything else, and for reserved names.
+    """
     if isinstance(text, tuple):
         text = "=".join(text)
     match = re.fullmatch(r"([a-zA-Z_][a-zA-Z0-9_]*)=([^\ud800-\udfff]+)", text)
     if match is None:
-        raise ArgumentTypeError(f"{text!r} is no name=value; write it like job=souvenirs")
+        raise ArgumentTypeError(f"must be name=value, like job=souvenirs, not {text!r}")
     name, value = match.groups()
-    if name.startswith("__") or name in OURS:
+    if name.startswith("__") or name in RESERVED_LABELS:
         raise ArgumentTypeError(
-            f"{text!r}: {name} is not to be set; choose another name, such as job or instance"
+            f"{text!r}: the name {name} is reserved; use another one, such as job or instance"
         )
     return name, value
 
 
 class Command(SouvenirsCommand):
     help = (
-        "Writes what gauges were at past instants, from the history, as OpenMetrics with"
-        " timestamps: for promtool tsdb create-blocks-from openmetrics. Windows and periods that"
-        " begin before the first record are left out. Dates such as 2010-01-24 or"
-        " 2010-01-24T22:00+01:00, by default in the site's time zone."
+        "Writes the values that the gauges had at past instants, from the history, as OpenMetrics"
+        " with timestamps for `promtool tsdb create-blocks-from openmetrics`. Windows and periods"
+        " that begin before the first record are left out. Dates are written like 2010-01-24 or"
+        " 2010-01-24T22:00+01:00; without an offset, they are in the site's time zone."
     )
     requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--start", metavar="DATE", help="begin there (inclusive; default: the first record)"
+            "--start", metavar="DATE", help="first instant (inclusive; default: the first record)"
         )
         parser.add_argument(
             "--end",
             metavar="DATE",
-            help="end there (exclusive; default: four hours ago, so that a Prometheus that runs"
-            " loses nothing of what it has scraped since; a new one takes --end now, the latest)",
+            help="end (exclusive; default: four hours ago, so that a running Prometheus loses none"
+            " of the samples that it has scraped since; latest: now, for a new Prometheus)",
         )
         parser.add_argument(
             "--step",
             type=duration,
             default=STEP,
             metavar="DURATION",
-            help="instants are the multiples of it in unix time (default: %(default)s)",
+            help="time between instants, which are multiples of it in unix time (default:"
+            " %(default)s)",
         )
         parser.add_argument(
             "--label",
@@ -86,29 +89,30 @@ class Command(SouvenirsCommand):
             action="append",
             default=[],
             metavar="NAME=VALUE",
-            help="add it to each series, such as the job and instance of the scrape; repeatable",
+            help="label to add to each series, such as the scrape's job or instance; repeatable",
         )
         parser.add_argument(
             "--segments",
             action="store_true",
-            help="write the segments of SOUVENIRS_METRICS_SEGMENTS too, by the values that users"
-            " have now, whatever they had then, and without the users who have been deleted since",
+            help="also write the segments of SOUVENIRS_METRICS_SEGMENTS, by the values that users"
+            " have now, whatever they had then, and without users who have been deleted since",
         )
-        parser.add_argument("--output", metavar="FILE", help="write there (default: to stdout)")
+        parser.add_argument("--output", metavar="FILE", help="file to write (default: stdout)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         first = first_recorded(conf.database(Souvenir))
         if first is None:
             raise CommandError("There are no souvenirs, so there is no history to write.")
         if options["segments"] and not conf.segments:
-            raise CommandError("--segments has nothing to write: set SOUVENIRS_METRICS_SEGMENTS")
+            raise CommandError("--segments requires the setting SOUVENIRS_METRICS_SEGMENTS")
         labels = dict(options["label"])
         if len(labels) < len(options["label"]):
-            raise CommandError("--label gives two values to the same name: leave one of them out")
+            raise CommandError("--label gives two values for the same name: remove one of them")
         instants = to_instants(options, first)
-        if instants.step > LOOKBACK:
+        if instants.step > LOOKBACK_SECONDS:
             self.stderr.write(
-                f"--step is over {STEP}, for which Prometheus shows a sample: graphs will have gaps"
+                f"Graphs will have gaps: --step is more than {STEP}, and Prometheus shows a sample"
+                f" for {STEP} only."
             )
         track = partial(Progress, self.stderr, desc="reading", unit="days")
         samples = 0
@@ -118,14 +122,14 @@ class Command(SouvenirsCommand):
                     output.write(line)
                     samples += line[0] != "#"
                 output.flush()
-        except BrokenPipeError:  # who reads has enough, as `head`; Python is not to try once more
+        except BrokenPipeError:  # the reader, such as `head`, is done: Python must not flush again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
         except OSError as error:
-            name = options["output"] or "The output"
-            raise CommandError(f"{name} cannot be written: {error.strerror}") from None
+            name = options["output"] or "the output"
+            raise CommandError(f"Cannot write {name}: {error.strerror}") from None
         if options["output"] and options["verbosity"]:
-            self.stdout.write(f"{options['output']} has {samples} samples.")
+            self.stdout.write(f"Wrote {samples} samples to {options['output']}.")
 
     def opened(self, name: str | None) -> AbstractContextManager[Any]:
         if name is None:
@@ -134,20 +138,20 @@ class Command(SouvenirsCommand):
 
 
 def to_instants(options: dict[str, Any], first: float) -> range:
-    """The multiples of the step with start <= t < end. Raises CommandError if there are none."""
+    """The multiples of the step with start <= t < end. Raise CommandError if there are none."""
     start, end = (to_moment(name, options[name]) for name in ("start", "end"))
     now = time.time()
     bounds = (
         first if start is None else max(timestamps.to_seconds(start), first),
-        now - UNSAVED if end is None else min(timestamps.to_seconds(end), now),
+        now - UNSAVED_SECONDS if end is None else min(timestamps.to_seconds(end), now),
     )
     step: int = options["step"]
     first_instant, after = (math.ceil(bound / step) * step for bound in bounds)
     instants = range(first_instant, after, step)
     if not instants:
         raise CommandError(
-            f"There is no instant to write: none is both a multiple of --step ({step} seconds) and"
-            f" from {show(bounds[0])} on, before {show(bounds[1])}. The first record is of"
-            f" {show(first)}; give an earlier --start or a later --end (up to now)."
+            f"There is no instant to write: no multiple of --step ({step} seconds) is between"
+            f" {show(bounds[0])} (inclusive) and {show(bounds[1])} (exclusive). The first record is"
+            f" from {show(first)}. Use an earlier --start or a later --end (up to now)."
         )
     return instants

@@ -1,4 +1,4 @@
-"""Readings that are too expensive for each scrape."""
+"""A cache for readings that are too expensive to repeat with every scrape."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from souvenirs.logs import cause_of
 T = TypeVar("T")
 
 MIN_SECONDS = 60
-FACTOR = 20  # so that a database spends at most a twentieth of the time on it
+FACTOR = 20  # so that a database spends at most a twentieth of the time on a reading
 
 
-class FailedBefore(Exception):
+class FailedRecently(Exception):
     pass
 
 
-class Kept(Generic[T]):
-    """A reading, which is used again for at least MIN_SECONDS and FACTOR times as long as it took.
+class CachedReading(Generic[T]):
+    """A reading that is reused for MIN_SECONDS, or FACTOR times as long as it took if that is more.
 
-    One that fails is not tried again for FACTOR times as long as it took.
+    A failed reading is not repeated for FACTOR times as long as it took to fail.
     """
 
     def __init__(self) -> None:
@@ -32,15 +32,15 @@ class Kept(Generic[T]):
         self._cause = ""
 
     def get(self, key: Hashable, read: Callable[[], T]) -> T:
-        """What `read` returned a while ago, if it was for the same key, or else returns now.
+        """Return the cached result if it was read for the same key, or else call `read`.
 
-        Raise what it raises; or FailedBefore, while it is not tried again.
+        Raise what `read` raises, or FailedRecently if it failed too recently to try again.
         """
         began = time.monotonic()
         if self._value is not None and key == self._key and began < self._until:
             return self._value
         if began < self._retry_at:
-            raise FailedBefore(f"it is not tried again yet, after it failed: {self._cause}")
+            raise FailedRecently(f"not tried again yet, after a recent failure: {self._cause}")
         try:
             self._value, self._key = read(), key
         except Exception as error:
