@@ -1,1 +1,1 @@
-"""Files for Grafana: what souvenirs_metrics.grafana is in an installed package."""
+"""Files for Grafana. When installed, this package is souvenirs_metrics.grafana."""

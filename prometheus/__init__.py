@@ -1,1 +1,1 @@
-"""Files for Prometheus: what souvenirs_metrics.prometheus is in an installed package."""
+"""Files for Prometheus. When installed, this package is souvenirs_metrics.prometheus."""

@@ -1,10 +1,10 @@
 // The alerts, recording rules and dashboards as a monitoring mixin, for Jsonnet 0.21 and later.
-// With the default _config they are those of souvenirs.rules.yml and of ../grafana/dashboards, which
-// are read here. Change _config where you import this file:
+// With the default _config they equal souvenirs.rules.yml and the files in ../grafana/dashboards,
+// which are imported here. Override _config where you import this file:
 //
 //     (import 'mixin.libsonnet') + { _config+:: { thresholds+: { seats: 500 } } }
 //
-// docs/grafana.md has the commands. Tests: tests/test_mixin.py.
+// The commands are in docs/grafana.md. Tests: tests/test_mixin.py.
 
 local groups = std.parseYaml(importstr 'souvenirs.rules.yml').groups;
 
@@ -18,20 +18,20 @@ local dashboards = [
 // Thresholds are recorded as series with this prefix
 local prefix = 'souvenirs:threshold:';
 
-// A threshold may be any query, such as 'scalar(...)'; null is none
+// A threshold may be a number, or a query such as 'scalar(...)'; null for no threshold
 local expr(value) =
   if value == null then 'vector(0) > 0'
   else if std.isString(value) then value
-  // %d, since %g keeps six digits
+  // %d, because %g keeps only six digits
   else 'vector(' + (if std.floor(value) == value then '%d' else '%g') % value + ')';
 
 {
   _config+:: {
     // The jobs to watch from their first scrape, as matchers of the metric `up`. A site is a job
     targetSelector: 'job=~"souvenirs"',
-    // Further matchers of each query in the dashboards, such as 'cluster="eu"'
+    // More matchers for each query in the dashboards, such as 'cluster="eu"'
     dashboardSelector: '',
-    // What each is: souvenirs.rules.yml. null is no threshold, and so no alert
+    // Explained in souvenirs.rules.yml. null: no threshold, and so no alert
     thresholds: {
       drop_ratio: 0.5,
       normal_ratio: 0.6,
@@ -50,11 +50,11 @@ local expr(value) =
       seats: null,
       seats_ratio: 0.9,
     },
-    // Other thresholds of some jobs, such as { shop: { drop_ratio: 0.3 } }
+    // Different thresholds for single jobs, such as { shop: { drop_ratio: 0.3 } }
     jobThresholds: {},
-    // Jobs without alerts, such as ['shop']
+    // Jobs to silence, such as ['shop']
     outOfService: [],
-    // What comes before the name of an alert, in lower case, in the address of its runbook
+    // Runbook URLs consist of this prefix and the alert's name in lower case
     runbookURLPrefix: 'https://github.com/appsembler/django-souvenirs/blob/master/docs/alerts.md#',
   },
 
@@ -83,7 +83,7 @@ local expr(value) =
     else
       [rule],
 
-  // A name that no rule has would change nothing
+  // A name without a rule would have no effect, so it is an error
   local names = [
     std.substr(rule.record, std.length(prefix), std.length(rule.record))
     for group in groups
@@ -97,7 +97,8 @@ local expr(value) =
   assert unknown == [] :
          'There is no threshold %s. Use one of %s.' % [std.join(', ', unknown), std.join(', ', names)],
 
-  // One group has the alerts and what they compare, evaluated in order, at one instant
+  // A single group for the alerts and the recording rules that they use, so that they are evaluated
+  // in order and at the same instant
   prometheusAlerts+:: {
     groups+: [
       group { rules: std.flatMap(configured, group.rules) }
@@ -107,7 +108,7 @@ local expr(value) =
 
   prometheusRules+:: { groups+: [] },
 
-  // In the text of a dashboard, where quotes are escaped
+  // Edits the JSON text of a dashboard, in which quotes are escaped
   local selected(text) =
     local quoted = std.escapeStringJson(config.dashboardSelector);
     local more = std.substr(quoted, 1, std.length(quoted) - 2);

@@ -492,7 +492,7 @@ def test_panels__show_the_figures(asker: Asker) -> None:
     assert shown("Stickiness") == pytest.approx(windows("1d") / windows("30d"))
     to_date = written["souvenirs_calendar_active_users", 'period="month"']
     last_complete = written["souvenirs_previous_calendar_active_users", 'period="month"']
-    table = "To date, and the last complete period"
+    table = "To date and last complete period"
     assert shown(table, "B", period="month") == to_date
     assert shown(table, "C", period="month") == last_complete
     assert shown(table, "D", period="month") == pytest.approx(to_date / last_complete)
@@ -500,7 +500,7 @@ def test_panels__show_the_figures(asker: Asker) -> None:
     assert shown("Active users by value", "B") == windows("30d")
     assert shown("Share of all active users", value="pro") == pytest.approx(0.25, abs=0.01)
     assert shown("Active accounts by window", window="7d") == round(windows("7d") / 8)
-    assert shown("Active users of an active account") == pytest.approx(8, abs=0.1)
+    assert shown("Active users per active account") == pytest.approx(8, abs=0.1)
     assert shown("Age of the figures") == 1
     assert shown("Collection") == 1
     assert 0.9 < shown("Rate-limited share") < 1
@@ -514,7 +514,7 @@ def test_panels__show_the_figures(asker: Asker) -> None:
     assert shown("Net growth") == new + resurrected - churned
     assert shown("Quick ratio") == pytest.approx((new + resurrected) / churned)
     assert shown("Back in the next week") == pytest.approx(new // 2 / new)
-    curve = "Retention by weeks since the first"
+    curve = "Weekly retention curve"
     assert shown(curve, age="12") == pytest.approx(2 / 15, rel=0.01)
     assert shown("Average active days") == 9
 

@@ -1,4 +1,4 @@
-"""Writes dashboards/*.json, which are kept in the repository: python -m grafana.generate"""
+"""Writes dashboards/*.json, which are committed to the repository: python -m grafana.generate"""
 
 from __future__ import annotations
 

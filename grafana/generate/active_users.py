@@ -1,4 +1,4 @@
-"""How many users are active: for analysts."""
+"""The dashboard of active users, for analysts."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def active_users() -> Json:
     return dashboard(
         "souvenirs-active-users",
         "Active users",
-        "How many users are active: now, over time, and by day, week and month.",
+        "How many users are active now, over time, and by day, week and month.",
         [
             row("Now"),
             *(
                 stat(
                     f"Active in the last {words}",
-                    f"Users seen in the {words} until now; below, the same over the last week, and"
-                    " how much it has changed in that week.",
+                    f"Users seen in the last {words}. The graph shows this number over the last"
+                    " week, and the percentage its change in that week.",
                     targets((active(window), "{{job}}")),
                     size=(4, 5),
                     unit="locale",
@@ -50,7 +50,7 @@ def active_users() -> Json:
             row("Rolling windows"),
             timeseries(
                 "Active users by window",
-                "Users seen in the window that ended at each instant.",
+                "Users seen in the rolling window that ends at each point in time.",
                 targets((figure("souvenirs_active_users", by="job, window"), "{{job}} {{window}}")),
                 size=(24, 9),
                 unit="short",
@@ -60,7 +60,8 @@ def active_users() -> Json:
             *(
                 timeseries(
                     f"Last {windows[window]}, week over week",
-                    f"The {window} window in the last 7 days, over the three weeks before them.",
+                    f"The {window} window over the last 7 days, compared with each of the three"
+                    " weeks before.",
                     targets(
                         (active(window), "{{job}} this week"),
                         (active(window, " offset 1w"), "{{job}} 1 week before"),
@@ -82,9 +83,10 @@ def active_users() -> Json:
             ),
             row("Calendar periods"),
             table(
-                "To date, and the last complete period",
-                "Users seen since each period began, and in the one before it. A period that began"
-                " before the first record, or that is not rolled up yet, has no figure.",
+                "To date and last complete period",
+                "Users seen since each current period began, and in the period before it. There is"
+                " no figure for a period that began before the first record, or that is not rolled"
+                " up yet.",
                 now(
                     (f"1000 * {figure(began, by=per_period)}", ""),
                     (to_date, ""),
@@ -98,21 +100,21 @@ def active_users() -> Json:
                     "Value #A": "Began",
                     "Value #B": "To date",
                     "Value #C": "Last complete",
-                    "Value #D": "Reached",
+                    "Value #D": "Of last complete",
                 },
                 transformations=[sorted_by("Began")],
                 size=(24, 7),
                 unit="locale",
                 overrides=[
                     override("byName", "Began", unit="dateTimeAsIso"),
-                    share_gauge("Reached"),
+                    share_gauge("Of last complete"),
                 ],
             ),
             *(
                 timeseries(
                     f"{period.capitalize()} to date",
-                    f"Users seen since the {period} began, and in the last complete {period}."
-                    + (" The last 7 days are shown." if period == "day" else ""),
+                    f"Users seen since the {period} began, compared with the last complete"
+                    f" {period}." + (" Always shows the last 7 days." if period == "day" else ""),
                     targets(
                         (
                             figure("souvenirs_calendar_active_users", f'period="{period}"'),
@@ -143,16 +145,16 @@ def active_users() -> Json:
             row("Accounts"),
             timeseries(
                 "Stickiness",
-                "Users of the last day as a share of those of the last 30 days: how much of a"
-                " month's users a day sees.",
+                "Users of the last day as a share of those of the last 30 days: how many of a"
+                " month's users are active on a given day.",
                 targets((share(active("1d"), active("30d")), "{{job}}")),
                 size=(12, 8),
                 unit="percentunit",
             ),
             timeseries(
                 "Registered, activated, active",
-                "Accounts that exist, accounts that may sign in (is_active), and users seen in the"
-                " last 30 days.",
+                "All accounts, accounts that may sign in (is_active), and users seen in the last"
+                " 30 days.",
                 targets(
                     (figure("souvenirs_registered_users"), "{{job}} registered"),
                     (figure("souvenirs_activated_users"), "{{job}} activated"),
@@ -165,7 +167,7 @@ def active_users() -> Json:
             row("Alerts and gaps"),
             timeline(
                 "Alerts over time",
-                "When each of the Souvenirs alerts fired.",
+                "The times at which each of the Souvenirs alerts fired.",
                 targets(
                     (
                         ALERTS_OVER_TIME,

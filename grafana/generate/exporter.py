@@ -1,4 +1,4 @@
-"""Whether the figures are there: for operators."""
+"""The dashboard of scrapes, collections and recording, for operators."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def exporter() -> Json:
     return dashboard(
         "souvenirs-exporter",
         "Souvenirs exporter",
-        "Whether the figures of Active users are there, fresh and complete, and what they cost.",
+        "Whether the figures are complete and up to date, and what collecting them costs.",
         [
             row("Now"),
             stat(
                 "Collection",
-                "Complete if the last collection read every figure. If it did not, the log of the"
-                " site or of the exporter has the cause.",
+                "Complete if the last collection could read every figure. If it is incomplete, the"
+                " log of the site or the exporter has the cause.",
                 now((figure("souvenirs_up"), "{{job}}")),
                 size=(4, 5),
                 unit="none",
@@ -56,7 +56,8 @@ def exporter() -> Json:
             figures_age((4, 5)),
             stat(
                 "Collection time",
-                "How long the last collection took: what a scrape costs the database.",
+                "How long the last collection took, which is about what a scrape costs the"
+                " database.",
                 now((figure(duration), "{{job}}")),
                 size=(4, 5),
                 unit="s",
@@ -64,8 +65,8 @@ def exporter() -> Json:
             ),
             stat(
                 "Roll-up lag",
-                "How long ago the oldest quarter of an hour ended that is due to be rolled up and"
-                " is not. If it grows, run manage.py rollup_souvenirs.",
+                "Time since the end of the oldest quarter of an hour that is due to be rolled up."
+                " If it keeps growing, run manage.py rollup_souvenirs.",
                 now((figure(lag), "{{job}}")),
                 size=(4, 5),
                 unit="s",
@@ -86,8 +87,8 @@ def exporter() -> Json:
             row("Collections"),
             timeline(
                 "Scrapes and collections",
-                "Whether each instance answered Prometheus, and whether its collections read every"
-                " figure. A short interruption shows in the whole step of the graph.",
+                "Whether each instance answered Prometheus, and whether its collections could read"
+                " every figure. A short interruption colours the graph's whole step.",
                 targets(
                     (f"max by ({per_instance}) (min_over_time({scraped}))", f"{instances} scrape"),
                     (
@@ -103,7 +104,7 @@ def exporter() -> Json:
             ),
             timeseries(
                 "Collection time by instance",
-                "How long the slowest collection of each step of the graph took.",
+                "How long the slowest collection in each step of the graph took.",
                 targets((f"max by ({per_instance}) (max_over_time({slowest}))", instances)),
                 size=(12, 9),
                 unit="s",
@@ -112,8 +113,8 @@ def exporter() -> Json:
             ),
             timeseries(
                 "Age of the figures by instance",
-                "How old the collection was that the last scrape had. It grows where collections"
-                " are reused (SOUVENIRS_METRICS_MAX_AGE_SECONDS), or where scrapes fail.",
+                "The age of the collection in the last scrape. It grows while collections are"
+                " reused (SOUVENIRS_METRICS_MAX_AGE_SECONDS), or while scrapes fail.",
                 targets(
                     (age("souvenirs_collection_timestamp_seconds", by=per_instance), instances)
                 ),
@@ -126,7 +127,7 @@ def exporter() -> Json:
             timeseries(
                 "Collection time by part",
                 "How long the slowest reading of each part took in each step of the graph. A part"
-                " that is cut off took all the time that was left.",
+                " that is cut off uses up all the time that is left.",
                 targets((f"max by (job, part) (max_over_time({part}))", "{{job}} {{part}}")),
                 size=(12, 9),
                 unit="s",
@@ -136,8 +137,7 @@ def exporter() -> Json:
             row("Recording"),
             timeseries(
                 "Visits by result",
-                "Visits of signed-in users in a second, by what became of them. Nearly all are"
-                " rate-limited.",
+                "Visits of signed-in users per second, by result. Nearly all are rate-limited.",
                 targets((visits(by="job, result"), "{{job}} {{result}}")),
                 size=(24, 9),
                 unit="reqps",
@@ -155,8 +155,8 @@ def exporter() -> Json:
             ),
             timeseries(
                 "Rate-limited share",
-                "Visits of users who had been recorded within the rate limit already, as a share"
-                " of all. They cost the site next to nothing.",
+                "The share of visits whose user had already been recorded within the rate limit."
+                " They cost the site next to nothing.",
                 targets((share(limited, visits()), "{{job}}")),
                 size=(12, 8),
                 unit="percentunit",
@@ -164,9 +164,9 @@ def exporter() -> Json:
                 defaults={"max": 1},
             ),
             timeseries(
-                "Failures in an hour",
-                "Visits that could not be recorded in the hour before each instant, by instance;"
-                " the log of the site has the cause.",
+                "Failures per hour",
+                "Visits that could not be recorded in the hour before each point in time, by"
+                " instance. The log of the site has the cause.",
                 targets((f"sum by ({per_instance}) (increase({failed}))", instances)),
                 size=(12, 8),
                 unit="short",
@@ -175,24 +175,25 @@ def exporter() -> Json:
             row("History"),
             timeseries(
                 "Roll-up lag over time",
-                "How far the history is behind: the age of the oldest quarter of an hour that is"
-                " due to be rolled up and is not.",
+                "How far behind rolling up is: the time since the end of the oldest quarter of an"
+                " hour that is due.",
                 targets((figure(lag), "{{job}}")),
                 size=(12, 7),
                 unit="s",
             ),
             timeseries(
                 "Time since the last visit",
-                "How long ago any user was last seen. Longer than usual for the time of day:"
-                " nothing is recorded, or nobody comes.",
+                "The time since any user was last seen. If it is longer than usual for the time of"
+                " day, visits are not being recorded, or nobody visits the site.",
                 targets((age("souvenirs_last_seen_timestamp_seconds"), "{{job}}")),
                 size=(12, 7),
                 unit="s",
             ),
             row("Versions"),
             table(
-                "What runs",
-                "Versions, and where the figures are kept, of each instance.",
+                "Running versions",
+                "The versions that each instance runs, its database, and the store of its last-seen"
+                " times.",
                 now(
                     (
                         figure(

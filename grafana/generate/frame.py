@@ -1,4 +1,4 @@
-"""What is around the panels of every dashboard, and the panels that several have."""
+"""The frame of every dashboard, and the panels that several of them share."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def row(title: str, **more: Any) -> Json:
 
 
 def row_of_each_job(title: str) -> Json:
-    """A row that Grafana shows once for each of the chosen jobs, with the panels that follow."""
+    """A row that Grafana repeats, with the panels that follow, for each of the selected jobs."""
     return row(f"{title}: $job", repeat="job")
 
 
 def layout(panels: list[Json]) -> list[Json]:
-    """Panels in reading order, with ids, and with places from left to right and top to bottom."""
+    """Give the panels ids, and positions from left to right and from top to bottom."""
     x = y = height = 0
     placed = []
     for number, each in enumerate(panels, 1):
@@ -50,7 +50,7 @@ def layout(panels: list[Json]) -> list[Json]:
 
 
 def variable(name: str, label: str, query: str, current: str = "") -> Json:
-    """A variable with one of the values of a query; at first `current`, or the first value."""
+    """A variable with one of a query's values. Initially `current`, or else the first value."""
     return {
         "name": name,
         "label": label,
@@ -77,7 +77,7 @@ def dashboard(
     variables: Sequence[Json] = (),
     since: str = "now-30d",
 ) -> Json:
-    """Classic JSON, which Grafana migrates to what its version keeps."""
+    """A dashboard as classic JSON, which Grafana migrates to the format of its version."""
     alerts = {
         "name": "Firing alerts",
         "datasource": DATASOURCE,
@@ -105,7 +105,7 @@ def dashboard(
     }
     job = {
         **variable("job", "Job", "label_values(souvenirs_up, job)"),
-        "description": "Sites, by the job of Prometheus that scrapes them.",
+        "description": "The sites to show. Each is a Prometheus job.",
         "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
         "multi": True,
         "includeAll": True,
@@ -127,8 +127,8 @@ def dashboard(
         "id": None,
         "uid": uid,
         "title": title,
-        "description": f"{description} Times are shown in your browser's time zone; calendar"
-        " periods begin at midnight of the site's (TIME_ZONE).",
+        "description": f"{description} Times are shown in your browser's time zone. Calendar"
+        " periods begin at midnight in the site's time zone (TIME_ZONE).",
         "tags": ["souvenirs"],
         "schemaVersion": 39,
         "editable": False,
@@ -149,7 +149,8 @@ def dashboard(
 def alerts_firing(size: tuple[int, int]) -> Json:
     return stat(
         "Alerts firing",
-        "How many of the Souvenirs alerts fire now. None too, where their rules are not loaded.",
+        "How many of the Souvenirs alerts are firing. Shows None, too, if their rules are not"
+        " loaded.",
         now((f"sum by (alertstate) ({ALERTS})", "Alerts")),
         size=size,
         unit="none",
@@ -160,8 +161,8 @@ def alerts_firing(size: tuple[int, int]) -> Json:
 def figures_age(size: tuple[int, int]) -> Json:
     return stat(
         "Age of the figures",
-        "How long ago the figures of the moment were collected. Without a value nothing was"
-        " scraped in the last five minutes.",
+        "The time since the current figures were collected. Shows Not scraped if there was no"
+        " scrape in the last five minutes.",
         now((age("souvenirs_collection_timestamp_seconds"), "{{job}}")),
         size=size,
         unit="s",
@@ -178,8 +179,8 @@ def parts_read(size: tuple[int, int], by: str) -> Json:
     legend = " ".join(f"{{{{{label}}}}}" for label in by.split(", "))
     return timeline(
         "Parts of the figures",
-        "Whether each part of the figures could be read. Graphs have a gap where their part could"
-        " not; the log of the site or of the exporter has the cause.",
+        "Whether each part of the figures could be read. Where it could not, the part's graphs have"
+        " a gap, and the log of the site or the exporter has the cause.",
         targets((f"max by ({by}) (min_over_time({success}))", legend)),
         size=size,
         defaults={

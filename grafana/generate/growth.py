@@ -1,4 +1,4 @@
-"""Who comes, stays, leaves and returns: for analysts."""
+"""The dashboard of growth and retention, for analysts."""
 
 from __future__ import annotations
 
@@ -16,42 +16,44 @@ from grafana.generate.panels import (
     steps,
     timeseries,
 )
-from grafana.generate.queries import Json, figure, now, of_months, of_weeks, share, targets
+from grafana.generate.queries import Json, figure, now, per_month, per_week, share, targets
 
 GROWTH = "souvenirs_previous_calendar_growth_users"
 COHORT, RETAINED = "souvenirs_retention_cohort_users", "souvenirs_retention_retained_users"
 ACTIVE_DAYS = "souvenirs_active_days"
 COLORS = {"new": "green", "resurrected": "purple", "retained": "blue", "churned": "red"}
-# The last of the days of each bar; le of the histogram
+# The highest number of days in each bar: the histogram's le
 DAYS = ("1.0", "2.0", "3.0", "5.0", "7.0", "10.0", "14.0", "21.0", "28.0")
 # What panels of weeks and months show, unless an absolute time is chosen
 WEEKS: Json = {"timeFrom": "26w", "interval": "1w"}
 MONTHS: Json = {"timeFrom": "1y", "interval": "1d"}
-Of = Callable[..., str]
+Query = Callable[..., str]  # figure, per_week or per_month
 
 
-def change(name: str, period: str = "week", of: Of = figure) -> str:
-    return of(GROWTH, f'period="{period}"', f'change="{name}"')
+def change(name: str, period: str = "week", query: Query = figure) -> str:
+    return query(GROWTH, f'period="{period}"', f'change="{name}"')
 
 
-def net_growth(period: str = "week", of: Of = figure) -> str:
+def net_growth(period: str = "week", query: Query = figure) -> str:
     new, resurrected, churned = (
-        change(name, period, of) for name in ("new", "resurrected", "churned")
+        change(name, period, query) for name in ("new", "resurrected", "churned")
     )
     return f"{new} + {resurrected} - {churned}"
 
 
-def quick_ratio(period: str = "week", of: Of = figure) -> str:
-    """Parentheses, as months have a condition."""
+def quick_ratio(period: str = "week", query: Query = figure) -> str:
+    # In parentheses, because queries of months contain `and`
     new, resurrected, churned = (
-        f"({change(name, period, of)})" for name in ("new", "resurrected", "churned")
+        f"({change(name, period, query)})" for name in ("new", "resurrected", "churned")
     )
     return share(f"({new} + {resurrected})", churned)
 
 
 def retention(period: str, ages: str, cohorts: str = "") -> str:
-    """Of the newest cohorts of these ages, the shares that were active in the last period; or with
-    a subquery's range, of several `cohorts` together, which are less at the mercy of chance."""
+    """The share of each newest cohort of these ages that was active in the last period.
+
+    cohorts: the range of a subquery, to combine several cohorts, which reduces random variation.
+    """
     matchers = f'period="{period}"', f'age=~"{ages}"'
     retained, cohort = (figure(name, *matchers, by="job, age") for name in (RETAINED, COHORT))
     if cohorts:
@@ -64,7 +66,7 @@ def up_to(days: str) -> str:
 
 
 def days_active() -> list[tuple[str, str]]:
-    """The users of each bar of the distribution, and its name."""
+    """Pairs of a query for the users in each bar of the distribution, and the bar's name."""
     queries = [(up_to(DAYS[0]), "1 day")]
     for before, last in pairwise(DAYS):
         first, end = int(float(before)) + 1, int(float(last))
@@ -82,25 +84,24 @@ def daily_share() -> str:
     return share(f"({users} - {up_to('21.0')})", users)
 
 
-def growth_bars(period: str, of: Of, when: Json, appears: str) -> Json:
-    """Up go the users of the period, down those who came in the one before, and not in it."""
+def growth_bars(period: str, query: Query, time_range: Json, appears: str) -> Json:
+    """Users of the period are stacked above the axis, those who churned below it."""
     up = ("retained", "resurrected", "new")
     return bars(
         f"Growth by {period}",
-        f"Users of each {period}: new ones, those who were there in the {period} before too"
-        " (retained), and those who came back after a longer time (resurrected). Below 0, those of"
-        f" the {period} before who did not come (churned). The bar of a {period} stands in its"
-        f" middle, and appears {appears}.",
+        f"Users of each {period}: new, active in the {period} before too (retained), or back after"
+        f" a longer absence (resurrected). Below 0: users of the {period} before who did not come"
+        f" back (churned). The bar of a {period} is drawn at its middle, and appears {appears}.",
         targets(
-            *((change(name, period, of), name) for name in up),
-            (f"-({change('churned', period, of)})", "churned"),
-            interval=when["interval"],
+            *((change(name, period, query), name) for name in up),
+            (f"-({change('churned', period, query)})", "churned"),
+            interval=time_range["interval"],
         ),
         size=(12, 9),
         custom={"stacking": {"mode": "normal", "group": "A"}},
         overrides=[override("byName", name, color=fixed(color)) for name, color in COLORS.items()],
         defaults={"min": None},
-        timeFrom=when["timeFrom"],
+        timeFrom=time_range["timeFrom"],
     )
 
 
@@ -108,7 +109,7 @@ def growth() -> Json:
     return dashboard(
         "souvenirs-growth",
         "Growth and retention",
-        "Who comes for the first time, stays, leaves and returns: complete days, weeks and months.",
+        "Which users are new, stay, leave and come back, by complete days, weeks and months.",
         [
             row("Last complete week"),
             stat(
@@ -121,8 +122,8 @@ def growth() -> Json:
             ),
             stat(
                 "Net growth",
-                "By how many users the last complete week had more than the one before: new and"
-                " resurrected users, less those who churned.",
+                "How many more users the last complete week had than the week before: new and"
+                " resurrected users minus churned users.",
                 now((net_growth(), "{{job}}")),
                 size=(4, 5),
                 unit="locale",
@@ -130,8 +131,8 @@ def growth() -> Json:
             ),
             stat(
                 "Quick ratio",
-                "Users won (new and resurrected) for each user lost (churned) in the last complete"
-                " week. Below 1, the site shrinks.",
+                "Users won (new and resurrected) per user lost (churned) in the last complete week."
+                " Below 1, the site is shrinking.",
                 now((quick_ratio(), "{{job}}")),
                 size=(4, 5),
                 unit="none",
@@ -139,8 +140,8 @@ def growth() -> Json:
             ),
             stat(
                 "Back in the next week",
-                "Of the users who were new in the week before the last complete one, the share that"
-                " came in the last one too.",
+                "The share of users who were new in the week before the last complete one and came"
+                " back in the last one.",
                 now((retention("week", "1"), "{{job}}")),
                 size=(4, 5),
                 unit="percentunit",
@@ -148,8 +149,8 @@ def growth() -> Json:
             ),
             stat(
                 "Average active days",
-                "On how many of the last 28 complete days a user was active, of those who were"
-                " active at all.",
+                "On how many of the last 28 complete days users were active, on average over users"
+                " who were active at all.",
                 now((average_days(), "{{job}}")),
                 size=(4, 5),
                 unit="none",
@@ -157,20 +158,20 @@ def growth() -> Json:
             ),
             stat(
                 "Daily users",
-                "The share of the users of the last 28 complete days who were active on 22 of them"
-                " or more.",
+                "The share of users of the last 28 complete days who were active on at least 22 of"
+                " these days.",
                 now((daily_share(), "{{job}}")),
                 size=(4, 5),
                 unit="percentunit",
                 defaults={"decimals": 0, "color": fixed("blue")},
             ),
             row_of_each_job("Growth"),
-            growth_bars("week", of_weeks, WEEKS, "on the Tuesday after it"),
-            growth_bars("month", of_months, MONTHS, "on the second day after it"),
+            growth_bars("week", per_week, WEEKS, "on the Tuesday after it"),
+            growth_bars("month", per_month, MONTHS, "on the second day after it"),
             bars(
                 "Net growth by week",
-                "By how many users each week had more than the one before, or fewer.",
-                targets((net_growth(of=of_weeks), "net growth"), interval=WEEKS["interval"]),
+                "How many more users each week had than the week before. Negative if it had fewer.",
+                targets((net_growth(query=per_week), "net growth"), interval=WEEKS["interval"]),
                 size=(8, 8),
                 defaults={"min": None, **steps((None, "red"), (0, "green"))},
                 custom={"gradientMode": "scheme"},
@@ -178,9 +179,9 @@ def growth() -> Json:
             ),
             timeseries(
                 "Quick ratio by week",
-                "Users won (new and resurrected) for each user lost (churned). Below 1, the site"
-                " shrinks.",
-                targets((quick_ratio(of=of_weeks), "quick ratio"), interval=WEEKS["interval"]),
+                "Users won (new and resurrected) per user lost (churned). Below 1, the site is"
+                " shrinking.",
+                targets((quick_ratio(query=per_week), "quick ratio"), interval=WEEKS["interval"]),
                 size=(8, 8),
                 unit="none",
                 custom={
@@ -197,15 +198,15 @@ def growth() -> Json:
             ),
             bars(
                 "New users and new accounts by week",
-                "Users who were active for the first time, and by how many accounts there are more"
-                " than a week before. Far fewer users than accounts: who signs up does not stay to"
-                " look. Deleted accounts count against new ones.",
+                "Users who were active for the first time, and the increase in accounts since the"
+                " week before. If there are far fewer new users than new accounts, people sign up"
+                " but never use the site. Deleted accounts are subtracted from new ones.",
                 targets(
-                    (change("new", of=of_weeks), "new users"),
+                    (change("new", query=per_week), "new users"),
                     (
-                        of_weeks("souvenirs_registered_users", offset="-4d")
+                        per_week("souvenirs_registered_users", offset="-4d")
                         + " - "
-                        + of_weeks("souvenirs_registered_users", offset="3d"),
+                        + per_week("souvenirs_registered_users", offset="3d"),
                         "new accounts",
                     ),
                     interval=WEEKS["interval"],
@@ -228,11 +229,11 @@ def growth() -> Json:
             ),
             row_of_each_job("Retention"),
             curve(
-                "Retention by weeks since the first",
-                "Of the users who were new so many weeks before a complete one, the share that was"
-                " active in it; of the last four weeks together, and of the four weeks that ended 4"
-                " and 12 weeks ago. Each point is of other users. A curve that becomes flat has"
-                " users who stay.",
+                "Weekly retention curve",
+                "The share of users who were active again a given number of weeks after the week in"
+                " which they were new. Each line combines four complete weeks: the last four, and"
+                " those that ended 4 and 12 weeks ago. Each point is about different users. If the"
+                " curve flattens out, some users stay.",
                 now(
                     *(
                         (retention("week", ".+", f"[4w:1w]{offset}"), "")
@@ -271,8 +272,9 @@ def growth() -> Json:
             ),
             timeseries(
                 "Weekly retention over time",
-                "Of the users who were new 1, 2, 4, 8 and 12 weeks before a complete one, the"
-                " shares that were active in it; of the four weeks before each time together.",
+                "The shares of users who were active 1, 2, 4, 8 and 12 weeks after the week in"
+                " which they were new. Each point combines the last four complete weeks at the"
+                " time.",
                 targets(
                     *(
                         (retention("week", age, "[4w:1w]"), f"week {age}")
@@ -287,8 +289,8 @@ def growth() -> Json:
             ),
             timeseries(
                 "Daily retention over time",
-                "Of the users who were new 1, 7 and 28 days before a complete one, the shares that"
-                " were active on it; of the seven days before each time together.",
+                "The shares of users who were active 1, 7 and 28 days after the day on which they"
+                " were new. Each point combines the last seven complete days at the time.",
                 targets(
                     *((retention("day", age, "[7d:1d]"), f"day {age}") for age in ("1", "7", "28")),
                     interval="1d",
@@ -300,8 +302,8 @@ def growth() -> Json:
             ),
             timeseries(
                 "Monthly retention over time",
-                "Of the users who were new 1, 2, 3, 6 and 12 months before, the shares that were"
-                " active in the last complete month of each time.",
+                "The shares of users who were active 1, 2, 3, 6 and 12 months after the month in"
+                " which they were new, as of the last complete month at the time.",
                 targets((retention("month", "1|2|3|6|12"), "month {{age}}")),
                 size=(12, 8),
                 unit="percentunit",
@@ -312,7 +314,7 @@ def growth() -> Json:
             bar_gauge(
                 "Users by active days",
                 "Users of the last 28 complete days, by the number of days on which they were"
-                " active. People who come on every working day have 20.",
+                " active. Users who come on every working day have 20.",
                 now(*days_active()),
                 size=(8, 9),
                 unit="short",
@@ -320,8 +322,9 @@ def growth() -> Json:
             ),
             timeseries(
                 "Average active days over time",
-                "On how many of 28 days a user was active, of those who were active at all. Divided"
-                " by 28 it is the stickiness: a day's users as a share of four weeks' ones.",
+                "On how many of 28 days users were active, on average over users who were active at"
+                " all. Divided by 28, this is the stickiness: an average day's users as a share of"
+                " the users of four weeks.",
                 targets((average_days(), "average")),
                 size=(8, 9),
                 unit="none",
@@ -330,7 +333,7 @@ def growth() -> Json:
             ),
             timeseries(
                 "Daily users over time",
-                "The share of the users of 28 days who were active on 22 of them or more.",
+                "The share of users of 28 days who were active on at least 22 of these days.",
                 targets((daily_share(), "daily users")),
                 size=(8, 9),
                 unit="percentunit",

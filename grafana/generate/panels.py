@@ -1,4 +1,4 @@
-"""Kinds of panels."""
+"""One function for each kind of panel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from grafana.generate.queries import DATASOURCE, Json
 
 LAST_MIN_MAX, LAST_MEAN_MAX = ("lastNotNull", "min", "max"), ("lastNotNull", "mean", "max")
-# Of a panel that always shows the last 7 days
+# Options of panels that always show the last 7 days
 WEEK: Json = {"timeFrom": "7d", "hideTimeOverride": True}
 
 
@@ -24,9 +24,9 @@ def panel(
     overrides: list[Json] | None = None,
     **more: Any,
 ) -> Json:
-    """A panel of this width (of 24 columns) and height; `layout` puts it in its place.
+    """A panel of this size, a width (of 24 columns) and a height; `layout` positions it.
 
-    Its values begin at 0, unless `defaults` have another `min`; None is the least value.
+    Its axis begins at 0, unless `defaults` have another `min`, or None for the lowest value.
     """
     settings = {"unit": unit, "min": 0, **(defaults or {})}
     return {
@@ -46,7 +46,7 @@ def panel(
 
 
 def steps(*pairs: tuple[float | None, str]) -> Json:
-    """Colours from these values on; the first is None."""
+    """Colours, each from a value on. The first value is None."""
     return {
         "color": {"mode": "thresholds"},
         "thresholds": {
@@ -57,7 +57,7 @@ def steps(*pairs: tuple[float | None, str]) -> Json:
 
 
 def mapping(**texts: tuple[str, str]) -> Json:
-    """A text and a colour for each value, as in _1=("Up", "green")."""
+    """A text and a colour for each value, for example _1=("Up", "green")."""
     options = {
         value.lstrip("_"): {"index": index, "text": text, "color": color}
         for index, (value, (text, color)) in enumerate(texts.items())
@@ -66,7 +66,7 @@ def mapping(**texts: tuple[str, str]) -> Json:
 
 
 def override(matcher: str, value: str, **properties: Any) -> Json:
-    """Properties of the fields that match; `custom__x` is custom.x."""
+    """Properties for the fields that match; `custom__x` stands for custom.x."""
     return {
         "matcher": {"id": matcher, "options": value},
         "properties": [
@@ -77,12 +77,12 @@ def override(matcher: str, value: str, **properties: Any) -> Json:
 
 
 def sorted_by(field: str) -> Json:
-    """A table's transformation: the largest value of a field first."""
+    """A transformation that sorts a table by a field, largest value first."""
     return {"id": "sortBy", "options": {"fields": {}, "sort": [{"field": field, "desc": True}]}}
 
 
 def share_gauge(field: str) -> Json:
-    """A table's column of shares, each with a bar."""
+    """An override that shows a table's column of shares as bars."""
     return override(
         "byName",
         field,
@@ -106,7 +106,7 @@ def stat(
     week: bool = False,
     **more: Any,
 ) -> Json:
-    """A number; with `week`, over its graph of the last 7 days, and with the change since then."""
+    """A number. With `week`, also its graph over the last 7 days, and the change in that time."""
     options = {
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "orientation": "auto",
@@ -133,7 +133,8 @@ def timeseries(
     beside: bool = False,
     **more: Any,
 ) -> Json:
-    """Lines. With `calcs` the legend is a table of these, by the last value, below or beside."""
+    """Lines. With `calcs`, the legend is a table of these, sorted by the last value, below the
+    graph or (`beside`) to its right."""
     lines = {
         "drawStyle": "line",
         "lineInterpolation": "linear",
@@ -170,7 +171,7 @@ def timeseries(
 
 
 def bars(title: str, description: str, queries: list[Json], **more: Any) -> Json:
-    """A bar for each period, of what of_weeks() or of_months() ask."""
+    """A bar for each period, for queries of per_week() or per_month()."""
     custom = {
         "drawStyle": "bars",
         "barAlignment": 0,
@@ -178,7 +179,7 @@ def bars(title: str, description: str, queries: list[Json], **more: Any) -> Json
         "fillOpacity": 75,
         "lineWidth": 0,
         "axisSoftMin": 0,
-        # Days between the bars of months are no gaps, in which bars would be as narrow as a day
+        # The days between the bars of months are not gaps, or else bars would be a day wide
         "insertNulls": 32 * 86_400_000,
         **more.pop("custom", {}),
     }
@@ -204,7 +205,7 @@ def bar_gauge(title: str, description: str, queries: list[Json], **more: Any) ->
 
 
 def curve(title: str, description: str, queries: list[Json], *, x: str, **more: Any) -> Json:
-    """A line for each query over a label whose values are numbers, not over time."""
+    """A line for each query, over a label with numeric values instead of time."""
     transformations: list[Json] = [
         {"id": "filterFieldsByName", "options": {"include": {"pattern": f"^({x}|Value.*)$"}}},
         {
@@ -240,7 +241,7 @@ def timeline(title: str, description: str, queries: list[Json], **more: Any) -> 
 def table(
     title: str, description: str, queries: list[Json], columns: dict[str, str], **more: Any
 ) -> Json:
-    """A row for each combination of labels; `columns` are names of fields and what to call them."""
+    """A row for each combination of labels. `columns` maps field names to column headings."""
     organize = {
         "excludeByName": {"Time": True, "Value": True},
         "indexByName": {name: index for index, name in enumerate(columns)},

@@ -1,7 +1,7 @@
-"""Queries in PromQL, and the targets of panels that ask them.
+"""PromQL queries, and the panel targets that run them.
 
-Each figure is the same on every replica of a site, so it is the `max by (job, ...)`: a site is a
-job of Prometheus. Panels need none of our recording rules.
+A site is a Prometheus job. A gauge is the same on every replica of a site, so queries take its
+`max by (job, ...)`. Panels do not need our recording rules.
 """
 
 from __future__ import annotations
@@ -12,29 +12,30 @@ from typing import Any
 Json = dict[str, Any]
 
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
-# An alert that names no job (nothing is scraped at all) concerns every site
+# An alert without a job (because nothing is scraped at all) concerns every site
 ALERTS = 'ALERTS{alertname=~"Souvenirs.+", alertstate="firing", job=~"$job|"}'
-# An alert may be shorter than a step of the graph
+# An alert may fire for less than a step of the graph
 ALERTS_OVER_TIME = f"max by (alertname, job) (max_over_time({ALERTS}[$__rate_interval]))"
-
-
-# They change once a day at most, and souvenirs_history writes them once an hour
-SELDOM = re.compile(
+# These change once a day at most, and souvenirs_history writes them once an hour
+HOURLY = re.compile(
     "souvenirs_(previous_calendar|retention|active_days)_.+|souvenirs_(registered|activated)_users"
     "|souvenirs_calendar_period_start_timestamp_seconds"
 )
 
 
 def select(name: str, *matchers: str, suffix: str = "") -> str:
-    """A metric of the chosen jobs; `suffix` is a range or an offset."""
+    """A selector for a metric of the selected jobs; `suffix` is a range or an offset."""
     labels = ", ".join(['job=~"$job"', *matchers])
     return f"{name}{{{labels}}}{suffix}"
 
 
 def figure(name: str, *matchers: str, by: str = "job", suffix: str = "", within: str = "") -> str:
-    """A gauge of the chosen jobs, once for all replicas: its last value `within` a time, which by
-    default is long enough for what is in Prometheus."""
-    if not within and SELDOM.fullmatch(name):
+    """A gauge of the selected jobs, aggregated over replicas.
+
+    within: take the last value within this duration; by default, an hour for gauges that
+        souvenirs_history writes once an hour.
+    """
+    if not within and HOURLY.fullmatch(name):
         within = "1h"
     if within:
         selected = select(name, *matchers, suffix=f"[{within}]{suffix}")
@@ -43,7 +44,7 @@ def figure(name: str, *matchers: str, by: str = "job", suffix: str = "", within:
 
 
 def age(name: str, by: str = "job") -> str:
-    """How long ago the instant was that a gauge tells."""
+    """The time since the timestamp that a gauge holds."""
     return f"time() - {figure(name, by=by)}"
 
 
@@ -51,39 +52,39 @@ def active(window: str, suffix: str = "") -> str:
     return figure("souvenirs_active_users", f'window="{window}"', suffix=suffix)
 
 
-def of_weeks(name: str, *matchers: str, offset: str = "-5d6h") -> str:
-    """A gauge about the last complete week, once for each week: ask with a step of one week.
+def per_week(name: str, *matchers: str, offset: str = "-5d6h") -> str:
+    """A gauge about the last complete week, once per week. Use it with a step of one week.
 
-    Such steps are on Thursdays, as the epoch was, so each week has one, in its middle. What the
-    gauge says about that week is read on the next Tuesday: wherever the browser is, the week is
-    over then at the site too. Other offsets are of other times of that week.
+    Steps of one week fall on Thursdays, like the epoch, so each week has one in its middle. The
+    value for that week is read on the following Tuesday: wherever the browser is, the week is over
+    at the site by then. Other offsets read the gauge at other times.
     """
     return figure(name, *matchers, suffix=f" offset {offset}", within="6h")
 
 
-def of_months(name: str, *matchers: str) -> str:
-    """A gauge about the last complete month, once for each month: ask with a step of one day.
+def per_month(name: str, *matchers: str) -> str:
+    """A gauge about the last complete month, once per month. Use it with a step of one day.
 
-    It is on the fifteenth last day of each month, which is about its middle, and read on the second
-    day of the next one.
+    The value is placed on the fifteenth day from the end of each month, which is about its middle,
+    and read on the second day of the next month.
     """
     read = figure(name, *matchers, suffix=" offset -16d6h", within="6h")
     return f"{read} and on () (day_of_month() == days_in_month() - 14)"
 
 
 def visits(*matchers: str, by: str = "job") -> str:
-    """Visits in a second, of all processes."""
+    """Visits per second, over all processes."""
     counter = select("souvenirs_records_total", *matchers, suffix="[$__rate_interval]")
     return f"sum by ({by}) (rate({counter}))"
 
 
 def share(part: str, whole: str) -> str:
-    """A ratio, which has no value where the whole is 0."""
+    """A ratio, without a value where the whole is 0."""
     return f"{part} / ({whole} > 0)"
 
 
 def targets(*queries: tuple[str, str], **options: Any) -> list[Json]:
-    """Targets A, B, C, ... of pairs of a query and its legend."""
+    """Targets A, B, C, ... for pairs of a query and its legend."""
     return [
         {
             "refId": ref,
@@ -100,5 +101,5 @@ def targets(*queries: tuple[str, str], **options: Any) -> list[Json]:
 
 
 def now(*queries: tuple[str, str], **options: Any) -> list[Json]:
-    """Targets that are asked for this instant only: what is gone has no value."""
+    """Targets of instant queries: series that no longer exist have no value."""
     return targets(*queries, range=False, instant=True, **options)

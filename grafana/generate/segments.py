@@ -1,4 +1,4 @@
-"""Which users are active, and of how many accounts: for analysts."""
+"""The dashboard of segments and accounts, for analysts."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def segments() -> Json:
     return dashboard(
         "souvenirs-segments",
         "Segments of active users",
-        "Which users are active: by plan, role, or whatever SOUVENIRS_METRICS_SEGMENTS declares.",
+        "Active users by plan, role, or whatever SOUVENIRS_METRICS_SEGMENTS declares.",
         [
             row("Segment $segment, window $window"),
             table(
                 "Now by value",
-                "Users seen in the window who have the value now, their share of all who were seen,"
-                " and those seen in the current calendar periods. Users without a value are none,"
-                " those with a value that is not declared are other.",
+                "Users seen in the window who now have each value, their share of all users seen,"
+                " and those seen in the current calendar periods. Users without a value count as"
+                " none, those with an undeclared value as other.",
                 now(
                     (users, ""),
                     (of_all, ""),
@@ -62,8 +62,9 @@ def segments() -> Json:
             ),
             timeseries(
                 "Active users by value",
-                "Users seen in the window, stacked by the value that they had then. The dashed line"
-                " is all who were seen: if the stack is higher, users count in several values.",
+                "Users seen in the window, stacked by the value that they had at the time. The"
+                " dashed line is all users seen: if the stack is higher, some users have several"
+                " values.",
                 targets((users, "{{job}} {{value}}"), (active("$window"), "{{job}} all users")),
                 size=(24, 9),
                 unit="short",
@@ -87,8 +88,8 @@ def segments() -> Json:
             ),
             timeseries(
                 "Share of all active users",
-                "How many of the users who were seen in the window have each value. If users count"
-                " in several values, the shares come to more than 100 %.",
+                "The share of users seen in the window who have each value. If users have several"
+                " values, the shares add up to more than 100 %.",
                 targets((of_all, "{{job}} {{value}}")),
                 size=(12, 9),
                 unit="percentunit",
@@ -96,7 +97,7 @@ def segments() -> Json:
             ),
             timeseries(
                 "This month to date by value",
-                "Users seen since the month began, by the value that they had then.",
+                "Users seen since the month began, by the value that they had at the time.",
                 targets(
                     (
                         figure(TO_DATE, SEGMENT, 'period="month"', by=per_value),
@@ -118,7 +119,7 @@ def segments() -> Json:
             ),
             timeseries(
                 "Active accounts to date",
-                "Accounts with at least one user seen since the calendar period began.",
+                "Accounts with at least one user seen since each calendar period began.",
                 targets(
                     (
                         figure(ACCOUNTS_TO_DATE, 'period=~"day|week|month"', by="job, period"),
@@ -130,9 +131,9 @@ def segments() -> Json:
                 custom={"fillOpacity": 0},
             ),
             timeseries(
-                "Active users of an active account",
-                "Users seen in the window for each account with one, on average. Users without an"
-                " account are counted too.",
+                "Active users per active account",
+                "The average number of users seen in the window per account with at least one."
+                " Users without an account are counted too.",
                 targets((share(active("$window"), figure(ACCOUNTS, WINDOW)), "{{job}}")),
                 size=(8, 9),
                 unit="short",
