@@ -114,7 +114,7 @@ class CollectionRun:
         self._now = time.time()
         self._log_limit = log_limit
         self._parts = [Part(reader) for reader in readers]
-        # Parts that share the same slow work stay last until they have been read
+        # Parts that take turns doing the same slow work stay last until they have been read
         self._read_last = previous.to_read_last if previous else set()
         self._upkeep = upkeep
         self._ended = threading.Event()
