@@ -81,9 +81,9 @@ class NameFilter(Collector):
 
 
 def is_collected(name: str) -> bool:
-    """Return True if `name` may be one of the gauges that the collector reads. The counter of
-    records is a process metric."""
-    return name.startswith(PREFIX) and not name.startswith(families.RECORDS_NAME)
+    """Return True if `name` may be one of the gauges that the collector reads. Our counters are
+    process metrics."""
+    return name.startswith(PREFIX) and not name.startswith(families.COUNTERS)
 
 
 def build_registry(names: Collection[str] = ()) -> CollectorRegistry:

@@ -206,4 +206,5 @@ QUEUED_DOCUMENTATION = (
 )
 WRITE_ERRORS_NAME = "souvenirs_write_errors"
 WRITE_ERRORS_DOCUMENTATION = "Failed attempts of the writer to write queued visits, per process."
+COUNTERS = (RECORDS_NAME, QUEUED_NAME, WRITE_ERRORS_NAME)
 RECORDS_RESULTS = ("added", "rate_limited", "duplicated", "skipped", "failed")
