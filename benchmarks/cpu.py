@@ -1,24 +1,25 @@
 """The processor time that a site and its servers spend on a visit that has to be written.
 
-It counts wherever it is spent: in the request, in a thread that writes later, in the database.
-A user's first visit in a minute moves the last-seen time; the first in an hour writes a souvenir,
-too. Both are measured as visits are written by default (SOUVENIRS_FLUSH_SECONDS is 0.5), and in the
-request (0).
+All of it counts, wherever it is spent: in the request, in a thread that writes later, or in the
+database. A user's first visit in a minute updates the last-seen time; the first in an hour also
+writes a souvenir. Both are measured with the default write-behind (SOUVENIRS_FLUSH_SECONDS is 0.5)
+and with writes in the request (0).
 
-Sites under gunicorn (2 sync workers) with a database each on one PostgreSQL server, and the shared
-cache in Redis; a page that authenticates its user without a query, and no other middleware: so what
-is measured is not lost in what else a request does. There is one site for each case, and one
-without souvenirs. In slices that take turns, each site gets one visit of each user, evenly spread
-over time (--rate), and then rests until all is written. The processor time of a slice is that of
-its site's gunicorn, PostgreSQL and Redis, as the kernel counts it; less that of the slice without
-souvenirs, and divided by the visits, it is the cost of one.
+Each case has its own site and database: gunicorn with 2 sync workers, one PostgreSQL server for all
+of them, and the shared cache in Redis. Another site runs without souvenirs. The page authenticates
+its user without a query, and there is no other middleware, so that the measured cost does not
+disappear in the rest of the request. The sites are measured in turns ("slices"). In each slice a
+site gets one visit from every user, evenly spread over time (--rate), and then rests until
+everything is written. The processor time of a slice is that of its site's gunicorn, of PostgreSQL
+and of Redis, as the kernel counts it. Subtracting the slice without souvenirs and dividing by the
+number of visits gives the cost of one visit.
 
-So that each visit of a slice is a first one, slots of last-seen times are as long as all slices
-take once, and so are the rate limit's where a souvenir is due. After each slice it is checked that
-all visits of it have been written.
+To make every visit of a slice a first one, the slots of last-seen times, and of the rate limit
+where a souvenir is due, are as long as one round of all slices. After each slice, the benchmark
+checks that all its visits have been written.
 
-The table has the medians of the slices, and how much of them the processes of the site spend.
-Exits with 1 if a target is missed.
+The table has the medians of the slices, and the share that the site's processes spend. Exits with 1
+if a target is missed.
 """
 
 from __future__ import annotations
@@ -45,13 +46,14 @@ from tests.failing import in_postgresql, postgresql_pid
 
 DAY = 86_400
 FLUSH_SECONDS = 0.5
-REST = 2 * FLUSH_SECONDS + 0.3  # until all is written, the last batch too
-WARM_UP = 2  # rounds that are not measured
+REST = 2 * FLUSH_SECONDS + 0.3  # until everything is written, including the last batch
+WARM_UP = 2  # unmeasured rounds
 TARGETS = {"minute": 100, "hour": 200}  # microseconds
 
 
 class Case(NamedTuple):
-    """Visits that are a user's first in this time, and when they are written."""
+    """Whether the measured visits are a user's first in a minute or in an hour, and when they are
+    written."""
 
     first_in: str
     flush_seconds: float
@@ -69,7 +71,7 @@ class Spent(NamedTuple):
 
 
 class Bench:
-    """A site of each case, and one without souvenirs."""
+    """One site for each case, and one without souvenirs."""
 
     def __init__(self, stack: ExitStack, users: int, rate: float, *, use_redis: bool) -> None:
         self.users, self.rate = users, rate
@@ -102,7 +104,7 @@ class Bench:
             self.loads[case] = Load(stack.enter_context(serve(log, **arguments)), requests, pool)
 
     def measure_all(self, turn: int, *, is_warm_up: bool) -> dict[Case | None, Spent]:
-        """A slice of each site, in one slot."""
+        """Measure one slice of each site, all within one slot."""
         time.sleep(self.slot - time.time() % self.slot)
         start = time.time()
         cases = list(self.loads)
@@ -132,11 +134,11 @@ class Bench:
         found = json.loads(answer)
         names = ["seen", "souvenirs"] if case.first_in == "hour" else ["seen"]
         if any(found[name] != self.users for name in names):
-            raise RuntimeError(f"of {self.users} visits of {case} are written: {found}")
+            raise RuntimeError(f"{self.users} visits of {case} were made, but written are: {found}")
 
 
 def run_site_process(database: dict[str, Any], users: int) -> None:
-    """Make the tables, and users whose keys are 1, 2, 3..."""
+    """Create the tables, and users with the keys 1, 2, 3..."""
     from django.db import connection
 
     website.configure(database)
@@ -146,7 +148,8 @@ def run_site_process(database: dict[str, Any], users: int) -> None:
 
 
 def rows_of(rounds: Sequence[dict[Case | None, Spent]], users: int) -> list[list[Any]]:
-    """First visits in, written after, microseconds, from, to, of these the site's processes."""
+    """(first visits in, flush seconds, microseconds, from, to, microseconds in the site's
+    processes)."""
     rows = []
     for case in CASES:
         site = [(each[case].site - each[WITHOUT].site) * 1e6 / users for each in rounds]
@@ -163,13 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--users", type=int, default=800, help="default: %(default)s")
     parser.add_argument(
-        "--slices", type=int, default=10, help="of each site (default: %(default)s)"
+        "--slices", type=int, default=10, help="slices of each site (default: %(default)s)"
     )
     parser.add_argument(
-        "--rate", type=float, default=800, help="visits in a second (default: %(default)s)"
+        "--rate", type=float, default=800, help="visits per second (default: %(default)s)"
     )
     parser.add_argument(
-        "--redis", action="store_true", help="last-seen times in Redis, not in the table"
+        "--redis", action="store_true", help="keep last-seen times in Redis instead of the table"
     )
     options = parser.parse_args(arguments)
 
@@ -183,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = rows_of(rounds, options.users)
     headers = ["first in", "flush seconds", "microseconds", "from", "to", "in the site's processes"]
     print(f"Last-seen times in {'Redis' if options.redis else 'the table'}; ", end="")
-    print(f"{options.users} visits a slice, {options.rate:g} a second\n")
+    print(f"{options.users} visits per slice, {options.rate:g} per second\n")
     print(tabulate(rows, headers, floatfmt=("", "g", ".0f", ".0f", ".0f", ".0f")))
     slow = [
         f"a first visit in {'an' if first_in == 'hour' else 'a'} {first_in}: {micro:.0f} "

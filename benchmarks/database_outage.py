@@ -1,19 +1,19 @@
-"""A site under load, whose souvenirs are in a PostgreSQL database of their own, which fails in
-three ways: it is stopped, killed and restarted at once, and frozen. Then one of the site's
-processes is asked to end (SIGTERM), and another one is killed (SIGKILL).
+"""Load-test a site while the PostgreSQL database of its souvenirs fails in three ways: it is
+stopped, killed and immediately restarted, and frozen. Afterwards one of the site's processes is
+terminated (SIGTERM) and another one killed (SIGKILL).
 
-Clients ask two sites in turn that are alike (gunicorn, two processes of four threads), but for
-SouvenirsMiddleware. No request may fail, and none may wait for a database that is away: for each
-phase, the table has the response times of both sites. (Those of the site without the middleware say
-what the machine does.)
+Clients send requests alternately to two sites (gunicorn, two processes of four threads) that differ
+only in SouvenirsMiddleware. No request may fail, and none may wait for a database that is down. For
+each phase, the table has the response times of both sites. (Those of the site without the
+middleware show what the machine itself contributes.)
 
-Half of the requests are of users who come and go, half of users who come once. At the end, the
-souvenirs are compared with what the clients did: each visit has to be in the history, to the slot
-of the rate limit (10 seconds in place of an hour), and in last-seen, to its slot (5 seconds in
-place of a minute).
+Half of the requests are from users who come and go, the other half from users who come once. At the
+end, the souvenirs are compared with what the clients did: each visit must be in the history, to the
+slot of the rate limit (10 seconds instead of an hour), and in last-seen, to its slot (5 seconds
+instead of a minute).
 
-What a killed process loses is counted: visits of that process, from no longer before than visits
-wait to be written. The requests that it was answering fail, of course.
+The visits lost by a killed process are counted: they must be visits to that process, from no longer
+before than visits wait to be written. The requests that it was answering fail, of course.
 
 Exits with 1 if one of these promises is broken.
 """
@@ -44,17 +44,18 @@ from tests.site import serving
 SLOT = 10
 LAST_SEEN_SLOT = 5
 FLUSH_SECONDS = 0.5
-REGULARS = 150  # users who come and go; those with higher keys come once
+REGULARS = 150  # users who come and go; users with higher keys come once
 USERS = 20_000
 CLIENTS = 6
-PAUSE = 0.06  # the longest one of a client between two requests
-# By how much the slowest request may be slower than that of the site without the middleware:
-# to wait for a connection, a lock or an answer would take longer
+PAUSE = 0.06  # a client's longest pause between two requests
+# By how much the slowest request may be slower than that of the site without the middleware.
+# Waiting for a connection, a lock or an answer would take longer.
 LATE = 1.0
-# For how long a process that is killed has lost visits: what waits, and a batch that is under way
+# How far back a killed process may have lost visits: the time that visits wait, and a batch under
+# way
 LOST_SECONDS = FLUSH_SECONDS + 0.3
-SETTLE_SECONDS = 20  # until all has to be written at the end
-WORKER_THREADS = 4  # of tests/site/gunicorn.conf.py
+SETTLE_SECONDS = 20  # within which everything must be written at the end
+WORKER_THREADS = 4  # from tests/site/gunicorn.conf.py
 
 POPULATE = """
 import django
@@ -100,7 +101,7 @@ class Phase:
         return [*row, *map(len, self.failures)]
 
     def problems(self, may_fail: int) -> list[str]:
-        """What is broken, where so many requests may fail."""
+        """What is broken, if up to this many requests may fail."""
         problems = [f"{self.name}: {failure}" for failure in self.failures[0][may_fail:]]
         slowest, other = map(max, self.times)
         if slowest > other + LATE:
@@ -109,7 +110,8 @@ class Phase:
 
 
 def ask(port: int, user: int) -> int:
-    """Visit the site; return the process that answered. Raises OSError or RuntimeError."""
+    """Visit the site, and return the pid of the process that answered. Raise OSError or
+    RuntimeError."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(f"GET /visit/{user}/ HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
@@ -120,7 +122,7 @@ def ask(port: int, user: int) -> int:
 
 
 class Clients:
-    """Ask both sites, with the middleware and without, for the same users in turn."""
+    """Send each user's requests alternately to the sites with and without the middleware."""
 
     def __init__(self, sites: Sequence[serving.Site]) -> None:
         self.ports = [servers.port_of(site.url) for site in sites]
@@ -144,7 +146,7 @@ class Clients:
                 thread.join()
 
     def begin(self, name: str) -> Phase:
-        """From here on, requests are those of another phase."""
+        """Count requests towards another phase from here on."""
         self.phases.append(Phase(name))
         return self.phases[-1]
 
@@ -162,7 +164,7 @@ class Clients:
         try:
             process = ask(self.ports[number], user)
         except (OSError, RuntimeError) as error:
-            # Of a request that was under way when a process was killed
+            # For a request that was under way when a process was killed
             self.phases[-1].failures[number].append(f"user {user}: {error!r}")
         else:
             self.processes[number].add(process)
@@ -182,7 +184,7 @@ class Clients:
 def compare(
     visits: Sequence[Visit], written: dict[str, Any]
 ) -> tuple[list[Visit], list[Visit], list[str]]:
-    """Visits that are not in the history, visits not in last-seen, and what else is wrong."""
+    """Visits missing from the history, visits missing from last-seen, and other problems."""
     slots = {(user, when // SLOT) for user, when in written["souvenirs"]}
     seen = dict(written["seen"])
     no_souvenir = [
@@ -214,9 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="a quarter of the time: 15 seconds, not 60"
-    )
+    parser.add_argument("--quick", action="store_true", help="run for 15 seconds instead of 60")
     options = parser.parse_args(arguments)
     share = 0.25 if options.quick else 1
 

@@ -1,11 +1,11 @@
-"""The past of a site: users, and when they were active. The same seed makes the same past.
+"""Generate the past of a site: users, and when they were active. The same seed gives the same past.
 
 Users joined one after the other, more of them as the site grew, over three years (or over twice the
-days that souvenirs are of, if that is longer). How active they are differs by orders of magnitude:
-log-normally, so that half of the souvenirs are of a tenth of them. Nobody is active
-before joining. They come in sessions of one to several hours, more at the busy hours of the day and
-on working days, and leave one souvenir in each hour of the clock in which they were there; whoever
-stays is seen early in the next hour, and so souvenirs are denser there.
+number of days with souvenirs, if that is longer). Their activity differs by orders of magnitude: it
+is log-normal, so that a tenth of them have half of the souvenirs. Nobody is active before joining.
+Users come in sessions of one to several hours, more often at the busy hours of the day and on
+working days, and leave one souvenir in each hour of the clock in which they were there. Users who
+stay are seen early in the next hour, so souvenirs are denser there.
 
     fill(connection, rows=1_000_000, users=50_000, days=60, until=midnight)
 """
@@ -23,28 +23,28 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 SITE_DAYS = 3 * 365
-GROWTH = 1.5  # how many have joined goes with the site's age to this power
-SIGMA = 1.5  # of the logarithm of how active users are
-IS_ACTIVE = 0.97  # of all users
-# Of 24 hours and of 7 days from Monday: how likely a session begins then
+GROWTH = 1.5  # the number of accounts grows with the site's age to this power
+SIGMA = 1.5  # standard deviation of the logarithm of users' activity
+IS_ACTIVE = 0.97  # share of all users
+# Relative probability that a session begins, by hour of the day and by weekday from Monday
 HOURS = (4, 2, 1, 1, 1, 2, 6, 14, 26, 30, 28, 24, 20, 26, 28, 26, 24, 24, 20, 18, 20, 18, 12, 7)
 WEEKDAYS = (10, 11, 11, 10, 9, 5, 5)
-LENGTHS = {1: 50, 2: 22, 3: 12, 4: 7, 6: 5, 8: 4}  # hours of a session: how likely
-MOST_A_DAY = 6  # souvenirs of a user in the mean: beyond, there are not enough hours to choose from
+LENGTHS = {1: 50, 2: 22, 3: 12, 4: 7, 6: 5, 8: 4}  # hours in a session: relative probability
+MOST_A_DAY = 6  # mean souvenirs per user: with more, there are not enough hours to choose from
 
-MICROSECONDS = 3_600_000_000  # of an hour
+MICROSECONDS = 3_600_000_000  # in an hour
 USER_BITS = 32
-# As `pbkdf2_sha256` makes them, so that rows of users are as long as they are on a site
+# In the format of `pbkdf2_sha256`, so that user rows are as long as on a real site
 PASSWORD = "pbkdf2_sha256$1000000$" + "0" * 22 + "$" + "0" * 44
 
 
 class Hour(NamedTuple):
     start: datetime
-    visits: list[tuple[int, int]]  # (microseconds after the start, user), in the order of time
+    visits: list[tuple[int, int]]  # (microseconds after the start, user), in chronological order
 
 
 class Site:
-    """Whose users have the keys 1 to `users`, in the order of joining."""
+    """A site whose users have the keys 1 to `users`, in the order of joining."""
 
     def __init__(self, users: int, days: int, until: datetime, seed: int) -> None:
         if until.timestamp() % 3600:
@@ -60,10 +60,10 @@ class Site:
         return self.until - self.age * (1 - age)
 
     def joined_before(self, when: datetime) -> int:
-        """How many users; their keys go up to it."""
+        """How many users had joined by then; their keys run from 1 to this number."""
         age = max(0.0, 1 - (self.until - when) / self.age)
         count: int = min(self.users, math.ceil(self.users * age**GROWTH))
-        while count and self.joined(count) >= when:  # what rounding may have added
+        while count and self.joined(count) >= when:  # remove what rounding may have added
             count -= 1
         return count
 
@@ -80,7 +80,7 @@ class Site:
             )  # fmt: skip
 
     def hours(self, rows: int) -> Iterator[Hour]:
-        """So many visits, at most one of a user in an hour, in the order of time."""
+        """Generate this many visits in chronological order, at most one per user and hour."""
         chance = random.Random(self.seed)
         levels = [chance.lognormvariate(0, SIGMA) for _ in range(self.users)]
         until_user = list(accumulate(levels))
@@ -118,7 +118,7 @@ class Site:
                 yield Hour(day + timedelta(hours=n), visits)
 
     def _sizes(self, rows: int) -> Iterator[tuple[datetime, int]]:
-        """Each day's beginning, and how many of the rows are of that day."""
+        """Yield the beginning of each day, and how many of the rows fall on it."""
         days = [self.until - timedelta(days=n) for n in range(self.days, 0, -1)]
         noon = timedelta(hours=12)
         weights = [WEEKDAYS[(day + noon).weekday()] * self.joined_before(day) for day in days]
@@ -130,12 +130,13 @@ class Site:
 
 
 def fill(connection: Any, rows: int, users: int, days: int, until: datetime, seed: int = 1) -> None:
-    """Fills a site's migrated and empty tables: auth_user, souvenirs_souvenir, souvenirs_lastseen.
+    """Fill the migrated and empty tables of a site: auth_user, souvenirs_souvenir,
+    souvenirs_lastseen.
 
-    `connection` is Django's, to PostgreSQL (as a superuser, for foreign keys are not checked) or
-    SQLite. The souvenirs are of the `days` days of 24 hours up to `until`, an aware datetime at an
-    hour of the unix clock. Indexes of PostgreSQL are made after the rows, and so are as small as
-    they can be; SQLite's will be after VACUUM.
+    `connection` is Django's, to PostgreSQL (as a superuser, because foreign keys are not checked)
+    or SQLite. The souvenirs fall into the `days` days of 24 hours before `until`, an aware datetime
+    at an hour of the unix clock. PostgreSQL's indexes are built after the rows, and are therefore
+    as small as they can be; SQLite's will be after VACUUM.
     """
     from django.contrib.auth.models import User
     from django.core.management.color import no_style
@@ -156,7 +157,7 @@ def fill(connection: Any, rows: int, users: int, days: int, until: datetime, see
             souvenirs = _souvenirs(site.hours(rows), seen, progress)
             _insert(connection, "souvenirs_souvenir", ("when", "user_id"), souvenirs)
             progress.close()
-        # In the order of the migration that makes them on a site that comes from 1.0.2
+        # In the order in which the migration creates them on a site that comes from 1.0.2
         rows_of_users = ((user, _text(seen[user])) for user in sorted(seen))
         _insert(connection, "souvenirs_lastseen", ("user_id", "seen"), rows_of_users)
         for statement in connection.ops.sequence_reset_sql(no_style(), [User, LastSeen]):
@@ -166,7 +167,7 @@ def fill(connection: Any, rows: int, users: int, days: int, until: datetime, see
 def _souvenirs(
     hours: Iterable[Hour], seen: dict[int, int], progress: Any
 ) -> Iterator[tuple[str, int]]:
-    """(when, user). `seen` becomes the second in which each user was last there."""
+    """Yield (when, user). Sets `seen` to the second in which each user was last there."""
     clock = [f"{second // 60:02}:{second % 60:02}" for second in range(3600)]
     for start, visits in hours:
         seconds, prefix = int(start.timestamp()), f"{start:%Y-%m-%d %H:}"
@@ -197,8 +198,9 @@ def _insert(
 
 @contextmanager
 def without_indexes(connection: Any, table: str) -> Iterator[None]:
-    """In PostgreSQL: indexes other than the key's are made anew after the block, and foreign keys
-    are not checked in the rest of the transaction. Each row on its own would take far longer."""
+    """On PostgreSQL, drop all indexes except the primary key's and recreate them after the block,
+    and do not check foreign keys in the rest of the transaction. Updating them for each row would
+    take far longer."""
     if connection.vendor != "postgresql":
         yield
         return

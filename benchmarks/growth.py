@@ -1,16 +1,17 @@
 """What growth, retention and active days add to a scrape.
 
 A past of two years is made in PostgreSQL (benchmarks/generate.py; the same each time on the same
-day), and rolled up. Then a collector lives through the last days: it collects after each midnight,
-when the periods are other ones, and again some times, when they have not changed. The time that the
-part took is read off the collections. Medians. Targets, meant for the full size:
+day), and rolled up. Then a collector goes through the last days of it: it collects right after each
+midnight, when the periods have changed, and several times again, when they have not. The time of
+this part is read from the collected metrics. The figures are medians. Targets, meant for the full
+size:
 
     the first after a midnight    100 ms
     periods have not changed      5 ms
 
-PostgreSQL is as it comes except that fsync is off. Exits with 1 if a target is missed. Most of the
-time goes into making the past and rolling it up; that takes 4 GB of disk (in TMPDIR). With --data,
-that is done once: later runs measure on what is in the directory.
+PostgreSQL runs with its default configuration, except that fsync is off. Exits with 1 if a target
+is missed. Most of the time goes into making the past and rolling it up, which takes 4 GB of disk
+(in TMPDIR). With --data, that is done once, and later runs measure on what is in the directory.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ TARGETS = {FIRST: 0.1, UNCHANGED: 0.005}
 DAYS = 2 * 365
 PART = "closed_periods"
 MINUTE = timedelta(minutes=1)
-WARM_SCRAPES = 5  # after each first one
+WARM_SCRAPES = 5  # after each first collection
 
 
 @contextmanager
 def made(past: Past, directory: Path | None) -> Iterator[tuple[dict[str, Any], Past]]:
-    """A database with the past, rolled up: one that is in the directory already, with its past."""
+    """Yield a database with the past, rolled up, from the directory if it is already there."""
     if directory is None:
         with started(past.engine) as database:
             fill(database, past)
@@ -71,8 +72,8 @@ def fill(database: dict[str, Any], past: Past) -> None:
 
 
 def measure(database: dict[str, Any], until: datetime, runs: int) -> dict[str, list[float]]:
-    """The seconds of the part, of the collections around each of the last midnights up to `until`
-    except the first of them."""
+    """The seconds that this part took, by whether the collection is the first after one of the last
+    midnights before `until`."""
     website.configure(database)
     from django.conf import settings
 
@@ -80,7 +81,7 @@ def measure(database: dict[str, Any], until: datetime, runs: int) -> dict[str, l
     from souvenirs_metrics.collector import SouvenirsCollector
     from souvenirs_metrics.upkeep import Upkeep
 
-    # Users who were seen since are seen in the future of these days: it would set them back
+    # Upkeep would set back the last-seen times of users seen since, which lie in the future here
     Upkeep.run = lambda self, deadline: None  # type: ignore[method-assign]
 
     def collect(collector: SouvenirsCollector) -> float:
@@ -88,7 +89,7 @@ def measure(database: dict[str, Any], until: datetime, runs: int) -> dict[str, l
         if not families["souvenirs_up"].samples[0].value:
             raise SystemExit("The collection is not complete")
         samples = families["souvenirs_previous_calendar_growth_users"].samples
-        if len(samples) < 16:  # all kinds of periods but the year
+        if len(samples) < 16:  # all kinds of periods except the year
             raise SystemExit(f"Growth is missing: {samples}")
         parts = families["souvenirs_collection_part_duration_seconds"].samples
         return next(sample.value for sample in parts if sample.labels["part"] == PART)
@@ -113,8 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--users", type=positive, help="default: a fortieth of the rows")
     parser.add_argument("--runs", type=positive, default=10, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--data", type=Path, help="keep the past in this directory, or use it")
-    parser.add_argument("--make", action="store_true", help="make the past only")
+    parser.add_argument(
+        "--data", type=Path, help="keep the past in this directory, or use the one that is there"
+    )
+    parser.add_argument("--make", action="store_true", help="only make the past")
     options = parser.parse_args(arguments)
     until = datetime.now(ZONE).replace(hour=0, minute=0, second=0, microsecond=0)
     users = options.users or max(1, options.rows // 40)

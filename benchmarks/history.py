@@ -1,37 +1,37 @@
-"""What rollups are for: the past is counted from bitmaps, not from the souvenirs themselves.
+"""The benefit of rollups: the past is counted from bitmaps instead of souvenirs.
 
-Two pasts of a site are made, of as many souvenirs and users (benchmarks/generate.py; the same each
-time in the same month): one of 60 days for the counts of 30 days, and one of 24 months for the
-reports. Each is in the database as 2.0 has it, and once more as 1.0.2 had it: a table with
-a serial key, and with one index on "when" and one on user_id. What is compared:
+Two pasts of a site are made with the same number of souvenirs and users (benchmarks/generate.py;
+the same each time in the same month): one of 60 days for the counts of 30 days, and one of 24
+months for the reports. Each is stored twice: in the tables of 2.0, and as 1.0.2 had it, in a table
+with a serial key, one index on "when" and one on user_id. Compared are:
 
     a count of 30 days    1.0.2: COUNT(DISTINCT user_id). 2.0: count_active_users. From midnight to
-                          midnight, and from odd moments, where the rows beside the quarters of an
-                          hour have to be read. Other 30 days in each run.
-    a report              of 24 months. 1.0.2: three queries a period, for active, registered and
+                          midnight, and between other times, where the rows outside the quarters of
+                          an hour have to be read. Each run counts different 30 days.
+    a report              of 24 months. 1.0.2: three queries per period, for active, registered and
                           activated users. 2.0: calendar_monthly_usage. And, without a target,
-                          customer_monthly_usage from an odd moment of the 17th: its months are
-                          made up of some 30 days and 100 quarters of an hour each, and of rows.
-    space                 of the rows and their indexes, 1.0.2's and 2.0's, and of the rollups.
-    rolling up            all of a past at once, in a process of its own: how long that takes, and
-                          that process' greatest memory.
+                          customer_monthly_usage from a time on the 17th that is not midnight: each
+                          of its months consists of some 30 days, 100 quarters of an hour, and rows.
+    space                 of the rows and their indexes, for 1.0.2 and 2.0, and of the rollups.
+    rolling up            the whole past at once, in a separate process: how long it takes, and the
+                          peak memory of that process.
 
-Counts and reports take turns in one process, after one of each that is not measured, and the table
-has medians. All numbers have to be the same on both sides. Targets:
+Counts and reports alternate in one process, after an unmeasured run of each, and the table has the
+medians. All numbers must be the same on both sides. Targets:
 
     a count of 30 days                50 times faster than 1.0.2's query
     a report of 24 calendar months    20 times faster than 1.0.2's queries
     space of the rollups of 60 days   1/40 of the rows and indexes, both 1.0.2's and 2.0's
     rolling up 60 days                5 minutes, 500 MB
 
-They are meant for the full size: of less, 1.0.2 counts faster, and the rollups of few users take
-more space for each row. PostgreSQL is as it comes but for fsync, which is off. Exits with 1 if a
-target is missed or a number differs.
+The targets are meant for the full size: with less data, 1.0.2 counts faster, and the rollups of few
+users take more space per row. PostgreSQL runs with its default configuration, except that fsync is
+off. Exits with 1 if a target is missed or a number differs.
 
-There are no snapshots of accounts from before the roll-up: as on a site that has just come from
-1.0.2. The process that rolls up is small; what PostgreSQL's takes beside it is not measured.
+There are no snapshots of accounts from before the roll-up, as on a site that has just come from
+1.0.2. The process that rolls up is small; the memory of PostgreSQL's process is not measured.
 
-On full size this takes about a quarter of an hour, and 6 GB of disk at a time (in TMPDIR).
+At full size this takes about a quarter of an hour, and up to 6 GB of disk at a time (in TMPDIR).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ Case = tuple[Callable[[], Any], Callable[[], Any]]  # 1.0.2's and 2.0's
 
 
 class Past(NamedTuple):
-    """Of souvenirs up to the last beginning of a month."""
+    """A past that ends at the most recent beginning of a month."""
 
     engine: str
     rows: int
@@ -112,18 +112,19 @@ class Line(NamedTuple):
         return [self.name, self.old, self.new, f"{self.result:,.1f}", target]
 
 
-# Each of these runs in a process of its own
+# Each of these runs in a separate process
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Its result. The process is a new one, with nothing of this one's memory or Django."""
+    """Return the result of the function, called in a new process without this one's memory or
+    Django."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def make(database: dict[str, Any], past: Past) -> None:
-    """The past, in 2.0's tables and in 1.0.2's."""
+    """Make the past, in 2.0's tables and in 1.0.2's."""
     website.configure(database)
     website.migrate()
     from django.db import connection, transaction
@@ -156,7 +157,7 @@ def vacuum(database: dict[str, Any]) -> None:
 
 
 def roll_up(database: dict[str, Any]) -> tuple[float, float]:
-    """In how many seconds, and the process' greatest memory in MB."""
+    """Roll up; return the seconds that it took and the process's peak memory in MB."""
     website.configure(database)
     from souvenirs.history import maintenance
 
@@ -228,7 +229,7 @@ def measure_reports(database: dict[str, Any], past: Past, runs: int) -> list[Lin
 
 
 def measure_space(database: dict[str, Any]) -> dict[str, float]:
-    """MB of each table with its indexes."""
+    """The size of each table with its indexes, in MB."""
     website.configure(database)
     from django.db import connection
 
@@ -245,13 +246,13 @@ def measure_space(database: dict[str, Any]) -> dict[str, float]:
     return sizes
 
 
-# What they are made of
+# its parts
 
 
 def query(sql: str, *parameters: Any) -> Any:
     from django.db import connection
 
-    if connection.vendor == "sqlite":  # which has no type for them
+    if connection.vendor == "sqlite":  # SQLite has no type for datetimes
         parameters = tuple(
             connection.ops.adapt_datetimefield_value(value)
             if isinstance(value, datetime)
@@ -270,7 +271,7 @@ def timed(do: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def compare(name: str, cases: Sequence[Case], target: float | None) -> Line:
-    """The first case is not measured."""
+    """Time the cases alternately; the first case is not measured."""
     times: list[list[float]] = []
     for n, case in enumerate(tqdm(cases, desc=name, unit=" runs")):
         turns = (0, 1) if n % 2 else (1, 0)
@@ -288,7 +289,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def started(engine: str) -> Iterator[dict[str, Any]]:
-    """The DATABASES entry of an empty database."""
+    """Yield the DATABASES entry of an empty database."""
     if engine == "postgresql":
         with servers.postgresql() as entry:
             yield entry
@@ -303,7 +304,7 @@ def started(engine: str) -> Iterator[dict[str, Any]]:
 def lines_of(
     past: Past, measure: Callable[..., list[Line]], runs: int, is_judged: bool
 ) -> list[Line]:
-    """All that is measured on a past. Space and rolling up have targets if they are judged."""
+    """Measure everything on one past. Space and rolling up have targets if `is_judged`."""
     with started(past.engine) as database:
         in_child(make, database, past)
         in_child(vacuum, database)
@@ -329,8 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--postgresql", action="store_true", help="this database only")
-    parser.add_argument("--sqlite", action="store_true", help="this database only")
+    parser.add_argument("--postgresql", action="store_true", help="only PostgreSQL")
+    parser.add_argument("--sqlite", action="store_true", help="only SQLite")
     parser.add_argument(
         "--rows", type=positive, help="default: 20,000,000 in PostgreSQL, 2,000,000 in SQLite"
     )
@@ -339,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--days",
         type=positive,
         default=60,
-        help="of the past for the counts, 31 or more (default: %(default)s)",
+        help="days of the past for the counts, 31 or more (default: %(default)s)",
     )
     parser.add_argument("--runs", type=positive, default=5, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
@@ -350,11 +351,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if options.days < 31:
-        parser.error("--days has to be 31 or more, for counts of 30 days from odd moments")
+        parser.error("--days must be 31 or more, for counts of 30 days from odd moments")
 
     until = datetime.now(ZONE).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     start = until - relativedelta(months=MONTHS)
-    # In UTC: datetimes of one zone are subtracted as clocks show them
+    # In UTC, because datetimes in the same zone are subtracted as local times
     month_days = round((until.timestamp() - start.timestamp()) / 86_400)
     missed = []
     for engine, rows in {"postgresql": 20_000_000, "sqlite": 2_000_000}.items():

@@ -1,18 +1,18 @@
-"""What the stores of last-seen times cost: the table on PostgreSQL, Redis, and a Redis Cluster of
-three nodes, side by side in one run.
+"""The cost of the last-seen stores: the table on PostgreSQL, Redis, and a Redis Cluster of three
+nodes, side by side in one run.
 
 The scrape: all windows (1h, 1d, 7d, 30d) and periods to date (day, week, month, quarter, year), and
-the newest time, as the collector reads them. Users were last seen over the last 90 days, the more
-the later. The table is measured vacuumed, and again after each of its rows was updated once with no
-vacuum, as on a site that autovacuum does not keep up with.
+the newest time, as the collector reads them. Users were last seen over the last 90 days, with more
+of them in recent days. The table is measured after VACUUM, and again after each of its rows was
+updated once without a vacuum, as on a site that autovacuum does not keep up with.
 
-Recording: the first visit of a user in a minute, and in an hour, with Redis as the cache of the
-rate limit. The stores take turns with users of their own, 300 a turn, which is over when all is in
-Redis, too. PostgreSQL runs with fsync off.
+Recording: a user's first visit in a minute, and in an hour, with Redis as the cache of the rate
+limit. The stores alternate, each with its own users, 300 per turn. A turn is over when everything
+is in Redis, too. PostgreSQL runs with fsync off.
 
-Exits with 1 if a scrape of the most users from Redis takes 5 ms or longer, or over twice as long as
-of the fewest, or if recording takes longer with Redis than with the table (by over 5%, which is
-noise).
+Exits with 1 if a scrape of the most users from Redis takes 5 ms or longer, or more than twice as
+long as a scrape of the fewest, or if recording takes longer with Redis than with the table (by more
+than 5%, which allows for noise).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ACTIVE = "all in five minutes of an hour"
 
 
 def fill(users: int) -> None:
-    """The tables of a site with so many users, their indexes as small as they get."""
+    """Fill the tables of a site with this many users; the indexes are as small as they get."""
     from django.db import connection
 
     with connection.cursor() as cursor:
@@ -73,13 +73,13 @@ def update_all() -> None:
 
 
 def memory_of(store: Any) -> int:
-    """Bytes of the sorted sets, as Redis tells."""
+    """The size of the sorted sets in bytes, as Redis reports it."""
     client = store.shards.client
     return sum(client.memory_usage(key, samples=0) or 0 for key in store.shards.keys)
 
 
 def scrapes(stores: dict[str, Any], rounds: int, bar: Any) -> dict[str, list[float]]:
-    """Milliseconds of reading the active users, from each of the stores in turn."""
+    """Milliseconds to read the active users from each of the stores in turn."""
     from souvenirs_metrics.readers.active_users import ActiveUsers
 
     reader = ActiveUsers()
@@ -93,7 +93,7 @@ def scrapes(stores: dict[str, Any], rounds: int, bar: Any) -> dict[str, list[flo
             assert len(read) == 4
             assert len(read[0].samples) == 4
         bar.update()
-    return {name: times[1:] for name, times in found.items()}  # the first one connects
+    return {name: times[1:] for name, times in found.items()}  # the first read connects
 
 
 def record(store: Any, users: Sequence[Any]) -> None:
@@ -107,7 +107,7 @@ def record(store: Any, users: Sequence[Any]) -> None:
 
 
 def visits(stores: dict[str, Any], rounds: int, bar: Any) -> dict[tuple[str, str], float]:
-    """Microseconds of a visit that writes, by kind and store."""
+    """Microseconds for a visit that writes, by kind and store."""
     from django.contrib.auth import get_user_model
 
     users = list(get_user_model().objects.order_by("pk")[: VISITORS * len(stores)])
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for key in store.shards.keys:
                     store.shards.client.delete(key)
                 took = seconds(store.resync)
-                # As long after it was filled as it takes to be exact
+                # Pretend that it was filled as long ago as it takes to be exact
                 for key in store.shards.keys:
                     ((mark, _),) = store.shards.client.zrange(key, 0, 0, withscores=True)
                     store.shards.client.zadd(key, {mark: -(10**15)})
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recording = visits(stores, options.rounds // 2, bar)
 
     print("Scrapes\n\n" + tabulate(rows, ["users", "", "median, ms", "95%, ms"], floatfmt=".2f"))
-    headers = ["users", "", "to fill it, s", "bytes a user"]
+    headers = ["users", "", "to fill it, s", "bytes per user"]
     print("\nRedis\n\n" + tabulate(facts, headers, floatfmt=("", "", ".1f", ".0f")))
     visit_rows = [
         [kind, name, micro, micro / recording[kind, "table"]]

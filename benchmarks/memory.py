@@ -1,29 +1,30 @@
-"""How much memory a process needs to remember whom it has recorded, however many users it serves.
+"""How much memory a process needs to remember the users it has recorded, however many users it
+serves.
 
-As many distinct users as you say, 10,000,000 by default, go through one process: each comes once,
-with a session of its own, by the way that SouvenirsMiddleware takes (its `record_session`, which
-calls `souvenez`), and leaves an unknown session too. What is measured is all that souvenirs keeps
-in the process; so there is no database and no shared cache: the session tells the user at once,
-writes do nothing but confirm the rate limit's claim as a commit does, and what would be in the
-shared cache is in the process, as on a site with a local-memory cache.
+Many distinct users, 10,000,000 by default, go through one process. Each comes once, with a separate
+session, through the same code path as SouvenirsMiddleware (its `record_session`, which calls
+`souvenez`), and also leaves an unknown session. The benchmark measures everything that souvenirs
+keeps in the process. So there is no database and no shared cache: the session gives the user at
+once, writes only confirm the rate limit's claim as a commit does, and what would be in the shared
+cache is in the process, as on a site with a local-memory cache.
 
 The bound is computed from the constants that limit each of these, and from the sizes that Python
-tells of dictionaries, keys and values of such a length:
+reports for dictionaries, keys and values of that length:
 
     memory.recent_users       2 generations of MAX_USERS users
     memory.recent_sessions    2 generations of MAX_USERS digests
-    sessions.unknown_sessions 2 generations of MAX_USERS digests and times
+sessions.unknown_sessions 2 generations of MAX_USERS digests and times
     memory.missing_users      2 generations of MAX_MISSING keys and times
     throttle's local cache    max_entries = MAX_USERS keys, pickled values and times
-    the writer's queue        MAX_ENTRIES entries, as while the database is away
+    the writer's queue        MAX_ENTRIES entries, as while the database is down
 
-While a dictionary grows, the old table lies beside the new one: once more the largest table. And
-a quarter of all that is for holes: what is forgotten leaves gaps of its size in the heap. The keys
-of users are integers; longer ones (UUIDs, texts) take more.
+While a dictionary grows, the old table exists beside the new one, so the largest table counts
+twice. A quarter of the total is added for fragmentation: freed entries leave gaps of their size in
+the heap. The keys of users are integers; longer ones (UUIDs, strings) take more.
 
-Memory is the process's resident memory, above what it was before the first user. Exits with 1 if
-it passes the bound. "Growth in the second half" says whether it was still growing then. The queue
-alone is measured in a separate process, when as many entries have been dropped as it holds.
+Memory is the process's resident memory above its level before the first user. Exits with 1 if it
+exceeds the bound. "Growth in the second half" shows whether it was still growing then. The queue is
+measured in a separate process, after as many entries have been dropped as it holds.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ STEP = 100_000
 
 
 def allocated(thing: Any) -> int:
-    """The bytes that Python takes for an object: it rounds small ones up to 16."""
+    """The bytes that Python allocates for an object: small sizes are rounded up to 16."""
     return -(-sys.getsizeof(thing) // 16) * 16
 
 
 def bounds(users: int) -> dict[str, int]:
-    """The most bytes of each memory, with up to `users` (MAX_USERS) in a generation."""
+    """The maximum size of each memory in bytes, with up to `users` (MAX_USERS) in a generation."""
     from souvenirs.recording.memory import MAX_MISSING
 
     table = sys.getsizeof(dict.fromkeys(range(users)))
@@ -76,7 +77,8 @@ def bounds(users: int) -> dict[str, int]:
 
 
 def queue_bytes() -> int:
-    """The most bytes of the queue, whose oldest entries are dropped: so its table has holes too."""
+    """The maximum size of the queue in bytes. Its oldest entries are dropped, so its table is
+    fragmented too."""
     from souvenirs.periods import Interval
     from souvenirs.recording.queue import MAX_ENTRIES, Entry
 
@@ -87,7 +89,7 @@ def queue_bytes() -> int:
 
 
 def queue_growth() -> int:
-    """Growth in bytes by a full queue."""
+    """The growth in bytes caused by a full queue."""
     from souvenirs.periods import Interval
     from souvenirs.recording.queue import MAX_ENTRIES, VisitQueue
 
@@ -100,7 +102,7 @@ def queue_growth() -> int:
 
 
 def resident() -> int:
-    """The process's resident bytes now. Linux only."""
+    """The process's resident memory now, in bytes. Linux only."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
 
@@ -111,7 +113,7 @@ class Person:
 
 
 def visit_all(users: int) -> list[int]:
-    """Growth in bytes after each STEP of users."""
+    """The growth in bytes after each STEP users."""
     from django.contrib.sessions.backends.db import SessionStore
 
     from souvenirs.lastseen import get_store
@@ -124,7 +126,7 @@ def visit_all(users: int) -> list[int]:
             throttle.confirm(claim, visit.slot)
         return results.ADDED
 
-    # Not mocks: they would keep all calls
+    # Plain functions: mocks would keep all their calls
     def touch(*args: Any, **options: Any) -> None:
         pass
 
@@ -167,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from souvenirs.recording.memory import MAX_USERS
     from souvenirs.recording.throttle import throttle
 
-    # One call, so that what Django loads on first use is not taken for growth
+    # One call, so that what Django loads on first use does not count as growth
     visit_all(1)
     throttle.clear()
     testing.forget()

@@ -1,7 +1,7 @@
-"""How long a site that comes from 1.0.2 migrates, how much memory that takes, and whether the
-counts stay what they were.
+"""How long a site that comes from 1.0.2 takes to migrate, how much memory that needs, and whether
+the counts stay the same.
 
-Makes a database as 1.0.2 left it, runs `migrate souvenirs` on it in a process of its own, and
+Makes a database as 1.0.2 left it, runs `migrate souvenirs` on it in a separate process, and
 compares brute-force counts from before and after. Exits with 1 if they differ.
 
     python benchmarks/migrate.py                        1,000,000 rows in SQLite
@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What 1.0.2 made on Django 1.8 to 1.10, where names end in a hash of the column's
+# What 1.0.2 created on Django 1.8 to 1.10, where index names end in a hash of the column's name
 TABLES_OF_1_0_2 = {
     "sqlite": """
         CREATE TABLE "souvenirs_souvenir" (
@@ -79,7 +79,8 @@ LAST_SEEN = "SELECT COUNT(*) FROM souvenirs_lastseen"
 
 
 def visits(rows: int, users: int) -> Iterator[tuple[str, int]]:
-    """(when, user) of as many rows: in the order of time, of users who come more or less often."""
+    """Yield this many rows of (when, user), in chronological order, of users who come more or less
+    often."""
     chance = random.Random(1)
     for number in range(rows):
         when = LAST - timedelta(days=DAYS) * ((rows - number) / rows)
@@ -88,15 +89,15 @@ def visits(rows: int, users: int) -> Iterator[tuple[str, int]]:
 
 
 def django(*arguments: str, directory: Path) -> tuple[float, float]:
-    """Runs a management command of the benchmark's site; returns its seconds and its peak MiB."""
+    """Run a management command of the benchmark's site; return its seconds and its peak MiB."""
     path = os.pathsep.join([str(directory), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "DJANGO_SETTINGS_MODULE": "site_settings"}
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "django", *arguments, "--verbosity=0"], env=environment
     )
-    # The usage of this very child. It begins with the memory that this process has when it
-    # starts it, which is why Django is not loaded here.
+    # The usage of this child alone. It starts with the memory that this process has when it starts
+    # the child, which is why Django is not loaded here.
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -180,10 +181,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rows", type=positive, nargs="?", default=1_000_000, help="souvenirs (default: %(default)s)"
     )
     parser.add_argument(
-        "--users", type=positive, default=50_000, help="whom they are of (default: %(default)s)"
+        "--users", type=positive, default=50_000, help="users with souvenirs (default: %(default)s)"
     )
     parser.add_argument(
-        "--postgresql", action="store_true", help="PostgreSQL, which must be installed, not SQLite"
+        "--postgresql",
+        action="store_true",
+        help="use PostgreSQL, which must be installed, instead of SQLite",
     )
     options = parser.parse_args(arguments)
     begin, fill = (postgresql, fill_postgresql) if options.postgresql else (sqlite, fill_sqlite)

@@ -1,17 +1,17 @@
-"""A site under load, whose Redis Cluster of three nodes fails in three ways: a master is killed and
-comes back empty, a node freezes, and all of them are flushed.
+"""Load-test a site whose Redis Cluster of three nodes fails in three ways: a master is killed and
+comes back empty, a node freezes, and all nodes are flushed.
 
-A site of two processes (gunicorn) on PostgreSQL, with an exporter of its own, serves users who
-come and go. To see it all in a minute, a souvenir is written every ten seconds (in place of an
-hour), and last-seen times are of the second. What users really did is kept by who visits, and each
-number of each scrape is compared with it by brute force: to the second; but where a window reaches
-back to when `souvenirs_up` was 0, and while it is 0, it may be longer by ten seconds. Windows
-shorter than twenty have to be left out while it is 0. For SETTLE seconds after a failure begins or
-ends, the site's processes may not have noticed, or not written what they kept; that is not
-compared.
+A site of two processes (gunicorn) on PostgreSQL, with a separate exporter, serves users who come
+and go. To see everything within a minute, a souvenir is written every ten seconds (instead of every
+hour), and last-seen times have a resolution of one second. The visitors keep a record of what users
+really did, and each number of each scrape is compared with it by brute force, to the second. The
+exception: where a window reaches back to when `souvenirs_up` was 0, and while it is 0, the window
+may be longer by ten seconds. Windows shorter than twenty seconds must be left out while it is 0.
+For SETTLE seconds after a failure begins or ends, nothing is compared, because the site's processes
+may not have noticed it, or not have written what they kept.
 
 At the end, all souvenirs and counts of past ranges are compared. Exits with 1 if a request failed,
-or a number was wrong, or there were not as many right scrapes as there should be after a failure.
+a number was wrong, or there were fewer correct scrapes after a failure than there should be.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ SLOT = 10
 WINDOWS = {"10s": 10, "20s": 20, "30s": 30, "1d": 86_400}
 USERS = 150
 THREADS = 6
-SETTLE = 8.0  # a breaker's five seconds, and what probes and Redis's own noticing take
+SETTLE = 8.0  # a breaker's five seconds, plus the time of probes and until Redis itself notices
 SCRAPE_SECONDS = 1.0
-LATE = 0.5  # a visit may be so late in Redis, on a busy machine
+LATE = 0.5  # the longest delay of a visit on its way to Redis, on a busy machine
 EXPORTER = [sys.executable, "-W", "error", "-m", "django", "souvenirs_exporter"]
 
 
@@ -54,7 +54,7 @@ class Visit(NamedTuple):
 
 @dataclass
 class Crowd:
-    """Visits the site until it is told to stop; users come and go."""
+    """Visit the site until stopped; users come and go."""
 
     site: serving.Site
     visits: list[Visit] = field(default_factory=list)
@@ -101,7 +101,7 @@ class Crowd:
 
 @dataclass
 class Scrape:
-    """A page, and what it should say."""
+    """A metrics page, and what it should contain."""
 
     start: float
     end: float
@@ -111,7 +111,7 @@ class Scrape:
 
 
 def scrape(url: str, crowd: Crowd, down_at: float) -> Scrape:
-    """down_at: when souvenirs_up was 0 for the last time."""
+    """Scrape the page and compare it. down_at: when souvenirs_up was last 0."""
     start = time.time()
     with serving.client() as session:
         page = session.get(url, timeout=30).text
@@ -138,7 +138,7 @@ def scrape(url: str, crowd: Crowd, down_at: float) -> Scrape:
 
 
 class Run:
-    """Scrapes once a second, and does what is asked in between."""
+    """Scrape once a second; between scrapes, perform the requested failures."""
 
     def __init__(self, url: str, crowd: Crowd) -> None:
         self.url, self.crowd = url, crowd
@@ -147,7 +147,7 @@ class Run:
         self.down_at = 0.0
 
     def phase(self, name: str, seconds: float, *, settle: float = 0, ends_up: bool = False) -> None:
-        """Scrapes for so long. `ends_up`: the last two scrapes have to be of all windows."""
+        """Scrape for this long. `ends_up`: the last two scrapes must have all windows."""
         until = time.monotonic() + seconds
         settled = time.monotonic() + settle
         made: list[Scrape] = []
@@ -172,7 +172,7 @@ class Run:
 
 
 def compare_history(environment: dict[str, str], crowd: Crowd) -> list[str]:
-    """What is wrong with the souvenirs, and with counts of past ranges."""
+    """The errors in the souvenirs and in counts of past ranges."""
     rows = serving.run(
         ["-c", "import django; django.setup()\n"
          "from souvenirs import timestamps\n"
@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run.phase("it goes on", 20, settle=SETTLE, ends_up=True)
             for port in nodes.processes:
                 nodes.ask(port, "flushall")
-            # Two scrapes: one that notices, and one that takes its time while it is filled
+            # Two scrapes: one that notices, and one that takes its time while the cluster is filled
             run.phase("FLUSHALL", 50, settle=2 * SCRAPE_SECONDS, ends_up=True)
         run.phase("nobody comes any more", 5, settle=1, ends_up=True)
         run.problems += compare_history(environment, crowd)

@@ -1,19 +1,19 @@
 """How long people wait for the pages of the admin, and programs for the JSON.
 
-Two pasts of a site in PostgreSQL (benchmarks/generate.py), which are rolled up: one of 20,000,000
+Two pasts of a site in PostgreSQL (benchmarks/generate.py) are made and rolled up: one of 20,000,000
 souvenirs of 500,000 users in 24 months, for the Usage page and the JSON of 24 months; one of
-1,000,000 users for their list. Requests are made in the process, by Django's test client, as
-somebody of the staff who is signed in: sessions, permissions, templates and all. The table has
-medians, after one request that is not measured, and the number of queries. Targets:
+1,000,000 users for the list of users. Requests are made in the process with Django's test client,
+signed in as a member of staff, including sessions, permissions and templates. The table has the
+medians, after one unmeasured request, and the number of queries. Targets:
 
-    the Usage page, 12 months, 26 weeks and 30 days     500 ms
-    usage, growth or retention of 24 months as JSON     300 ms
+the Usage page, 12 months, 26 weeks and 30 days     500 ms
+usage, growth or retention of 24 months as JSON     300 ms
     the list of users, by last seen                     200 ms more than by username
 
-They are for the full size. On that it takes a quarter of an hour and 6 GB of disk (in TMPDIR).
-Most of it is the making of the pasts: `--data` keeps them in a directory for the next time, and
-`--make` does nothing else, so that a quiet moment is needed for the measuring only. What is kept
-ends when it was made, and the later days are empty.
+The targets are for the full size, which takes a quarter of an hour and 6 GB of disk (in TMPDIR).
+Most of the time goes into making the pasts. `--data` keeps them in a directory for the next run,
+and `--make` makes them and measures nothing, so that only the measuring needs a quiet machine. Kept
+pasts end when they were made, and the later days are empty.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ LISTS = {
     "Last seen list": "/admin/souvenirs/lastseen/",
 }
 
-Row = tuple[str, float, int, float | None]  # name, milliseconds, queries, the most that is allowed
+# name, milliseconds, queries, the most milliseconds allowed
+Row = tuple[str, float, int, float | None]
 
 
 def configure(database: dict[str, Any]) -> None:
@@ -107,7 +108,7 @@ def fill_lists(database: dict[str, Any], users: int) -> None:
 
 @contextmanager
 def past(path: Path, fill: Callable[..., None], *numbers: int) -> Iterator[dict[str, Any]]:
-    """A PostgreSQL server on the data of a directory, which is filled unless it has been."""
+    """Yield a PostgreSQL server on the data of a directory, which is filled first if it is new."""
     is_filled = path / "-".join(map(str, ["filled", *numbers]))
     if not is_filled.exists():
         path.mkdir(parents=True)
@@ -120,7 +121,7 @@ def past(path: Path, fill: Callable[..., None], *numbers: int) -> Iterator[dict[
 
 
 class Visitor:
-    """Somebody of the staff, who is signed in."""
+    """A signed-in member of staff."""
 
     def __init__(self, runs: int) -> None:
         from django.contrib.auth.models import User
@@ -136,7 +137,7 @@ class Visitor:
 
         with CaptureQueriesContext(connection) as queries:
             response = self.client.get(url)
-        number = len(queries)  # now, as the next request forgets them
+        number = len(queries)  # now, because the next request resets them
         assert response.status_code == 200, (url, response.content)
         times = [1000 * timed(lambda: self.client.get(url))[0] for _ in range(self.runs)]
         return statistics.median(times), number
@@ -173,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     with ExitStack() as stack:
         root = options.data or stack.enter_context(servers.directory("pages"))
-        # PostgreSQL's user has to get there
+        # PostgreSQL's user needs access to it
         root.mkdir(parents=True, exist_ok=True)
         root.chmod(0o711)
         with past(root / "usage", fill_usage, options.rows, options.users) as database:

@@ -12,7 +12,7 @@ CPUCLOCK_SCHED = 2
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """What these processes and their descendants have used, also those that have ended."""
+    """The processor time of these processes and their descendants, including ended ones."""
     return sum(
         _of_process(pid) + _of_ended_children(pid) for root in pids for pid in _with_children(root)
     )
@@ -25,10 +25,11 @@ def _with_children(pid: int) -> Iterator[int]:
 
 
 def _of_process(pid: int) -> float:
-    """All its threads, to the nanosecond: clock_getcpuclockid(3) makes such a number of a pid."""
+    """Of all its threads, to the nanosecond: clock_getcpuclockid(3) derives this clock id from a
+    pid."""
     try:
         return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED)
-    except OSError:  # it has just ended, and its parent has its time
+    except OSError:  # it has just ended, and its time counts with its parent's children
         return 0
 
 

@@ -1,19 +1,19 @@
 """What `souvenirs_history` takes: the gauges of a past, in steps of 5 minutes, for Prometheus.
 
 A past of a site is made (benchmarks/generate.py; the same each time in the same month), and rolled
-up. The command then writes all of it, in a process of its own, whose time and greatest memory are
-measured. Instead, one would ask for COUNT(DISTINCT user_id) once for each hour and window. Some of
-these counts are made, of random hours, and the time of all is estimated from them. They have to be
-the values of windows that the command has written. And promtool makes blocks of the file.
+up. The command then writes all of it in a separate process, whose time and peak memory are
+measured. The alternative would be a COUNT(DISTINCT user_id) for each hour and window. Some of these
+counts are made, for random hours, and the time for all of them is extrapolated. They must equal the
+values of the windows that the command has written. Finally, promtool makes blocks of the file.
 
 Targets, meant for the full size:
 
     writing    5 minutes, 300 MB of memory
     the file   300 MB
 
-PostgreSQL is as it comes but for fsync, which is off. Exits with 1 if a target is missed or a value
-differs. Most of the time goes into making the past and rolling it up; that takes 4 GB of disk (in
-TMPDIR).
+PostgreSQL runs with its default configuration, except that fsync is off. Exits with 1 if a target
+is missed or a value differs. Most of the time goes into making the past and rolling it up, which
+takes 4 GB of disk (in TMPDIR).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ HOUR = timedelta(hours=1)
 COUNT = 'SELECT COUNT(DISTINCT user_id) FROM souvenirs_souvenir WHERE "when" >= %s AND "when" < %s'
 
 
-# Each of these runs in a process of its own
+# Each of these runs in a separate process
 
 
 def make(database: dict[str, Any], past: Past) -> None:
@@ -58,7 +58,7 @@ def make(database: dict[str, Any], past: Past) -> None:
 
 
 def write(database: dict[str, Any], past: Past, path: Path) -> tuple[float, float]:
-    """In how many seconds, and the process' greatest memory in MB."""
+    """Write the file; return the seconds that it took and the process's peak memory in MB."""
     website.configure(database)
     from django.conf import settings
     from django.core.management import call_command
@@ -91,11 +91,11 @@ def count(database: dict[str, Any], past: Past, runs: int) -> list[tuple[str, in
     return found
 
 
-# What they are made of
+# its parts
 
 
 def written(path: Path) -> dict[tuple[str, int], int]:
-    """Of windows, by these and by instant, those at full hours."""
+    """The values of windows in the file at full hours, by window and instant."""
     found = {}
     with path.open() as lines:
         for line in lines:
@@ -110,15 +110,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sqlite", action="store_true", help="instead of PostgreSQL")
+    parser.add_argument("--sqlite", action="store_true", help="use SQLite instead of PostgreSQL")
     parser.add_argument("--rows", type=positive, default=20_000_000, help="default: 20,000,000")
     parser.add_argument("--users", type=positive, default=100_000, help="default: 100,000")
     parser.add_argument("--days", type=positive, default=365, help="default: %(default)s")
-    parser.add_argument("--runs", type=positive, default=5, help="of each count (default: 5)")
+    parser.add_argument("--runs", type=positive, default=5, help="runs of each count (default: 5)")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     options = parser.parse_args(arguments)
     if options.days < 32:
-        parser.error("--days has to be 32 or more, for windows of 30 days")
+        parser.error("--days must be 32 or more, for windows of 30 days")
 
     engine = "sqlite" if options.sqlite else "postgresql"
     until = datetime.now(ZONE).replace(day=1, hour=0, minute=0, second=0, microsecond=0)

@@ -1,19 +1,19 @@
-"""What it costs to record that a user is active, side by side with what one would use instead.
+"""What it costs to record that a user is active, compared with the alternatives.
 
-Nearly every visit is rate-limited: this process has recorded the user in this minute. Measured for
-that are `souvenez(user)`, and what SouvenirsMiddleware adds to a request: the time of a call with a
-view that does nothing, less the time of that view. The alternative reads a cache on each request
-and compares the time it finds there, as django-souvenirs 1.0.2 did: on Django's local-memory cache
-and on Redis.
+Nearly every visit is rate-limited, because this process has already recorded the user in this
+minute. For these visits, the benchmark measures `souvenez(user)`, and what SouvenirsMiddleware adds
+to a request: the time of a call with a view that does nothing, less the time of that view. The
+alternative reads a cache on each request and compares the time it finds there, as django-souvenirs
+1.0.2 did: in Django's local-memory cache and in Redis.
 
-Then the visits that have to be written, on PostgreSQL and with Redis as the shared cache: the first
-one of a user in a minute, and in an hour. SouvenirsMiddleware leaves them to a thread, whose work
-is not in these figures (benchmarks.cpu has it); `souvenez` writes at once. The alternative writes
-the user's row on each request: `User.objects.filter(pk=...).update(last_login=now)`.
+Then it measures visits that have to be written, on PostgreSQL and with Redis as the shared cache: a
+user's first in a minute, and in an hour. SouvenirsMiddleware leaves the writing to a thread, whose
+work is not in these figures (benchmarks.cpu has it); `souvenez` writes at once. The alternative
+writes the user's row on each request: `User.objects.filter(pk=...).update(last_login=now)`.
 
-All cases take turns over the same users for many rounds, and the table has the median of the
-rounds. PostgreSQL runs with fsync off. The clock that souvenirs sees is set forward from minute to
-minute. Exits with 1 if souvenez or the middleware takes longer than its target.
+All cases alternate over the same users for many rounds, and the table has the median of the rounds.
+PostgreSQL runs with fsync off. The clock that souvenirs sees is set forward from minute to minute.
+Exits with 1 if souvenez or the middleware takes longer than its target.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Case = tuple[str, Callable[[Any], object], Sequence[Any]]
 
 
 class Clock:
-    """Takes the place of time.time and time.time_ns: time goes on, from another hour."""
+    """Replaces time.time and time.time_ns: time passes normally, but starts at another hour."""
 
     def __init__(self) -> None:
         self.real = time.time
@@ -58,7 +58,7 @@ class Clock:
         return int(self() * 1e9)
 
     def set_forward(self, seconds: int) -> None:
-        """To the beginning of the next window of `seconds`."""
+        """Go to the beginning of the next window of `seconds`."""
         self.ahead += seconds - self() % seconds
 
 
@@ -70,7 +70,7 @@ def nanoseconds(do: Callable[[Any], object], items: Iterable[Any]) -> int:
 
 
 def medians(rounds: Sequence[Sequence[Case]]) -> dict[str, float]:
-    """Microseconds of each case; within a round, the cases take turns."""
+    """Microseconds of each case; the cases alternate within a round."""
     found = defaultdict(list)
     for cases in rounds:
         for name, do, items in cases:
@@ -79,12 +79,12 @@ def medians(rounds: Sequence[Sequence[Case]]) -> dict[str, float]:
 
 
 def view(request: Any) -> object:
-    """Does nothing."""
+    """Do nothing."""
     return RESPONSE
 
 
 def make_requests(cookies: Sequence[str]) -> list[Any]:
-    """Requests of users who are signed in, as a view gets them: the user is not loaded."""
+    """Requests of signed-in users as a view gets them: the user is not loaded."""
     from django.contrib.auth import get_user
     from django.contrib.sessions.backends.db import SessionStore
     from django.test import RequestFactory
@@ -140,7 +140,7 @@ def limited(
     ]
     times = []
     for _ in range(rounds):
-        # Not measured: now they have been recorded, should the minute be a new one
+        # Not measured: records them once, in case a new minute has begun
         for request in [*loaded, *unloaded]:
             middleware(request)
         testing.flush()
@@ -198,7 +198,7 @@ def written(
                 before = dict(memory.recent_users.young)
                 times[case[0]].append(medians([[case]])[case[0]])
                 if case is minute:
-                    memory.recent_users.young = before  # as a process has it that was not asked
+                    memory.recent_users.young = before  # as in a process that has not been asked
                     times[other[0]].append(medians([[other]])[other[0]])
                 testing.flush()
             bar.update()

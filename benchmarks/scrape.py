@@ -1,35 +1,36 @@
 """What a scrape costs, and what the same figures cost when they are counted at each scrape.
 
-Two sites in one PostgreSQL server, of the same users, who were last seen at the same times. The
+Two sites in one PostgreSQL server have the same users, who were last seen at the same times. The
 large one has 20,000,000 souvenirs of 500,000 users in 60 days (benchmarks/generate.py), and has
-them once more in 1.0.2's table. The small one has 1,000,000 of these: the last of each user, and
-some of the others. All history is rolled up. Then the last week is lived through again: an UPDATE
-of the user's last-seen row for each of its souvenirs, in the order of time, a thousand to a
-transaction. So the table is as traffic leaves it, and autovacuum, which is as it comes. And before
-each round of scrapes one in a hundred users comes back: a souvenir, and an UPDATE of the last-seen
-row, now.
+them again in 1.0.2's table. The small one has 1,000,000 of these: the last of each user, and some
+of the others. All history is rolled up. Then the last week is replayed: an UPDATE of the user's
+last-seen row for each of its souvenirs, in chronological order, a thousand to a transaction. So the
+table is as traffic leaves it, together with autovacuum in its default configuration. Before each
+round of scrapes, one in a hundred users comes back, with a souvenir and an UPDATE of the last-seen
+row to now.
 
-What is scraped over HTTP, in each round:
+Each round scrapes over HTTP:
 
-    souvenirs_exporter            of each site, in turns, with cold totals of accounts (a minute
+    souvenirs_exporter            of each site in turn, with cold totals of accounts (a minute
                                   after they were counted) and then with warm ones
-    prometheus-postgres-exporter  Debian's, with exporters/count_distinct.yml on 1.0.2's table:
+prometheus-postgres-exporter  Debian's, with exporters/count_distinct.yml on 1.0.2's table:
                                   the same figures, each by COUNT(DISTINCT)
     the same                      with exporters/one_pass.yml: all figures in one pass over the
                                   rows. There is no target for it
 
-The first round is not measured. The tables have medians, and for the two sites the median of paired
-ratios. All figures have to be the same. (A rolling window of ours begins at the minute, so it may
-have a few besides, who were last seen in the rest of that minute.) Targets:
+The first round is not measured. The tables have the medians and, for the two sites, the median of
+paired ratios. All figures must be the same. (Our rolling windows begin at the minute, so they may
+include a few more users, who were last seen in the rest of that minute.) Targets:
 
     a scrape with cold totals     1/20 of the time that COUNT(DISTINCT) takes
     a scrape with warm totals     1/50
     the large site's scrape       1.5 times the small site's, with cold totals and with warm ones
 
-They are meant for the full size: of less, COUNT(DISTINCT) takes less. PostgreSQL is as it comes but
-for fsync, which is off. Exits with 1 if a target is missed or a figure differs.
+The targets are meant for the full size: with less data, COUNT(DISTINCT) takes less. PostgreSQL runs
+with its default configuration, except that fsync is off. Exits with 1 if a target is missed or a
+figure differs.
 
-On full size this takes about half an hour, and 8 GB of disk (in TMPDIR).
+At full size this takes about half an hour, and 8 GB of disk (in TMPDIR).
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ GROWTH_TARGET = 1.5
 DAYS = 60
 LIVED_AGAIN = timedelta(days=7)
 BATCH = 1000
-COLD_SECONDS = 61  # after which totals of accounts, which are kept for 60, are counted again
-WARM_SCRAPES = 3  # of each site in a round
-PAUSE_SECONDS = 0.5  # before each scrape: the last one may still roll something up
+COLD_SECONDS = 61  # after which totals of accounts, which are cached for 60, are counted again
+WARM_SCRAPES = 3  # of each site per round
+PAUSE_SECONDS = 0.5  # before each scrape: the previous one may still be rolling something up
 
 SETTINGS = """
 SECRET_KEY = "of the benchmark"
@@ -87,7 +88,7 @@ FIGURES = {
 }
 COLLECTED = "souvenirs_collection_timestamp_seconds"
 
-# Of the large site, of which one souvenir in so many is the small one's too
+# Souvenirs of the large site: the small one gets one of this many of them, too
 SOME_SOUVENIRS = """
     SELECT "when", souvenir.user_id
     FROM souvenirs_souvenir AS souvenir JOIN souvenirs_lastseen AS lastseen USING (user_id)
@@ -112,7 +113,7 @@ VISITORS = f"""
     SELECT user_id FROM (SELECT DISTINCT user_id FROM {TABLE} WHERE "when" >= %s) AS people
     ORDER BY md5(user_id::text)
 """
-# As souvenirs.lastseen.table does it
+# The statement of souvenirs.lastseen.table
 SEE = "UPDATE souvenirs_lastseen SET seen = %s WHERE user_id = %s AND (seen IS NULL OR seen < %s)"
 STATE = """
     SELECT pg_relation_size(relid) / 8192, n_live_tup, n_dead_tup, autovacuum_count
@@ -155,15 +156,15 @@ def connect(database: Database) -> psycopg.Connection[Any]:
 
 
 def make_sites(large: Database, small: Database, past: Past, rows: int) -> None:
-    """The past in the large one, about so many souvenirs of it in the small one. Users were last
-    seen as LIVED_AGAIN has yet to begin."""
+    """Make the past of the large site, and copy about this many souvenirs of it to the small one.
+    Last-seen times are as they were before the replay of LIVED_AGAIN."""
     in_child(make, large, past)
     in_child(migrate, small)
     with connect(large) as source, connect(small) as target:
         every = max(1, past.rows // max(1, rows - past.users))
         copy(source, target, "auth_user", "SELECT * FROM auth_user ORDER BY id")
         copy(source, target, 'souvenirs_souvenir ("when", user_id)', SOME_SOUVENIRS.format(every))
-        source.execute(  # its rows came with their keys
+        source.execute(  # the rows were copied with their keys
             f"SELECT setval(pg_get_serial_sequence('{TABLE}', 'id'), MAX(id)) FROM {TABLE}"
         )
         source.execute(WEEK_AGO, [past.until - LIVED_AGAIN])
@@ -193,7 +194,7 @@ def copy(
 
 
 def live_again(large: Database, small: Database, since: datetime) -> None:
-    """The large site's visits since then, in the last-seen tables of both at the same time."""
+    """Replay the large site's visits since then in the last-seen tables of both sites."""
     with connect(large) as connection, connect(small) as other:
         visits = connection.execute(VISITS, [since]).fetchall()
         progress = tqdm(desc="last seen", total=len(visits), unit=" visits", unit_scale=True)
@@ -206,7 +207,7 @@ def live_again(large: Database, small: Database, since: datetime) -> None:
 
 
 def visit(connection: psycopg.Connection[Any], users: Sequence[int], tables: Sequence[str]) -> None:
-    """Each of these users is seen now, for the first time in this hour."""
+    """Record each of these users as seen now, for the first time in this hour."""
     now = datetime.now(timezone.utc)
     seen = now.replace(microsecond=0)
     with connection.cursor() as cursor:
@@ -217,7 +218,7 @@ def visit(connection: psycopg.Connection[Any], users: Sequence[int], tables: Seq
 
 
 def state(connection: psycopg.Connection[Any]) -> str:
-    """Of the last-seen table."""
+    """The state of the last-seen table."""
     [row] = connection.execute(STATE).fetchall()
     return "{} pages, {} rows, {} dead ones, {} autovacuums".format(*row)
 
@@ -227,7 +228,7 @@ def state(connection: psycopg.Connection[Any]) -> str:
 
 @contextmanager
 def souvenirs_exporter(directory: Path, database: Database) -> Iterator[str]:
-    """Its address of metrics."""
+    """Yield the URL of its metrics."""
     name = f"site_{database['NAME']}"
     (directory / f"{name}.py").write_text(SETTINGS.format(zone=str(ZONE), database=database))
     path = os.pathsep.join([str(directory), str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -247,7 +248,7 @@ def souvenirs_exporter(directory: Path, database: Database) -> Iterator[str]:
 def postgres_exporter(
     directory: Path, database: Database, queries: str, work_mem: str
 ) -> Iterator[str]:
-    """Its address of metrics. `queries` is a file in exporters/."""
+    """Yield the URL of its metrics. `queries` is a file in exporters/."""
     name = "prometheus-postgres-exporter"
     port = servers.free_port()
     source = "postgresql://{USER}@{HOST}:{PORT}/{NAME}?sslmode=disable".format(**database)
@@ -270,7 +271,7 @@ def postgres_exporter(
 
 
 def scrape(url: str) -> tuple[float, Page]:
-    """In how many seconds, and the figures of the page."""
+    """Return the seconds that the scrape took, and the figures on the page."""
     time.sleep(PAUSE_SECONDS)
     now = time.time()
     started = time.perf_counter()
@@ -291,7 +292,7 @@ def scrape(url: str) -> tuple[float, Page]:
 
 
 def check(connection: psycopg.Connection[Any], ours: Page, theirs: Page, are_all: bool) -> None:
-    """SystemExit if figures differ. Theirs were counted later."""
+    """Raise SystemExit if figures differ. Theirs were counted later."""
     collected = ours[COLLECTED, ""]
     now = time.time()
     expected = {key for key in ours if key[0] in FIGURES}
@@ -300,7 +301,7 @@ def check(connection: psycopg.Connection[Any], ours: Page, theirs: Page, are_all
     for key in expected & theirs.keys():
         name, label = key
         more = 0
-        if name == "souvenirs_active_users":  # whom a window lost meanwhile, at most
+        if name == "souvenirs_active_users":  # at most the users that a window has lost meanwhile
             ago = WINDOWS[label]
             [(more,)] = connection.execute(
                 f'SELECT COUNT(*) FROM {TABLE} WHERE "when" >= to_timestamp(%s)'
@@ -362,7 +363,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--rows", type=positive, default=20_000_000, help="of the large site (default: %(default)s)"
+        "--rows",
+        type=positive,
+        default=20_000_000,
+        help="souvenirs of the large site (default: %(default)s)",
     )
     parser.add_argument("--users", type=positive, help="default: a fortieth of the rows")
     parser.add_argument(

@@ -1,27 +1,27 @@
-"""What segments cost: active users by plan, beside the same pass over all users, in one run.
+"""What segments cost: active users by plan, compared with the same pass over all users, in one run.
 
-A site in PostgreSQL of 1,000,000 users, of whom 274,000 were seen in the last 30 days and the rest
-in the eleven months before. Each has a subscription (in a table of its own) of one of eight plans
-and of one of 10,000 organizations, and is a member of one to three clubs of eight. The table of
-last-seen times is measured as VACUUM leaves it. In turns:
+A site in PostgreSQL has 1,000,000 users, of whom 274,000 were seen in the last 30 days and the rest
+in the eleven months before. Each has a subscription (in a separate table) to one of eight plans and
+of one of 10,000 organizations, and is a member of one to three of eight clubs. The table of
+last-seen times is measured as VACUUM leaves it. Measured in turns:
 
     all users             the reader of active users: all windows and periods to date
-    by is_staff           a segment of a column of the user's own table
-    by plan               a segment of eight values, one table further
+    by is_staff           a segment by a column of the user's table
+    by plan               a segment of eight values, one join away
     by club               a segment of eight values, many-to-many
     accounts              active organizations
     a scrape              of all readers, without segments
-    a scrape, segments    with two segments and the accounts, all of which are kept from before
+    a scrape, segments    with two segments and the accounts, all of them cached
 
-Then `show_usage --by` for a month in which 500,000 users of all organizations were active, rolled
-up, in a process of its own. Targets:
+Then `show_usage --by` runs in a separate process, for a rolled-up month in which 500,000 users of
+all organizations were active. Targets:
 
-    by plan               6 times what all users take
-    a scrape, segments    what a scrape takes without (1.1 times, for noise)
+    by plan               6 times the time of all users
+    a scrape, segments    the same time as a scrape (1.1 times, which allows for noise)
     show_usage            10 seconds
 
-They are meant for the full size. PostgreSQL is as it comes, except for fsync, which is off. Exits
-with 1 if a target is missed or a figure differs.
+The targets are meant for the full size. PostgreSQL runs with its default configuration, except that
+fsync is off. Exits with 1 if a target is missed or a figure differs.
 """
 
 from __future__ import annotations
@@ -139,14 +139,15 @@ def measure(database: dict[str, Any], rounds: int) -> dict[str, list[float]]:
             ):
                 started = time.perf_counter()
                 pages[name] = run()
-                if number:  # the first one connects
+                if number:  # the first read connects
                     times[name].append((time.perf_counter() - started) * 1000)
     check(pages)
     return times
 
 
 def check(pages: dict[str, Any]) -> None:
-    """SystemExit if the plans' users are not all users. (Short windows lose some in between.)"""
+    """Raise SystemExit unless the users of all plans add up to all users. (Short windows lose some
+    meanwhile.)"""
     totals: dict[str, float] = defaultdict(float)
     for sample in pages["by plan"][0].samples:
         totals[sample.labels["window"]] += sample.value
@@ -156,7 +157,7 @@ def check(pages: dict[str, Any]) -> None:
 
 
 def report(database: dict[str, Any]) -> tuple[float, float, int]:
-    """Seconds, MB of memory that it took besides, and rows."""
+    """Seconds, MB of additional memory, and rows."""
     website.configure(database, INSTALLED_APPS=APPS)
     from django.core.management import call_command
 
@@ -202,7 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tablefmt="pipe",
         )
     )
-    print(f"\nshow_usage --by: {rows:,} rows in {seconds:.1f} s, {memory:.0f} MB of memory besides")
+    print(
+        f"\nshow_usage --by: {rows:,} rows in {seconds:.1f} s, {memory:.0f} MB of additional memory"
+    )
     missed = [name for name, target in targets.items() if ratios[name] > target]
     return 1 if missed or seconds > REPORT_TARGET else 0
 

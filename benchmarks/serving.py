@@ -1,4 +1,4 @@
-"""Serves `website` with gunicorn, and asks it."""
+"""Serve `website` with gunicorn, and send it requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONNECTIONS = 4
 
 
 class Site(NamedTuple):
-    """A site that is served. `pid` is gunicorn's; its workers are children of that."""
+    """A running site. `pid` is gunicorn's; its workers are children of that process."""
 
     address: tuple[str, int]
     pid: int
@@ -30,7 +30,7 @@ class Site(NamedTuple):
 
 @contextmanager
 def serve(log: Path, **arguments: Any) -> Iterator[Site]:
-    """A site under gunicorn, on a free port of loopback; `arguments` are website.configure's."""
+    """Run a site under gunicorn on a free port of loopback; `arguments` are website.configure's."""
     environment = {**os.environ, "BENCHMARK": json.dumps(arguments)}
     with serving.listening(0) as listener, log.open("ab") as output:
         address = listener.getsockname()
@@ -54,7 +54,7 @@ def make_request(path: str, **headers: str) -> bytes:
 
 
 def ask(site: Site, request: bytes) -> bytes:
-    """The page. Raises RuntimeError if there is none."""
+    """Return the page. Raise RuntimeError if there is none."""
     with socket.create_connection(site.address, timeout=30) as connection:
         connection.sendall(request)
         answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
@@ -65,13 +65,13 @@ def ask(site: Site, request: bytes) -> bytes:
 
 
 def greet(site: Site, request: bytes) -> None:
-    """Raises RuntimeError if the answer is not a page for a user who is signed in."""
+    """Raise RuntimeError if the answer is not a page for a signed-in user."""
     if b"Hello user" not in (page := ask(site, request)):
         raise RuntimeError(f"the page is {page[:2000]!r}")
 
 
 class Load:
-    """Requests to a site, in turn, by CONNECTIONS at once."""
+    """Requests to a site, sent in turn over CONNECTIONS connections at once."""
 
     def __init__(self, site: Site, requests: Sequence[bytes], pool: ThreadPoolExecutor) -> None:
         self.site, self.pool = site, pool
@@ -79,8 +79,8 @@ class Load:
         self.number = len(requests)
 
     def run(self, seconds: float, *, lead_in: float = 0) -> float:
-        """Keep all connections busy. Return how many requests a second were answered, of those
-        sent after the first `lead_in` seconds."""
+        """Keep all connections busy. Return how many requests per second were answered, counting
+        those sent after the first `lead_in` seconds."""
         started = time.perf_counter() + lead_in
         asking = [
             self.pool.submit(self._ask_until, started, started + seconds)
@@ -97,7 +97,7 @@ class Load:
         return count
 
     def run_once(self, rate: float) -> None:
-        """Send each request once, so many a second."""
+        """Send each request once, at this many per second."""
         due = iter([time.perf_counter() + n / rate for n in range(self.number)])
         asking = [self.pool.submit(self._ask_when_due, due) for _ in range(CONNECTIONS)]
         for each in asking:

@@ -1,25 +1,26 @@
 """How many requests per second a site answers with SouvenirsMiddleware, and how many without.
 
-Two sites run side by side under gunicorn (2 sync workers each), alike but for that middleware:
-PostgreSQL with sessions in it, the shared cache in Redis, Django's usual middleware. Signed-in
-users ask in turn for a page of four queries (session, user, a count, twenty users) and a template,
-which takes about 5 ms. Four connections ask at once, and never wait.
+Two sites run side by side under gunicorn (2 sync workers each) that differ only in that middleware.
+They use PostgreSQL, also for sessions, Redis for the shared cache, and Django's usual middleware.
+Signed-in users request in turn a page of four queries (session, user, a count, twenty users) and a
+template, which takes about 5 ms. Four connections are kept busy.
 
 How often a user comes in a minute (--visits) decides how often there is something to write: the
-first visit in a minute. So there are as many users as a site can answer at that pace, which a trial
-finds out. Souvenirs, which are written once an hour, are written before, and are not in the figure
-(unless an hour begins meanwhile): benchmarks.cpu has them.
+first visit in a minute. So there are as many users as a site can answer at that pace, which is
+found in a trial. Souvenirs, which are written once an hour, are written beforehand and are not in
+the figure (unless an hour begins meanwhile): benchmarks.cpu measures them.
 
-The load goes to one site for some seconds, then to the other, and so on (A B B A), so that whatever
-else the machine does meets both. Two neighbouring slices make a pair; the pairs' ratios are the
-result, with the interval of their median (95 %, bootstrapped). Visits are written in the background
-half a second later: so a slice counts from when that has begun, and the other site's begins when it
-is over.
+The load goes to one site for some seconds, then to the other, and so on (A B B A), so that anything
+else the machine does affects both. Two adjacent slices make a pair. The result is the median of the
+pairs' ratios, with its confidence interval (95 %, bootstrapped). Visits are written in the
+background half a second later, so a slice counts from when that has begun, and the other site's
+slice begins when it has ended.
 
 The load comes from this process, on the same machine: it takes a share of the same cores, as do
 PostgreSQL and Redis. PostgreSQL runs with fsync off.
 
-Exits with 1 if the median ratio is below its target, or the interval reaches below another.
+Exits with 1 if the median ratio is below its target, or the lower end of the interval is below
+another.
 """
 
 from __future__ import annotations
@@ -47,21 +48,21 @@ LEAD_IN_SECONDS = 0.8  # longer than visits wait to be written
 SLICE_SECONDS = 4
 TRIAL_SECONDS = 5
 RESAMPLES = 10_000
-# Of the time that passes, a site is under load for so much
+# The share of the elapsed time in which a site is under load
 SHARE = (LEAD_IN_SECONDS + SLICE_SECONDS) / (
     2 * (LEAD_IN_SECONDS + SLICE_SECONDS + LEAD_IN_SECONDS)
 )
 
 
 def measure(load: Load) -> float:
-    """Requests per second of a slice. Returns when all its visits have been written."""
+    """The requests per second of a slice. Returns when all its visits have been written."""
     rate = load.run(SLICE_SECONDS, lead_in=LEAD_IN_SECONDS)
     time.sleep(LEAD_IN_SECONDS)
     return rate
 
 
 def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
-    """95 % of the medians of resamples; the same for the same values."""
+    """The interval with 95 % of the medians of resamples; deterministic for the same values."""
     draw = random.Random(0)
     medians = sorted(
         statistics.median(draw.choices(values, k=len(values))) for _ in range(RESAMPLES)
@@ -73,9 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=14, help="how many (default: %(default)s)")
     parser.add_argument(
-        "--visits", type=float, default=1, help="of a user in a minute (default: %(default)s)"
+        "--pairs", type=int, default=14, help="number of pairs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--visits", type=float, default=1, help="visits per user and minute (default: %(default)s)"
     )
     parser.add_argument(
         "--flush-seconds",
@@ -153,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def pages(users: Sequence[Any]) -> list[bytes]:
-    """A request of each user, who is signed in."""
+    """A request of each user, all signed in."""
     cookies = website.sign_in(list(users))
     return [make_request("/", Cookie=f"sessionid={cookie}") for cookie in cookies]
 

@@ -52,7 +52,7 @@ def configure(
     other_caches: dict[str, Any] | None = None,
     **changes: Any,
 ) -> None:
-    """Makes this process one of the site's. Without `redis` (a URL) its cache is local memory."""
+    """Make this process one of the site's. Without `redis` (a URL), the cache is local memory."""
     cache = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
     if redis is not None:
         cache = {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": redis}
@@ -117,7 +117,7 @@ def make_users(number: int, first: int = 1) -> list[Any]:
 
 
 def sign_in(users: list[Any]) -> list[str]:
-    """Session keys, as signing in through the site would make them."""
+    """Create sessions as signing in through the site would, and return their keys."""
     from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
     from django.contrib.sessions.backends.db import SessionStore
     from django.utils.crypto import get_random_string
@@ -137,7 +137,7 @@ def sign_in(users: list[Any]) -> list[str]:
 
 
 def page(request: HttpRequest) -> HttpResponse:
-    """What a page of a site does: who is it (two queries), two more, and a template."""
+    """Do what a typical page does: authenticate (two queries), two more queries, and a template."""
     from django.contrib.auth import get_user_model
     from django.shortcuts import render
 
@@ -174,6 +174,6 @@ urlpatterns = [
 
 
 def application() -> WSGIHandler:
-    """For gunicorn: the site with the arguments of `configure` that BENCHMARK has, as JSON."""
+    """For gunicorn: the site, with the arguments of `configure` from BENCHMARK, as JSON."""
     configure(**json.loads(os.environ["BENCHMARK"]))
     return WSGIHandler()
