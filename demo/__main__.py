@@ -1,4 +1,5 @@
-"""python -m demo: a site with a past, live visitors, and its gauges in the terminal."""
+"""python -m demo: a site with a generated past and live visitors, and its gauges in the
+terminal."""
 
 from __future__ import annotations
 
@@ -30,12 +31,12 @@ from demo.serving import Failure, Stopped, pause, populate, serve
 from demo.traffic import Traffic
 
 REFRESH_SECONDS = 2
-TREND_TURNS = 15  # of these, between two looks at days, weeks and months
+TREND_TURNS = 15  # refreshes between two updates of the trends by day, week and month
 NEWS = 8  # lines
 
 
 def run(args: argparse.Namespace, stop: threading.Event) -> int:
-    """The demo, until somebody ends it."""
+    """Run the demo until it is stopped."""
     directory = Path(os.environ.get("DEMO_DIR") or Path(__file__).parent / "var")
     directory.mkdir(parents=True, exist_ok=True)
     with alone(directory):
@@ -56,30 +57,30 @@ def run(args: argparse.Namespace, stop: threading.Event) -> int:
             say(f"Its log       {directory / 'gunicorn.log'}")
             if server:
                 provisioning = write_dashboards(directory, server)
-                say(f"Prometheus    {server}/    its past, live metrics, and {alerts_page(server)}")
+                say(f"Prometheus    {server}/    past, live metrics, and {alerts_page(server)}")
                 say(f"For Grafana   GF_PATHS_PROVISIONING={provisioning} grafana server")
             else:
-                say("Prometheus    is not installed: apt-get install prometheus")
-            say("Ctrl-C ends it.\n")
+                say("Prometheus    not installed: apt-get install prometheus")
+            say("Press Ctrl-C to stop.\n")
             show(directory, url, stop)
     return 0
 
 
 @contextmanager
 def alone(directory: Path) -> Iterator[None]:
-    """Keeps a second demo, which would begin its counters anew, out of the same directory."""
+    """Keep a second demo, which would start its counters from zero, out of the same directory."""
     with (directory / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise Failure(
-                f"a demo is running in {directory}; end it, or name another directory in DEMO_DIR"
+                f"a demo is already running in {directory}; stop it, or set another DEMO_DIR"
             ) from None
         yield
 
 
 def show(directory: Path, url: str, stop: threading.Event) -> None:
-    """Prints the gauges again and again, with trends and what people did. Raises Stopped when
+    """Print the gauges repeatedly, with trends and news of what people did. Raise Stopped when
     `stop` is set."""
     lines, turn = 0, 0
     watcher = Watcher(directory)
@@ -95,7 +96,7 @@ def show(directory: Path, url: str, stop: threading.Event) -> None:
         except requests.RequestException as error:
             text = f"The site did not answer: {error}"
         if lines and sys.stdout.isatty():
-            say(f"\x1b[{lines}A\x1b[J{text}")  # in place of the last one
+            say(f"\x1b[{lines}A\x1b[J{text}")  # replaces the previous text
         else:
             say(text)
         lines = text.count("\n") + 1
@@ -103,14 +104,14 @@ def show(directory: Path, url: str, stop: threading.Event) -> None:
 
 
 def usernames(directory: Path) -> list[str]:
-    """Of all accounts of the site."""
+    """The usernames of all accounts of the site."""
     with closing(sqlite3.connect(directory / "db.sqlite3", timeout=20)) as database:
         return [name for (name,) in database.execute("SELECT username FROM auth_user")]
 
 
 @contextmanager
 def live(directory: Path, url: str, rate: float, stop: threading.Event) -> Iterator[None]:
-    """Visitors, while the block runs."""
+    """Run visitors while the block runs."""
     about = Schedule(Crowd.load(directory / "crowd.json")).about
     with Traffic(url, usernames(directory), PASSWORD) as traffic:
         thread = threading.Thread(target=traffic.run, args=(stop, rate, about))
@@ -123,16 +124,16 @@ def live(directory: Path, url: str, rate: float, stop: threading.Event) -> Itera
 
 
 def once(args: argparse.Namespace, stop: threading.Event) -> int:
-    """The check: what was done must be what the page tells."""
+    """Check that the metrics page has the visits that were made."""
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="souvenirs-demo-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        # What is in the window of one hour is what we do
+        # So that the window of one hour has our visits only
         populate(directory, users=args.users, weeks=args.weeks, idle_hours=2.5, stop=stop)
         url = stack.enter_context(serve(directory, args.port, stop))
         names = may_sign_in(args.users)[: args.sign_in]
         traffic = stack.enter_context(Traffic(url, names, PASSWORD, seed=1))
-        tell(f"Signing {len(names)} users in at {url}/")
+        log(f"Signing {len(names)} users in at {url}/")
         traffic.sign_in(names)
         for _ in range(5 * len(names)):
             pause(stop, 0)
@@ -144,10 +145,8 @@ def once(args: argparse.Namespace, stop: threading.Event) -> int:
         samples = page.souvenirs(text)
         found = f"{samples[key]:.0f}" if key in samples else "absent"
         is_right = samples.get(key) == len(names)
-        tell(f"{len(names)} users signed in, and were answered {len(traffic.visits)} times.")
-        tell(
-            f'souvenirs_active_users{{window="1h"}} is {found}: {"right" if is_right else "WRONG"}'
-        )
+        log(f"{len(names)} users signed in, and received {len(traffic.visits)} responses.")
+        log(f'souvenirs_active_users{{window="1h"}} is {found}: {"right" if is_right else "WRONG"}')
         return 0 if is_right else 1
 
 
@@ -155,7 +154,7 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def tell(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -167,9 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return once(args, stop) if args.once else run(args, stop)
     except Stopped:
-        return 130 if args.once else 0  # the check was not made
+        return 130 if args.once else 0  # the check was not completed
     except Failure as error:
-        tell(f"demo: {error}")
+        log(f"demo: {error}")
         return 1
 
 

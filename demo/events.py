@@ -1,4 +1,4 @@
-"""What people did since the last look, in words: who joined, and who came back after how long."""
+"""What people did since the last look, as text: who joined, and who came back after how long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 
-AWAY_DAYS = 7  # from which on coming back is worth a line
+AWAY_DAYS = 7  # the shortest absence that is reported
 DAY = 86_400
 
 # When each user was last seen, in unix seconds; None for never
@@ -16,7 +16,7 @@ Seen = Mapping[str, float | None]
 
 
 class Watcher:
-    """Looks into the database of the site in a directory."""
+    """Reads the database of the site in a directory."""
 
     def __init__(self, directory: Path) -> None:
         self.file = directory / "db.sqlite3"
@@ -36,7 +36,7 @@ class Watcher:
 
 
 def to_seconds(seen: str | None) -> float | None:
-    """Of a column of SQLite, which is in UTC."""
+    """Convert a datetime column of SQLite, which is in UTC, to unix seconds."""
     if seen is None:
         return None
     return datetime.fromisoformat(seen).replace(tzinfo=timezone.utc).timestamp()

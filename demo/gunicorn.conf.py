@@ -1,4 +1,5 @@
-"""How gunicorn serves the site: from the repository root, `gunicorn -c demo/gunicorn.conf.py`."""
+"""gunicorn's settings for the site: from the repository root, `gunicorn -c
+demo/gunicorn.conf.py`."""
 
 import os
 from pathlib import Path
@@ -11,19 +12,19 @@ bind = "127.0.0.1:8000"
 workers = 2
 threads = 4
 graceful_timeout = 3
-control_socket_disable = True  # it would be one file for all sites of a machine's user
+control_socket_disable = True  # the default is one file for all sites of a machine's user
 
-# Each worker counts in files of its own there, and /metrics adds them up
+# Each worker has files for its counters there, and /metrics adds them up
 metrics = Path(os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", "demo/var/metrics"))
 
 
 def on_starting(server: Any) -> None:
-    """What an earlier start counted is not of this one."""
+    """Discard the counters of an earlier start."""
     metrics.mkdir(parents=True, exist_ok=True)
     for file in metrics.glob("*.db"):
         file.unlink()
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """A worker that has ended takes its live gauges with it; its counters stay."""
+    """Remove the live gauges of a worker that has ended; its counters stay."""
     multiprocess.mark_process_dead(worker.pid)

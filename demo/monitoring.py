@@ -1,4 +1,4 @@
-"""A Prometheus server that watches the demo's site, where the program is installed."""
+"""A Prometheus server that monitors the demo's site, if the program is installed."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ scrape_configs:
 rule_files: ["{rules}"]
 """
 
-PROMETHEUS_URL = "prometheus.url"  # the file, in the demo's directory, with the server's address
+PROMETHEUS_URL = "prometheus.url"  # the file in the demo's directory with the server's address
 
 
 @contextmanager
 def prometheus(
     directory: Path, site: str, port: int, stop: threading.Event | None = None
 ) -> Iterator[str | None]:
-    """Prometheus on loopback, with the past of the site in `directory`, which it scrapes, and with
-    the shipped rules. Yields its URL, or None if it is not installed.
+    """Run Prometheus on loopback with the shipped rules; it scrapes the site in `directory` and has
+    its past. Yield its URL, or None if it is not installed.
 
-    Its data are made anew: what it scraped in an earlier demo is in the site's history too. Raises
-    Failure if it does not start.
+    Its data is created from scratch, because the site's history also covers what it scraped in an
+    earlier demo. Raise Failure if it does not start.
     """
     if not shutil.which("prometheus") or not shutil.which("promtool"):
         yield None
@@ -47,9 +47,9 @@ def prometheus(
     labels = ["--label=job=souvenirs", f"--label=instance={target}"]
     with log.open("ab") as output:
         file = home / "history.txt"
-        now = f"--end={datetime.now(timezone.utc).isoformat()}"  # the server is new
+        now = f"--end={datetime.now(timezone.utc).isoformat()}"  # the server has just started
         command = ["souvenirs_history", f"--output={file}", now, *labels]
-        # It ends with 1 for a site so new that there is no history to write
+        # The command exits with 1 if the site is too new to have a history
         if not manage(command, environment, stop, output.fileno()):
             subprocess.run(
                 ["promtool", "tsdb", "create-blocks-from", "openmetrics",
@@ -76,13 +76,13 @@ def prometheus(
 
 
 def alerts_page(prometheus: str) -> str:
-    """The URL of its page of alerts, which is elsewhere in Debian's package."""
+    """The URL of its alerts page, which is elsewhere in Debian's package."""
     page = f"{prometheus}/alerts"
     return page if answers(page) else f"{prometheus}/classic/alerts"
 
 
 def write_dashboards(directory: Path, prometheus: str) -> Path:
-    """Writes what a Grafana needs, and returns its directory of provisioning."""
+    """Write the provisioning files for a Grafana server, and return their directory."""
     out = directory / "operators"
     command = ["souvenirs_dashboards", str(out), f"--datasource-url={prometheus}", "--force"]
     with (directory / "prometheus.log").open("ab") as output:

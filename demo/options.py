@@ -1,4 +1,4 @@
-"""The options of `python -m demo`, and its help."""
+"""The command-line options of `python -m demo`, and its help."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from demo.population import Crowd
 
 DESCRIPTION = """\
-Serves a small Django site on 127.0.0.1 with gunicorn (two workers), lets made-up
-people join, sign in and read it, and shows the gauges that Prometheus would scrape.
-Where Prometheus is installed it scrapes them, has the site's past, and evaluates
-the shipped rules. Ends with Ctrl-C."""
+Serves a small Django site on 127.0.0.1 with gunicorn (two workers), simulates people
+who join, sign in and read it, and shows the gauges that Prometheus would scrape.
+If Prometheus is installed, it scrapes the site, is filled with the site's past, and
+evaluates the shipped rules. Press Ctrl-C to stop."""
 
 EPILOG = """\
-The site is kept in demo/var, or in the directory that DEMO_DIR in the environment
-names. A second start continues it: users stay, the time in between is filled with
-made-up activity, and the admin gets a new password. --fresh starts over. The past
-and the live visits have one schedule: people join, stay for days or months, leave,
-and some come back. They come as the hour suggests (Europe/Paris): the site is
+The site is stored in demo/var, or in the directory in the environment variable
+DEMO_DIR. A second start continues it: users are kept, the time in between is filled
+with generated activity, and the admin gets a new password. --fresh starts over. The
+past and the live visits follow the same schedule: people join, stay for days or
+months, leave, and some come back. The hour matters (Europe/Paris): the site is
 busiest on weekday evenings, and calm at night.
 
   python -m demo                      start, on port 8000
-  python -m demo --port 0 --fresh     forget the last time, take any free port
-  python -m demo --once >page.txt     a check: sign 12 users in, read their number back
+  python -m demo --port 0 --fresh     start over, on any free port
+  python -m demo --once >page.txt     a check: sign in 12 users, read their number back
   python -m demo --once | promtool check metrics"""
 
 
@@ -35,31 +35,34 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--port", type=int, help="0 takes a free one (default: 8000; with --once, 0)"
+        "--port", type=int, help="0 for a free port (default: 8000; with --once, 0)"
     )
     parser.add_argument(
-        "--prometheus-port", type=int, help="0 takes a free one (default: 9090; with --port=0, 0)"
+        "--prometheus-port", type=int, help="0 for a free port (default: 9090; with --port=0, 0)"
     )
     parser.add_argument(
         "--users", type=positive, default=600, help="accounts in a new database (default: 600)"
     )
     parser.add_argument(
-        "--weeks", type=positive, default=20, help="of past, in a new database (default: 20)"
+        "--weeks",
+        type=positive,
+        default=20,
+        help="weeks of history in a new database (default: 20)",
     )
     parser.add_argument(
         "--rate", type=positive, default=150,
-        help="pages a minute at the busiest hour (default: 150)",
+        help="pages per minute at the busiest hour (default: 150)",
     )  # fmt: skip
-    parser.add_argument("--fresh", action="store_true", help="delete the database, begin anew")
+    parser.add_argument("--fresh", action="store_true", help="delete the database and start over")
     parser.add_argument(
         "--once", action="store_true",
         help="in a new, temporary database: sign users in, browse, print the metrics page to"
-        " standard output, and exit with 0 if its active users of the last hour are as many as"
-        " were signed in, else with 1",
+        " standard output, and exit with 0 if its number of active users of the last hour equals"
+        " the number that signed in, else with 1",
     )  # fmt: skip
     parser.add_argument(
         "--sign-in", type=positive, default=12, metavar="N",
-        help="how many, with --once (default: 12)",
+        help="number of users for --once (default: 12)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     if args.port is None:

@@ -1,4 +1,4 @@
-"""Reads the site's /metrics as a scraper does, and its usage, and shows both as a table."""
+"""Read the site's /metrics as a scraper does, and its usage, and format both as a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TREND = {"day": 30, "week": 12, "month": 12}  # periods
 TREND_ROW = "active users, this"
 BARS = "▁▂▃▄▅▆▇█"
 
-# (sample name, value of its one label or "") to value
+# (sample name, value of its only label or "") to value
 Samples = Mapping[tuple[str, str], float]
 
 
@@ -39,20 +39,20 @@ def trends(url: str) -> dict[str, list[int]]:
 
 def get(url: str, **headers: str) -> requests.Response:
     with requests.Session() as session:
-        session.trust_env = False  # no proxy leads to loopback
+        session.trust_env = False  # no proxy for loopback
         response = session.get(url, headers=headers, timeout=30)
         response.raise_for_status()
         return response
 
 
 def sparkline(values: Sequence[int]) -> str:
-    """A bar for each value; the highest is the largest value, the lowest is 0."""
+    """A bar for each value; the highest bar is the largest value, the lowest is 0."""
     most = max(values, default=0) or 1
     return "".join(BARS[round(value / most * (len(BARS) - 1))] for value in values)
 
 
 def souvenirs(page: str) -> Samples:
-    """The samples of souvenirs on a page that have one label at most."""
+    """The samples of souvenirs on a page that have at most one label."""
     return {
         (sample.name, "".join(sample.labels.values())): sample.value
         for family in text_string_to_metric_families(page)
@@ -62,7 +62,7 @@ def souvenirs(page: str) -> Samples:
 
 
 def table(samples: Samples, trends: Mapping[str, Sequence[int]], news: Sequence[str]) -> str:
-    """What a person wants to see of it. A gauge that is not on the page has a dash."""
+    """The table for the terminal. A gauge that is not on the page is shown as a dash."""
     lines = [_gauges(samples, trends)]
     if news:
         lines += ["", *news]

@@ -1,5 +1,5 @@
-"""Who uses the site: when they join, when they stay away, and when they visit. Made up, but the
-same each time: it depends on when the site opened, a person's number, and the day."""
+"""Who uses the site: when they join, when they stay away, and when they visit. Generated, but
+deterministic: it depends on when the site opened, a person's number, and the day."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from typing import NamedTuple
 
 from demo.rhythm import HOURS, WEEKDAYS, ZONE
 
-PASSWORD = "souvenirs"  # of all people but the admin
+PASSWORD = "souvenirs"  # of everybody except the admin
 ADMIN = "admin"
 DAY = 86_400
 
-# Who had an account before the site began to remember visits
+# People with an account from before the site began to remember visits
 FOUNDERS_SHARE, FOUNDERS_DAYS = 0.3, 120
-# They join in waves, as campaigns come and go: so many within the weeks
+# They join in waves, as campaigns come and go: the number of waves within the weeks
 WAVES = 4
-# How long people keep coming: some look around, some stay for weeks or months. In days, on average
+# How long people keep coming, in days on average: some look around, some stay for weeks or months
 STAYS_DAYS = (2, 20, 200)
-# Of those who leave, so many come back, after as many days
+# The share of leavers who come back, and the length of their break in days
 RETURN_SHARE, BREAK_DAYS = 0.45, (8, 60)
 VISIT_SECONDS = (120, 1_200)
 
 
 class Visit(NamedTuple):
-    """Somebody reads from `start` to `end`, in unix seconds."""
+    """A visit from `start` to `end`, in unix seconds."""
 
     start: float
     end: float
@@ -40,10 +40,10 @@ class Visit(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """A user to be.
+    """A future user.
 
-    eagerness: the share of days (0 to 1) on which they come, on weekdays; while they come at all,
-    which is in `stays`. They join at `joined`. Times are unix seconds.
+    eagerness: the share of weekdays (0 to 1) on which they come during one of their `stays`. They
+    join at `joined`. Times are unix seconds.
     """
 
     number: int
@@ -57,11 +57,11 @@ class Person:
 
     @property
     def is_active(self) -> bool:
-        """Whether they may sign in: one in 24 was sent away."""
+        """Whether they may sign in: one in 24 is deactivated."""
         return self.number % 24 != 0
 
     def visits(self, day: date) -> list[Visit]:
-        """Those that begin on a day of the site."""
+        """The visits that begin on a day of the site."""
         start, end = midnight(day), midnight(day + timedelta(days=1))
         stays = [stay for stay in self.stays if stay[0] < end and start < stay[1]]
         if not stays:
@@ -77,8 +77,8 @@ class Person:
 
 @dataclass(frozen=True, kw_only=True)
 class Crowd:
-    """The people of a site that opened at a unix time. After so many weeks it has so many accounts,
-    and at the same pace people go on joining for ever."""
+    """The people of a site that opened at a unix time. After `weeks` weeks it has `accounts`
+    accounts, and people go on joining at the same rate for ever."""
 
     opened: float
     weeks: int
@@ -92,7 +92,7 @@ class Crowd:
         path.write_text(json.dumps(asdict(self)))
 
     def people(self, until: float | None = None) -> list[Person]:
-        """Those who have joined before a unix time; by default, before the weeks are over."""
+        """The people who joined before a unix time; by default, before the weeks are over."""
         end = self.opened + self.weeks * 7 * DAY if until is None else until
         return list(takewhile(lambda person: person.joined < end, map(self.person, count(1))))
 
@@ -107,14 +107,14 @@ class Crowd:
             wave = self.weeks * 7 / WAVES / tau
             days += wave / 2 * sin(days / wave)
         joined = self.opened + days * DAY
-        # One in six never comes: somebody made an account for them
+        # One in six never comes: somebody else created the account for them
         stays = tuple(stays_of(random, joined)) if number % 6 else ()
         eagerness = random.betavariate(1, 0.8)
         return Person(number=number, joined=joined, eagerness=eagerness, stays=stays)
 
 
 def stays_of(random: Random, joined: float) -> Iterator[tuple[float, float]]:
-    """From when to when somebody comes, again and again."""
+    """The intervals in which a person comes, one after the other."""
     start = joined
     while True:
         end = start + random.expovariate(1 / random.choice(STAYS_DAYS)) * DAY + 1
@@ -134,9 +134,11 @@ def midnight(day: date) -> float:
 
 
 def past_visits(person: Person, start: float, end: float) -> Iterator[float]:
-    """When the person was seen between two unix times: at the beginning and the end of each visit.
+    """When the person was seen between two unix times: at the beginning and at the end of each
+    visit.
 
-    A visit depends on person and day alone, so the past can be continued from where it ended.
+    A visit depends only on the person and the day, so the past can be continued from where it
+    ended.
     """
     day, last = local_day(start) - timedelta(days=1), local_day(end)
     while day <= last:
@@ -146,7 +148,7 @@ def past_visits(person: Person, start: float, end: float) -> Iterator[float]:
 
 
 class Schedule:
-    """Who visits the site at each moment."""
+    """Who is visiting the site at a given time."""
 
     def __init__(self, crowd: Crowd) -> None:
         self.crowd = crowd
@@ -154,7 +156,7 @@ class Schedule:
         self.visits: list[tuple[Visit, str]] = []
 
     def about(self, t: float) -> list[str]:
-        """The names of those who are reading at a unix time."""
+        """The names of the people who are reading at a unix time."""
         day = local_day(t)
         if day != self.day:
             self.day = day

@@ -1,4 +1,4 @@
-"""Makes the site's database, and serves it with gunicorn."""
+"""Create the site's database, and serve the site with gunicorn."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ END_SECONDS = 8
 
 
 class Stopped(Exception):
-    """Somebody asked the demo to end."""
+    """The demo was asked to stop."""
 
 
 class Failure(Exception):
-    """The demo cannot go on, for the reason told."""
+    """The demo cannot continue, for the given reason."""
 
 
 def populate(
@@ -37,13 +37,13 @@ def populate(
     admin_password: str | None = None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Make a site in `directory`, or continue the one there: see the command of this name."""
+    """Create a site in `directory`, or continue the one there: see the command of this name."""
     environment = environ(directory)
     if admin_password:
         environment["DEMO_ADMIN_PASSWORD"] = admin_password
     command = ["populate", f"--users={users}", f"--weeks={weeks}", f"--idle-hours={idle_hours}"]
     if manage(command, environment, stop):
-        raise Failure(f"the database in {directory} could not be made (see above)")
+        raise Failure(f"the database in {directory} could not be created (see above)")
 
 
 def manage(
@@ -52,7 +52,7 @@ def manage(
     stop: threading.Event | None = None,
     output: int | None = None,
 ) -> int:
-    """Runs a management command of the site, and returns its exit code."""
+    """Run a management command of the site, and return its exit code."""
     with child(
         [sys.executable, "-m", "demo.manage", *command], environment, output=output
     ) as process:
@@ -63,9 +63,9 @@ def manage(
 
 @contextmanager
 def serve(directory: Path, port: int = 0, stop: threading.Event | None = None) -> Iterator[str]:
-    """Serves the site in `directory` on a port of loopback, 0 for a free one; yields its URL.
+    """Serve the site in `directory` on a port of loopback, 0 for a free one; yield its URL.
 
-    gunicorn's log is gunicorn.log in `directory`. Raises Failure if it does not start.
+    gunicorn's log is gunicorn.log in `directory`. Raise Failure if it does not start.
     """
     log = directory / "gunicorn.log"
     environment = environ(directory)
@@ -76,7 +76,7 @@ def serve(directory: Path, port: int = 0, stop: threading.Event | None = None) -
         configuration = str(ROOT / "demo/gunicorn.conf.py")
         command = [sys.executable, "-m", "gunicorn", "-c", configuration, f"--bind=fd://{handle}"]
         with child(command, environment, handle=handle, output=output.fileno()) as process:
-            listener.close()  # gunicorn holds it now, and takes it along when it ends
+            listener.close()  # gunicorn holds it now, and closes it when it exits
             wait_for(url, process, "gunicorn did not start", log, stop)
             yield url
 
@@ -88,7 +88,8 @@ def environ(directory: Path) -> dict[str, str]:
 
 
 def listening(port: int) -> socket.socket:
-    """A socket for gunicorn to inherit: so a free port stays ours, and a taken one is told."""
+    """A socket for gunicorn to inherit, so that a free port stays reserved, and a port in use is
+    reported."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -96,7 +97,7 @@ def listening(port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise Failure(
-            f"port {port} is not free ({error.strerror}); choose another with --port, 0 for any"
+            f"port {port} is not available ({error.strerror}); set another --port (0 for any)"
         ) from None
     listener.listen(128)
     return listener
@@ -110,9 +111,10 @@ def child(
     handle: int = -1,
     output: int | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a program until the block ends.
+    """Run a program until the block ends.
 
-    It has a session of its own: Ctrl-C in the terminal reaches us alone, who then end it.
+    It runs in a separate session, so that Ctrl-C in the terminal reaches only this process, which
+    then terminates the program.
     """
     process = subprocess.Popen(
         command,
@@ -130,7 +132,8 @@ def child(
         try:
             process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # the workers too: its session is their group
+            # including the workers: its session is their process group
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
@@ -141,7 +144,7 @@ def wait_for(
     log: Path,
     stop: threading.Event | None,
 ) -> None:
-    """Returns when the process answers. Raises Failure with the problem if it does not."""
+    """Return when the process answers. Raise Failure with the problem if it does not."""
     deadline = time.monotonic() + START_SECONDS
     while not answers(url):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -151,7 +154,7 @@ def wait_for(
 
 def answers(url: str) -> bool:
     with requests.Session() as session:
-        session.trust_env = False  # no proxy leads to loopback
+        session.trust_env = False  # no proxy for loopback
         try:
             return session.get(url, timeout=1).ok
         except requests.RequestException:
@@ -159,7 +162,7 @@ def answers(url: str) -> bool:
 
 
 def pause(stop: threading.Event | None, seconds: float) -> None:
-    """Sleeps. Raises Stopped as soon as `stop` is set."""
+    """Sleep. Raise Stopped as soon as `stop` is set."""
     if stop is None:
         time.sleep(seconds)
     elif stop.wait(seconds):

@@ -1,4 +1,5 @@
-"""People at browsers: they join, sign in over HTTP and read pages. Knows nothing of Django."""
+"""Simulated people with browsers: they join, sign in over HTTP and read pages. Independent of
+Django."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import requests
 
 from demo.rhythm import activity
 
-# By how often they are asked for; the first does not ask who the reader is
+# Weighted by how often they are requested; the first does not load the user
 PAGES = {"/": 2, "/articles/": 3, "/articles/tides/": 2, "/articles/maps/": 1, "/account/": 1}
 SIGN_OUT_SHARE = 0.03
 TIMEOUT = 30
@@ -22,24 +23,25 @@ TIMEOUT = 30
 
 @dataclass(frozen=True)
 class Visit:
-    """The site answered a signed-in user, at a unix time."""
+    """A response of the site to a signed-in user, at a unix time."""
 
     username: str
     t: float
 
 
 class Visitor:
-    """Somebody with a browser. `visits` grows by each answer to them while signed in."""
+    """A person with a browser. `visits` gets an entry for each response while they are signed
+    in."""
 
     def __init__(self, url: str, username: str, password: str, visits: list[Visit]) -> None:
         self.url, self.username, self.password, self.visits = url, username, password, visits
         self.is_signed_in = False
         self.session = requests.Session()
-        self.session.trust_env = False  # no proxy leads to loopback
+        self.session.trust_env = False  # no proxy for loopback
         self.session.hooks["response"].append(self.note)
 
     def note(self, response: requests.Response, **kwargs: Any) -> None:
-        """Called with every response, redirects too."""
+        """Called with every response, including redirects."""
         sent = response.request.headers.get("Cookie", "")
         if "sessionid=" in sent or "sessionid" in response.cookies:
             self.visits.append(Visit(self.username, time.time()))
@@ -59,7 +61,7 @@ class Visitor:
         return response
 
     def join(self) -> None:
-        """Makes an account, and reads the page that follows. Raises RuntimeError if refused."""
+        """Create an account, and read the page that follows. Raise RuntimeError if refused."""
         self.get("/join/")
         names = {"username": self.username, "password1": self.password, "password2": self.password}
         response = self.post("/join/", **names)
@@ -68,7 +70,7 @@ class Visitor:
         self.is_signed_in = True
 
     def sign_in(self) -> None:
-        """Signs in, and reads the page that this leads to. Raises RuntimeError if refused."""
+        """Sign in, and read the page that this leads to. Raise RuntimeError if refused."""
         self.get("/login/")
         response = self.post("/login/", username=self.username, password=self.password)
         if "sessionid" not in self.session.cookies:
@@ -82,8 +84,8 @@ class Visitor:
 
 
 class Traffic:
-    """Visitors of the site at `url`, and all that they did: `visits`. Those who have an account are
-    `usernames`; others join first."""
+    """The visitors of the site at `url`, and all their `visits`. `usernames` have an account; other
+    visitors join first."""
 
     def __init__(
         self, url: str, usernames: Sequence[str], password: str, *, seed: int | None = None
@@ -108,13 +110,13 @@ class Traffic:
         return self.visitors[name]
 
     def sign_in(self, usernames: Iterable[str]) -> None:
-        """Signs these users in, some at a time."""
+        """Sign in these users, some at a time."""
         with ThreadPoolExecutor(4) as pool:
             for _ in pool.map(Visitor.sign_in, map(self.visitor, usernames)):
                 pass
 
     def step(self, usernames: Sequence[str]) -> None:
-        """One of these users, chosen at random, joins, signs in, reads a page, or leaves."""
+        """A random one of these users joins, signs in, reads a page, or leaves."""
         visitor = self.visitor(self.random.choice(usernames))
         if visitor.username not in self.known:
             visitor.join()
@@ -129,8 +131,8 @@ class Traffic:
     def run(
         self, stop: threading.Event, per_minute: float, about: Callable[[float], Sequence[str]]
     ) -> None:
-        """Goes on until `stop` is set, with `per_minute` steps at the busiest hour of the week, of
-        those who are `about` at a unix time."""
+        """Run until `stop` is set, with `per_minute` steps at the busiest hour of the week, by the
+        users who are `about` at a unix time."""
         while not stop.wait(60 / per_minute):
             now = time.time()
             usernames = about(now)

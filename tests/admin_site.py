@@ -1,4 +1,4 @@
-"""The tests' site with an admin: a module that uses `admin_site` takes it over."""
+"""The test site with an admin. A module that uses the `admin_site` fixture imports it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def admin_site(db: None) -> Iterator[None]:
 
 
 def signed_in(*permissions: str, is_staff: bool = True, is_active: bool = True) -> Client:
-    """A client of somebody with these permissions, of the app souvenirs."""
+    """A client signed in as a user with these permissions of the app souvenirs."""
     user = User.objects.create(
         username=f"staff{User.objects.count()}", is_staff=is_staff, is_active=is_active
     )

@@ -1,4 +1,4 @@
-"""The URLs of a site with an admin site of its own, and the metrics."""
+"""The URLs of a site with a custom admin site, and the metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class People(LastSeenMixin, UserAdmin):
     list_editable = ("first_name",)
 
     def log_change(self, *args: Any) -> Any:
-        """Nothing: the tests' database has no table for it."""
+        """Does nothing: the test database has no table for it."""
 
 
 site = AdminSite(name="backstage")

@@ -1,4 +1,4 @@
-"""Asks Prometheus for what the panels of a dashboard show."""
+"""Queries Prometheus for what the panels of a dashboard show."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Json = dict[str, Any]
 
 
 class Asker:
-    """Asks Prometheus as Grafana does, with a step of two hours; or a target's own, whose multiples
-    the instants are (to a browser in UTC)."""
+    """Queries Prometheus as Grafana does, with a step of two hours or the target's interval. The
+    instants are multiples of the step (as in a browser in UTC)."""
 
     def __init__(self, url: str, now: int, rate_interval: str = "2h") -> None:
         self.url, self.now, self.rate_interval = url, now, rate_interval
@@ -31,7 +31,7 @@ class Asker:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from None
 
     def ask(self, target: Json, job: str = ".+", days: float = 30) -> list[Json]:
-        """The series that a target has; an instant query's have one value."""
+        """The series of a target; those of an instant query have one value."""
         values = {"$job": job, "$__rate_interval": self.rate_interval, **CHOSEN}
         query = re.sub(r"\$\w+", lambda match: values[match[0]], target["expr"])
         if target.get("instant"):
@@ -46,7 +46,7 @@ class Asker:
         return result
 
     def ask_panel(self, panel: Json, job: str = ".+") -> Iterator[tuple[Json, Json]]:
-        """Each target of a panel with each of the series that it has."""
+        """The targets of a panel, each with its series."""
         for target in panel["targets"]:
             for series in self.ask(target, job, days_shown(panel)):
                 yield target, series

@@ -1,4 +1,4 @@
-"""Debian's Chromium, driven by playwright, and the demo's site to look at with it."""
+"""Debian's Chromium, driven by playwright, and the demo's site to open in it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ USAGE = "/admin/souvenirs/usage/"
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The system's browser: playwright would download one. It has no sandbox, since tests may run
-    as root; it sees pages of our own only."""
+    """The system's browser: playwright would download one. It has no sandbox, because tests may run
+    as root and it only opens our pages."""
     executable = program("chromium", "chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -35,7 +35,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def demo(users: int, weeks: int) -> Iterator[str]:
-    """The demo's site with a past, but without visitors; yields its URL."""
+    """Serve the demo's site with a past, but without visitors; yield its URL."""
     with tempfile.TemporaryDirectory(prefix="souvenirs-browser-") as path:
         directory = Path(path)
         populate(directory, users=users, weeks=weeks, admin_password=PASSWORD)
@@ -44,7 +44,7 @@ def demo(users: int, weeks: int) -> Iterator[str]:
 
 
 def open_page(browser: Browser, url: str, path: str = USAGE, **options: Any) -> Page:
-    """A page of the admin, in a new session of the demo's admin."""
+    """Open a page of the admin in a new session of the demo's admin."""
     page = browser.new_context(locale="en-US", **options).new_page()
     page.goto(f"{url}/admin/login/?next={path}")
     page.fill("#id_username", ADMIN)

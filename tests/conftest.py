@@ -24,9 +24,9 @@ from tests import flushing
 
 flushing.install()
 
-# How many cases hypothesis invents for each property: `--hypothesis-profile`. Those of the first
-# two are the same each time, so a test that fails has a reason in the change at hand; "nightly"
-# looks for new ones. A case takes a server several times as long as SQLite.
+# How many examples hypothesis generates for each property: `--hypothesis-profile`. The first two
+# profiles are deterministic, so a failing test has its cause in the change at hand; "nightly" looks
+# for new examples. An example takes several times as long on a server as on SQLite.
 IS_SQLITE = os.environ.get("DATABASE", "sqlite") == "sqlite"
 for name, examples in {"dev": 10, "gate": 20 if IS_SQLITE else 10, "nightly": 500}.items():
     settings.register_profile(
@@ -45,8 +45,8 @@ pytest_plugins = ["tests.shared"]
 
 DATABASE_FIXTURES = {"db", "transactional_db"}
 
-# Files that take longest, of which each is one worker's. They begin first, as otherwise the other
-# workers would wait for the last of them; and then those of most tests.
+# The slowest files, each of which goes to one worker. They begin first, as otherwise the other
+# workers would wait for the last of them; then come the files with the most tests.
 LONGEST = [
     "interleavings",
     "tenants",
@@ -79,8 +79,8 @@ LONGEST = [
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """On SQLite two for each processor, since a third of the time is waiting for what tests start;
-    one beside a database's server, which needs as much as the tests."""
+    """On SQLite two workers per processor, since a third of the time is spent waiting for processes
+    that tests start; on a database server one, because it needs as much as the tests."""
     return (os.cpu_count() or 1) * (2 if IS_SQLITE else 1)
 
 
@@ -114,7 +114,7 @@ def sort_by_files(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_process() -> Iterator[None]:
-    """Nothing that a process remembers passes from one test to another."""
+    """Reset everything that a process remembers between tests."""
     forget()
     yield
     forget()
@@ -130,7 +130,7 @@ def forget() -> None:
 
 @pytest.fixture
 def results() -> Iterator[list[str]]:
-    """What souvenir_recorded says of visits, in order."""
+    """The results that souvenir_recorded reported, in order."""
     received: list[str] = []
 
     def receive(result: str, count: int, **kwargs: Any) -> None:
@@ -157,7 +157,7 @@ def write_errors() -> Iterator[list[int]]:
 def missing_table(
     transactional_db: None,
 ) -> Callable[[type[models.Model]], AbstractContextManager[None]]:
-    """`with missing_table(Model):` the model's database has no such table in the block."""
+    """`with missing_table(Model):` renames the table of the model's database away in the block."""
 
     @contextmanager
     def missing(model: type[models.Model]) -> Iterator[None]:
@@ -176,7 +176,7 @@ def missing_table(
 def add_database(
     transactional_db: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str, dict[str, Any]], None]]:
-    """`add_database(alias, entry)` adds another database, for all threads, until the test ends."""
+    """`add_database(alias, entry)` adds a database for all threads until the test ends."""
     added = []
     create = connections.create_connection
 
@@ -188,7 +188,7 @@ def add_database(
                 with wrapper.wrap_database_errors:
                     wrapper.connect()
 
-        if alias in added:  # Django's tests refuse those that were not there when they began
+        if alias in added:  # Django's tests refuse connections that did not exist when they began
             wrapper.ensure_connection = ensure_connection  # type: ignore[method-assign]
         return wrapper
 
@@ -219,7 +219,7 @@ INSTALLED_APPS = [
     "souvenirs_metrics",
 ]
 """
-# What a site has besides for people to sign in, and for the admin
+# Additional settings of a site with users who sign in, and of one with the admin
 SIGN_IN = """
 INSTALLED_APPS += ["django.contrib.sessions"]
 MIDDLEWARE = [
@@ -262,7 +262,7 @@ if not connection.introspection.table_names():
 
 def site_environ(directory: Path) -> dict[str, str]:
     """The environment of the processes of `run_site`."""
-    names = ("PATH", "HOME", "LANG", "LD_PRELOAD")  # the last for faketime: see tests/dates.py
+    names = ("PATH", "HOME", "LANG", "LD_PRELOAD")  # the last is for faketime: see tests/dates.py
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -277,14 +277,14 @@ def site_environ(directory: Path) -> dict[str, str]:
 
 @pytest.fixture
 def run_site(tmp_path: Path, migrated_site: Path) -> Callable[..., str]:
-    """`run_site(code, settings="", **environ)` runs a process of a small site of its own, for what
-    is decided when a process starts. Returns what it printed; all its processes share a database,
-    which is migrated.
+    """`run_site(code, settings="", **environ)` runs a separate process of a small site, for
+    anything that is decided when a process starts. Returns what it printed. All its processes share
+    a migrated database.
     """
 
     def run(code: str, settings: str = "", **environ: str) -> str:
         database = tmp_path / "site.sqlite3"
-        # A site with other apps, or another user model, has other tables: it migrates by itself
+        # A site with other apps, or another user model, has other tables, and migrates for itself
         has_its_tables = not re.search("AUTH_USER_MODEL|INSTALLED_APPS", settings)
         if not database.exists() and has_its_tables:
             shutil.copy(migrated_site, database)

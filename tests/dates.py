@@ -1,8 +1,9 @@
-"""Runs the fast tests when calendars turn: `python -m tests.dates`, with pytest's arguments.
+"""Run the fast tests at the turns of the calendar: `python -m tests.dates`, with pytest's
+arguments.
 
-It needs Debian's faketime, and Python 3.10: faketime breaks time.sleep() of later ones. As a plugin
-of pytest, this module has each test start at the same moment, whatever the order of the tests and
-the speed of the machine.
+It needs Debian's faketime, and Python 3.10: faketime breaks time.sleep() of later versions. As a
+pytest plugin, this module starts each test at the same time, regardless of the order of the tests
+and the speed of the machine.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ MOMENTS = {
     "the day of 25 hours": datetime(2027, 10, 31, 23, 30, tzinfo=PARIS),
 }
 
-# It asks how old a file is, and those keep their true times
+# It checks the age of a file, and files keep their true times
 LEFT_OUT = "tests/test_middleware.py::test_session__of_any_engine[file]"
 
-START = "SOUVENIRS_TESTS_START"  # the moment, as unix time
-SHIFT = "FAKETIME"  # seconds that faketime adds to the clock, of child processes as well
+START = "SOUVENIRS_TESTS_START"  # the time to start at, as unix time
+SHIFT = "FAKETIME"  # the seconds that faketime adds to the clock, also in child processes
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -59,7 +60,7 @@ def passes(start: datetime, arguments: list[str]) -> bool:
         **os.environ,
         START: str(start.timestamp()),
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "FAKETIME_NO_CACHE": "1",  # it looks at SHIFT whenever it is asked for the time
+        "FAKETIME_NO_CACHE": "1",  # it reads SHIFT whenever it is asked for the time
         "NO_FAKE_STAT": "1",
     }
     shift = f"{start.timestamp() - time.time():+.3f}"

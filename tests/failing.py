@@ -1,5 +1,5 @@
-"""Real databases of souvenirs that fail in many ways, and work again. A module that uses them takes
-over the fixtures."""
+"""Real databases of souvenirs that fail in many ways and recover. A module that uses them imports
+the fixtures."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from django.test import override_settings
 from souvenirs.breaker import PROBE_SECONDS
 from tests import servers
 
-LOCK_SECONDS = 0.6  # how long a site here waits for a lock
-CONNECT_SECONDS = 2  # and for a connection
+LOCK_SECONDS = 0.6  # how long the site waits for a lock
+CONNECT_SECONDS = 2  # how long it waits for a connection
 
 Entry = dict[str, Any]
 
 
 class Case(NamedTuple):
-    """A way to fail, and what an error says of it."""
+    """A kind of failure, and what its error message contains."""
 
     broken: Callable[[], AbstractContextManager[None]]
     cause: str
 
 
 class Asked:
-    """How often the database of souvenirs has been asked for something, by the test's thread."""
+    """Counts how often the test's thread uses the database of souvenirs."""
 
     times = 0
 
@@ -55,14 +55,14 @@ def asked() -> Asked:
 def keep_history_in(
     add_database: Callable[[str, Entry], None], asked: Asked
 ) -> Iterator[Callable[..., None]]:
-    """`keep_history_in(entry)` has souvenirs in that database until the test ends."""
+    """`keep_history_in(entry)` stores souvenirs in that database until the test ends."""
 
     def keep(entry: Entry, *, migrate: bool = True) -> None:
         add_database("history", entry)
         wrapper = connections["history"]
         ensure_connection = wrapper.ensure_connection
 
-        def counted() -> None:  # it is called for each statement
+        def counted() -> None:  # called for each statement
             asked.ask()
             ensure_connection()
 
@@ -75,7 +75,7 @@ def keep_history_in(
 
 
 def in_postgresql(entry: Entry, database: str = "") -> psycopg.Connection[Any]:
-    """A session of somebody else, in autocommit."""
+    """Another client's connection, in autocommit mode."""
     return psycopg.connect(
         host=entry["HOST"],
         port=entry["PORT"],
@@ -91,7 +91,7 @@ def in_mariadb(entry: Entry) -> MySQLdb.Connection:
 
 
 def new_database(entry: Entry, **options: Any) -> Entry:
-    """A database on the server of `entry` that is empty."""
+    """Create an empty database on the server of `entry`."""
     name = f"history_{time.monotonic_ns()}"
     is_postgresql = "postgresql" in entry["ENGINE"]
     session = in_postgresql(entry) if is_postgresql else in_mariadb(entry)
@@ -102,9 +102,9 @@ def new_database(entry: Entry, **options: Any) -> Entry:
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """A server takes no step, nor do its children. The system still takes connections for it."""
+    """Freeze a server and its children. The system still accepts connections on its behalf."""
     pids = [pid]
-    stop(pid)  # so that it makes no more children, nor forgets any
+    stop(pid)  # first, so that it neither starts nor reaps children
     try:
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             pids.append(int(child))
@@ -116,7 +116,7 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 def stop(pid: int) -> None:
-    """Returns when all threads of the process have stopped."""
+    """Stop the process; return when all its threads have stopped."""
     os.kill(pid, signal.SIGSTOP)
     for thread in Path(f"/proc/{pid}/task").iterdir():
         while (thread / "stat").read_text().rpartition(")")[2].split()[0] not in "TXZ":
@@ -155,8 +155,8 @@ def postgresql_frozen(request: Any, keep: Callable[..., None]) -> Case:
 
 
 def postgresql_silent(request: Any, keep: Callable[..., None]) -> Case:
-    """Something takes connections at the server's address, and never answers. To a client, that is
-    as if the server was frozen."""
+    """A listener accepts connections at the server's address and never answers. To a client, that
+    looks like a frozen server."""
     entry = new_database(request.getfixturevalue("postgresql"), connect_timeout=CONNECT_SECONDS)
     keep(entry)
     connections["history"].close()
@@ -177,7 +177,7 @@ def postgresql_silent(request: Any, keep: Callable[..., None]) -> Case:
 
 
 def mariadb_frozen(request: Any, keep: Callable[..., None]) -> Case:
-    """It freezes while a connection to it is open, and used."""
+    """Freezes while a connection to it is open, and used."""
     entry = new_database(
         request.getfixturevalue("mariadb"),
         connect_timeout=CONNECT_SECONDS,
@@ -335,11 +335,11 @@ def cases(*functions: Callable[..., Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", params, indirect=True, ids=ids)
 
 
-# Breakers, and what they say
+# Breakers, and what they log
 
 
 class BreakerClock:
-    """A monotonic clock that stands still, so that a slow machine gets no second probe."""
+    """A monotonic clock that stands still, so that a slow machine does not cause a second probe."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -359,7 +359,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> BreakerClock:
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged as an error, with its cause."""
+    """The logged errors, with their causes."""
     return [
         f"{record.getMessage()} {record.exc_info and record.exc_info[1]}"
         for record in caplog.records

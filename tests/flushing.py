@@ -1,8 +1,8 @@
 """Empty the databases between tests that commit, in a fraction of the time of Django's `flush`.
 
-`flush` truncates every table, used or not, and then has each app create its content types and
-permissions again. This deletes rows from those tables only that have any, and leaves the content
-types and permissions alone, which no test changes.
+`flush` truncates every table, used or not, and then makes each app create its content types and
+permissions again. This only deletes rows from tables that have any, and keeps the content types and
+permissions, which no test changes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def delete_rows(cursor: Any, alias: str) -> None:
 
 
 class Rows:
-    """The rows of all databases as they are now, to `restore`."""
+    """The rows of all databases as they are now, to `restore` later."""
 
     def __init__(self) -> None:
         self._inserts: dict[str, list[tuple[str, list[Any]]]] = {}

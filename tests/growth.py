@@ -1,4 +1,4 @@
-"""Growth, retention and active days by brute force, over what happened."""
+"""Brute-force growth, retention and active days, computed from facts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Truth:
     def __init__(
         self, facts: Sequence[tuple[Any, float]], joined: Mapping[Any, float] | None
     ) -> None:
-        """facts: (who, when) of all that happened.
-        joined: when users joined who exist. None: nobody knows that."""
+        """facts: (who, when) of all activity.
+        joined: when the existing users joined. None: unknown."""
         self.facts, self.joined = facts, joined or {}
         self.start = min(t for _, t in facts) // BUCKET * BUCKET
         self.settled = self.start + (28 * DAY if joined is None else 0)
@@ -85,7 +85,8 @@ class Truth:
 
 
 def calendar(name: str, start: float, end: float, zone: ZoneInfo) -> tuple[Interval, ...]:
-    """The calendar periods from the one that holds `start` up to `end`, which cuts the last."""
+    """The calendar periods from the one that contains `start` up to `end`, which cuts off the
+    last."""
     found = []
     while start < end:
         period = calendar_period(name, start, zone)

@@ -1,4 +1,4 @@
-"""What the tests of the history share: facts and brute force, and a second process to race with."""
+"""Shared by the tests of the history: facts, brute force, and a second process to race with."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Terminal(io.StringIO):
         return True
 
 
-Facts = Iterable[tuple[Any, float]]  # (who, when) of all that happened
+Facts = Iterable[tuple[Any, float]]  # (who, when) of all activity
 
 
 def unix(*args: int) -> int:
@@ -51,7 +51,7 @@ def unix(*args: int) -> int:
 
 
 def at(t: float) -> Any:
-    """The time stands still at `t` in the block."""
+    """Freeze the time at `t` in the block."""
     return time_machine.travel(t, tick=False)
 
 
@@ -65,7 +65,7 @@ def to_when(t: float) -> datetime:
 
 
 def clear() -> None:
-    """No history."""
+    """Delete all history."""
     for model in (
         Souvenir,
         LastSeen,
@@ -93,12 +93,13 @@ def brute(facts: Facts, start: float, end: float) -> int:
 
 
 def known(facts: Facts) -> list[tuple[Any, float]]:
-    """What is known of facts of which only the bucket is: they count in ranges that have it all."""
+    """What pruning keeps of facts: the bucket. They count in ranges that contain the whole
+    bucket."""
     return [(who, bucket_containing(t)) for who, t in facts]
 
 
 def assert_counts(facts: Facts, extra: Iterable[Interval] = ()) -> None:
-    """Compares each bucket, all beginnings and ends, and `extra`, with brute force over `facts`."""
+    """Compare each pair of bucket boundaries, and `extra`, with brute force over `facts`."""
     facts = list(facts)
     buckets = {bucket_containing(t) for _, t in facts}
     starts = sorted({*buckets, *(bucket + BUCKET for bucket in buckets)})
@@ -110,7 +111,7 @@ def assert_counts(facts: Facts, extra: Iterable[Interval] = ()) -> None:
 
 
 class Statements:
-    """An execute_wrapper: `do` comes before the statement of this number, counted from 0."""
+    """An execute_wrapper that calls `do` before the statement with this number, counted from 0."""
 
     def __init__(self, number: int, do: Callable[[], object]) -> None:
         self.number, self.do = number, do
@@ -125,7 +126,7 @@ class Statements:
 
 
 class Before:
-    """An execute_wrapper: `do` comes before the first statement that the pattern matches."""
+    """An execute_wrapper that calls `do` before the first statement that matches the pattern."""
 
     def __init__(self, pattern: str, do: Callable[[], object]) -> None:
         self.pattern, self.do = re.compile(pattern), do
@@ -138,7 +139,7 @@ class Before:
         return execute(sql, params, many, context)
 
 
-# What databases say to who comes second, in brief: SQLite, PostgreSQL (also on another isolation
+# Parts of the errors that a losing transaction gets: SQLite, PostgreSQL (also in another isolation
 # level), MariaDB
 REFUSALS = ("locked", "lock timeout", "could not serialize", "Lock wait timeout")
 
@@ -148,9 +149,9 @@ def is_refusal(error: OperationalError) -> bool:
 
 
 class Rival:
-    """Another process of the site, as far as the database of souvenirs can tell: in its `turn` a
-    connection of its own takes the place of ours. Neither waits long for locks of the other; `do`
-    puts off until `settle` what is refused.
+    """Another process of the site, as far as the database of souvenirs can tell: in its `turn`, a
+    second connection replaces ours. Neither waits long for the other's locks; `do` postpones
+    refused work until `settle`.
     """
 
     def __init__(self, alias: str, make: Callable[[], Any]) -> None:
@@ -183,8 +184,8 @@ class Rival:
                 self.put_off.pop(0)()
 
     def interrupt(self, ours: Callable[[], T], number: int, theirs: Callable[[], object]) -> T:
-        """Does ours, and theirs before our statement of this number; who is refused comes after
-        the other. Raises StopIteration if ours has no so many statements."""
+        """Run ours, and theirs before our statement with this number; whichever is refused runs
+        after the other. Raise StopIteration if ours has fewer statements."""
         statements = Statements(number, lambda: self.do(theirs))
         try:
             with hurried(self.ours), self.ours.execute_wrapper(statements):
@@ -203,19 +204,19 @@ class Rival:
         return result
 
     def begin(self) -> None:
-        """Begins a transaction of theirs."""
+        """Begin a transaction of the rival."""
         with self.turn():
             self.blocks.append(transaction.atomic(using=self.alias))
             self.blocks[-1].__enter__()
 
     def commit(self) -> None:
-        """Commits it, if there is one."""
+        """Commit the rival's transaction, if there is one."""
         with self.turn():
             if self.blocks:
                 self.blocks.pop().__exit__(None, None, None)
 
     def start(self, action: Callable[[], object]) -> Job:
-        """Does it in a thread."""
+        """Run it in a thread."""
         return Job(self, action)
 
     def close(self) -> None:
@@ -242,7 +243,8 @@ class Job(threading.Thread):
             connections.close_all()
 
     def wait_until_blocked(self) -> None:
-        """Until it waits for a lock (on SQLite: for a moment; it has no such list) or is over."""
+        """Return when it waits for a lock (on SQLite, after a moment, because it has no list of
+        locks) or has finished."""
         with self.rival.turn():
             deadline = time.monotonic() + 30
             while self.is_alive() and time.monotonic() < deadline:
@@ -270,7 +272,8 @@ class Job(threading.Thread):
 
 @contextmanager
 def hurried(connection: Any) -> Iterator[None]:
-    """PostgreSQL does not wait for locks in the block. Only there: its vacuum takes some too."""
+    """On PostgreSQL, do not wait for locks in the block. Only there, because its vacuum takes some
+    too."""
     if connection.vendor != "postgresql":
         yield
         return
@@ -284,7 +287,7 @@ def hurried(connection: Any) -> Iterator[None]:
 
 
 def skip_locked(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-    """An execute_wrapper: MariaDB cannot skip locked rows where it never waits for any."""
+    """An execute_wrapper: MariaDB cannot skip locked rows if it never waits for a lock."""
     if sql.endswith("SKIP LOCKED") and context["connection"].vendor == "mysql":
         sql = f"SET STATEMENT innodb_lock_wait_timeout=1 FOR {sql}"
     return execute(sql, params, many, context)
@@ -292,10 +295,10 @@ def skip_locked(execute: Any, sql: Any, params: Any, many: bool, context: Any) -
 
 @contextmanager
 def rivalry(directory: Path, *, strict: bool = False, seconds: float = 0.001) -> Iterator[Rival]:
-    """A Rival; for locks of each other they wait `seconds`. On SQLite both use a copy of the
-    database in a file: in memory, connections share their cache and with it their locks.
+    """A Rival; the two wait `seconds` for each other's locks. On SQLite both use a copy of the
+    database in a file: in memory, connections share their cache and thus their locks.
 
-    strict: the site has set another isolation level than Django's (SQLite: transaction mode).
+    strict: the site has set a stricter isolation level than Django's (SQLite: transaction mode).
     """
     alias = router.db_for_write(Souvenir)
     usual = connections[alias]

@@ -1,6 +1,6 @@
-"""Schemas of manifests for Kubernetes: of the fields in Kubernetes' OpenAPI, and in the operators'
-CustomResourceDefinitions, those that we use. As with `kubectl apply --validate=strict`, an unknown
-field is an error."""
+"""Schemas of Kubernetes manifests: the fields that we use from Kubernetes' OpenAPI and from the
+operators' CustomResourceDefinitions. As with `kubectl apply --validate=strict`, an unknown field is
+an error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PORT_NAME: Schema = {
     "pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
 }
 ID: Schema = {"type": "integer", "minimum": 0}
-# kubectl keeps the whole manifest in an annotation, of 256 KiB at most
+# kubectl keeps the whole manifest in an annotation, which may have 256 KiB
 MAX_BYTES = 262_144
 
 
@@ -51,7 +51,7 @@ def mapping(values: Schema) -> Schema:
 
 
 def fields(*required: str, **properties: Schema) -> Schema:
-    """An object of these fields only; a trailing underscore is not a part of a name."""
+    """An object with these fields only; a trailing underscore is not part of a name."""
     return {
         "type": "object",
         "additionalProperties": False,

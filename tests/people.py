@@ -1,4 +1,4 @@
-"""What tests need so that they hold for every shape of site: see tests/settings.py."""
+"""Helpers that make tests independent of the site's shape: see tests/settings.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ with_databases = pytest.mark.django_db(transaction=True, databases=list(settings
 
 
 def ours() -> Any:
-    """The connection to the database that souvenirs are in."""
+    """The connection to the database of souvenirs."""
     return connections[router.db_for_write(Souvenir)]
 
 
@@ -37,17 +37,18 @@ else:
 
 
 def site(when: datetime) -> datetime:
-    """A datetime in the form that the site's models hold."""
+    """A datetime in the form that the site's models store."""
     return timestamps.to_site(when)
 
 
 def column(seconds: float) -> datetime:
-    """What LastSeen.seen is for a unix time."""
+    """The value of LastSeen.seen for a unix time."""
     return databases.to_column(seconds, ours().alias)
 
 
 def run(awaitable: Awaitable[T]) -> T:
-    """Runs it in an event loop, and closes the connections of the thread that Django used there."""
+    """Run the coroutine in an event loop, and close the connections of the thread that Django used
+    there."""
 
     async def main() -> T:
         try:

@@ -1,4 +1,4 @@
-"""python -m tests.screenshots: takes the pictures of docs/admin.md, of the demo's site."""
+"""python -m tests.screenshots: take the pictures of docs/admin.md from the demo's site."""
 
 from __future__ import annotations
 

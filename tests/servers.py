@@ -1,4 +1,5 @@
-"""Real servers for the tests: on free ports of loopback, in temporary directories, ended by pid."""
+"""Real servers for the tests: on free ports of loopback, in temporary directories, stopped by
+pid."""
 
 from __future__ import annotations
 
@@ -24,14 +25,14 @@ from urllib.request import urlopen
 
 START_SECONDS = 60
 
-MEMORY = Path("/dev/shm")  # a file system in memory, of most Linux systems
-ROOM_BYTES = 4 * 2**30  # which all that is there at a time does not take
+MEMORY = Path("/dev/shm")  # a file system in memory, on most Linux systems
+ROOM_BYTES = 4 * 2**30  # more than everything needs that is there at a time
 
-# The programs that the tests need, and the Debian packages that have them
+# The programs that the tests need, and their Debian packages
 PACKAGES = {
     "chromium": "chromium",
     "faketime": "faketime",
-    "gcc": "build-essential",  # builds mysqlclient, with the next three
+    "gcc": "build-essential",  # needed to build mysqlclient, like the next three
     "mariadb_config": "libmariadb-dev",
     "mariadbd": "mariadb-server",
     "pkg-config": "pkg-config",
@@ -54,7 +55,7 @@ def free_port() -> int:
 
 
 def find_program(name: str) -> str | None:
-    """The path of a program, also of one that Debian does not put on the PATH."""
+    """The path of a program, including programs that Debian does not put on the PATH."""
     for directory in [
         *os.environ.get("PATH", "").split(os.pathsep),
         "/usr/sbin",
@@ -67,7 +68,7 @@ def find_program(name: str) -> str | None:
 
 
 def program(name: str, package: str) -> str:
-    """The path of a server's program. A missing one is an error: tests never skip."""
+    """The path of a server's program. A missing one is an error: tests are never skipped."""
     found = find_program(name)
     if found is None:
         raise RuntimeError(f"{name} is not installed: apt-get install {package} (make servers)")
@@ -97,8 +98,8 @@ def answers(url: str) -> bool:
 
 
 def data_root() -> Path | None:
-    """Where directories are made: for tests in memory, if it has room; None is the system's place
-    for temporary files, which benchmarks measure."""
+    """The parent of temporary directories: in memory for tests, if it has room. None is the
+    system's place for temporary files, which benchmarks use so that they measure it."""
     if "PYTEST_VERSION" not in os.environ or not os.access(MEMORY, os.W_OK):
         return None
     return MEMORY if shutil.disk_usage(MEMORY).free > ROOM_BYTES else None
@@ -115,7 +116,7 @@ def directory(prefix: str) -> Iterator[Path]:
 
 def unshifted() -> dict[str, str]:
     """The environment without faketime's library (tests/dates.py): Redis does not run with it, and
-    the time-outs of PostgreSQL do not fire."""
+    PostgreSQL's timeouts do not fire."""
     return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
 
@@ -123,7 +124,7 @@ def unshifted() -> dict[str, str]:
 def running(
     command: Sequence[str], is_ready: Callable[[], bool], log: Path, **options: Any
 ) -> Iterator[subprocess.Popen[Any]]:
-    """Runs a program until the block ends; enters the block when `is_ready`."""
+    """Run a program until the block ends; enter the block when `is_ready`."""
     options = {"env": unshifted(), **options}
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, **options)
@@ -140,7 +141,7 @@ def running(
 
 
 def unprivileged(name: str, path: Path) -> dict[str, Any]:
-    """Popen's options to run as the system user `name`, owner of `path`, where we are root."""
+    """Popen's options to run as the system user `name`, the owner of `path`, if we are root."""
     if os.geteuid() != 0:
         return {}
     user = pwd.getpwnam(name)
@@ -150,7 +151,7 @@ def unprivileged(name: str, path: Path) -> dict[str, Any]:
 
 @contextmanager
 def postgresql() -> Iterator[dict[str, Any]]:
-    """A PostgreSQL server; yields its entry for DATABASES."""
+    """Run a PostgreSQL server; yield its entry for DATABASES."""
     with directory("postgresql") as path:
         make_postgresql(path)
         with postgresql_in(path, free_port()) as entry:
@@ -158,7 +159,7 @@ def postgresql() -> Iterator[dict[str, Any]]:
 
 
 def make_postgresql(path: Path) -> None:
-    """Makes the data of a PostgreSQL server in a directory, for `postgresql_in`."""
+    """Create the data directory of a PostgreSQL server, for `postgresql_in`."""
     subprocess.run(
         [program("initdb", "postgresql"), "--pgdata", path / "data", "--auth=trust",
          "--no-sync", "--username=souvenirs", "--encoding=UTF8", "--locale=C.UTF-8"],
@@ -167,7 +168,8 @@ def make_postgresql(path: Path) -> None:
 
 
 def copy_postgresql(primary: dict[str, Any], path: Path) -> None:
-    """Makes a streaming replica of a PostgreSQL server in a directory, for `postgresql_in`."""
+    """Create the data directory of a streaming replica of a PostgreSQL server, for
+    `postgresql_in`."""
     subprocess.run(
         [program("pg_basebackup", "postgresql"), "--pgdata", path / "data", "--host",
          primary["HOST"], "--port", primary["PORT"], "--username", primary["USER"],
@@ -178,14 +180,14 @@ def copy_postgresql(primary: dict[str, Any], path: Path) -> None:
 
 @contextmanager
 def postgresql_in(path: Path, port: int) -> Iterator[dict[str, Any]]:
-    """A PostgreSQL server on the data of a directory; yields its entry for DATABASES. At the end
-    sessions are ended."""
+    """Run a PostgreSQL server on a data directory; yield its entry for DATABASES. At the end it
+    terminates all sessions."""
     command = [
         program("postgres", "postgresql"), "-D", str(path / "data"), "-p", str(port),
         "-k", str(path), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off",
         "-c", "max_connections=200",
     ]  # fmt: skip
-    # It listens before it takes sessions
+    # It listens before it accepts sessions
     pg_isready = [program("pg_isready", "postgresql"), "-q", "-h", "127.0.0.1", "-p", str(port)]
     is_ready = partial(subprocess.call, pg_isready)
     options = unprivileged("postgres", path)
@@ -202,7 +204,7 @@ def postgresql_in(path: Path, port: int) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def mariadb() -> Iterator[dict[str, Any]]:
-    """A MariaDB server; yields its entry for DATABASES."""
+    """Run a MariaDB server; yield its entry for DATABASES."""
     with directory("mariadb") as path:
         make_mariadb(path)
         with mariadb_in(path, free_port()) as entry:
@@ -210,7 +212,7 @@ def mariadb() -> Iterator[dict[str, Any]]:
 
 
 def make_mariadb(path: Path) -> None:
-    """Makes the data of a MariaDB server in a directory, for `mariadb_in`."""
+    """Create the data directory of a MariaDB server, for `mariadb_in`."""
     subprocess.run(
         [program("mariadb-install-db", "mariadb-server"), "--no-defaults",
          f"--datadir={path / 'data'}", "--auth-root-authentication-method=normal",
@@ -221,7 +223,7 @@ def make_mariadb(path: Path) -> None:
 
 @contextmanager
 def mariadb_in(path: Path, port: int) -> Iterator[dict[str, Any]]:
-    """A MariaDB server on the data of a directory; yields its entry for DATABASES."""
+    """Run a MariaDB server on a data directory; yield its entry for DATABASES."""
     command = [
         program("mariadbd", "mariadb-server"), "--no-defaults", f"--datadir={path / 'data'}",
         f"--socket={path / 'socket'}", f"--pid-file={path / 'pid'}", f"--port={port}",
@@ -229,9 +231,9 @@ def mariadb_in(path: Path, port: int) -> Iterator[dict[str, Any]]:
         "--character-set-server=utf8mb4", "--max-connections=200",
     ]  # fmt: skip
     log = path / "log"
-    log.write_text("")  # what an earlier server wrote there says nothing of this one
+    log.write_text("")  # the log of an earlier server does not count
     options = unprivileged("mysql", path)
-    # It listens before it can be ended
+    # It listens before it can be stopped
     with running(command, lambda: "ready for connections" in log.read_text(), log, **options):
         yield {
             "ENGINE": "django.db.backends.mysql",
@@ -243,7 +245,7 @@ def mariadb_in(path: Path, port: int) -> Iterator[dict[str, Any]]:
 
 
 class Restartable:
-    """A database server that can be stopped and started again, on its data and its port."""
+    """A database server that can be stopped, and started again with the same data and port."""
 
     def __init__(self, engine: str, path: Path) -> None:
         make, self._server_in = {
@@ -280,8 +282,8 @@ def restartable(engine: str) -> Iterator[Restartable]:
 def redis(
     port: int | None = None, *options: str, path: Path | None = None
 ) -> Iterator[tuple[str, subprocess.Popen[Any]]]:
-    """A Redis server that keeps nothing on disk; yields its URL and its process. `path`: where it
-    and its replicas keep what they know of each other."""
+    """Run a Redis server that stores nothing on disk; yield its URL and its process. `path` is
+    where it and its replicas store what they know about each other."""
     port = port or free_port()
     with directory("redis") as own:
         path = path or own
@@ -301,7 +303,7 @@ def port_of(url: str) -> int:
 
 
 def certificate(path: Path) -> None:
-    """Makes the files "cert" and "key" there, of a server on loopback."""
+    """Write the files "cert" and "key" of a server on loopback to that directory."""
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
          "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key", "-out",
@@ -311,7 +313,7 @@ def certificate(path: Path) -> None:
 
 
 class RedisNodes:
-    """Servers by their ports, which can be ended and started again."""
+    """Servers by port, which can be stopped and started again."""
 
     def __init__(self, stack: ExitStack, path: Path, options: Sequence[str] = ()) -> None:
         self._stack, self._path, self._options = stack, path, options
@@ -349,14 +351,14 @@ def wait_until(is_so: Callable[[], bool], seconds: float = START_SECONDS) -> Non
         time.sleep(0.05)
 
 
-NODE_MILLISECONDS = 4000  # after which servers that do not answer count as dead, of each other
+NODE_MILLISECONDS = 4000  # after which servers that do not answer consider each other dead
 
 
 @contextmanager
 def redis_cluster(replicas: int = 0) -> Iterator[RedisNodes]:
-    """A Redis Cluster of three masters, with so many replicas each; the masters come first."""
+    """Run a Redis Cluster of three masters with this many replicas each; the masters come first."""
 
-    def free_port_of_cluster() -> int:  # 10,000 up it talks to the other nodes
+    def free_port_of_cluster() -> int:  # the cluster bus uses the port 10,000 above
         while (port := free_port()) > 55_000 or accepts(port + 10_000):
             pass
         return port
@@ -384,7 +386,7 @@ def is_in_sync(nodes: RedisNodes, replica: int) -> bool:
 
 @contextmanager
 def redis_sentinel() -> Iterator[tuple[str, RedisNodes]]:
-    """A master called "souvenirs", its replica, and a Sentinel, whose URL comes first."""
+    """Run a master called "souvenirs", its replica, and a Sentinel, whose URL comes first."""
     with directory("sentinel") as path, ExitStack() as stack:
         nodes = RedisNodes(stack, path)
         master, replica, port = free_port(), free_port(), free_port()
@@ -413,7 +415,7 @@ def prometheus(
     port: int | None = None,
     flags: Sequence[str] = (),
 ) -> Iterator[str]:
-    """A Prometheus server with this configuration file, on these blocks; yields its URL."""
+    """Run a Prometheus server with this configuration file, on these blocks; yield its URL."""
     with directory("prometheus") as path:
         (path / "prometheus.yml").write_text(config)
         url = f"http://127.0.0.1:{port or free_port()}"
@@ -430,8 +432,8 @@ def prometheus(
 
 
 def database(engine: str) -> dict[str, Any]:
-    """The DATABASES entry of an engine. A server is started for it, which ends with the process;
-    child processes (pytest-xdist's workers) share their parent's through the environment."""
+    """The DATABASES entry for an engine. Starts a server that stops with the process; child
+    processes (pytest-xdist's workers) share their parent's through the environment."""
     if engine == "sqlite":
         return {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
     servers = {"postgresql": postgresql, "mariadb": mariadb}
@@ -446,10 +448,10 @@ def database(engine: str) -> dict[str, Any]:
 
 
 def missing_packages() -> set[str]:
-    """Debian's packages that the tests need and this machine lacks."""
+    """The Debian packages that the tests need and this machine lacks."""
     missing = {package for name, package in PACKAGES.items() if not find_program(name)}
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        missing.add("python3-dev")  # mysqlclient is built with it
+        missing.add("python3-dev")  # needed to build mysqlclient
     return missing
 
 

@@ -1,5 +1,5 @@
-"""The site that the tests run in. The environment chooses its shape, SQLite and Django's defaults
-being what is not chosen:
+"""The settings of the tests. The environment chooses the site's shape; the default is SQLite and
+Django's defaults:
 
 DATABASE=postgresql or mariadb: a real server, which is started for the run.
 SHAPE, of these words:
@@ -14,10 +14,10 @@ from tests import servers
 
 SHAPE = set(os.environ.get("SHAPE", "").split())
 if unknown := SHAPE - {"uuid", "string", "naive", "routed"}:
-    raise ValueError(f"SHAPE has {unknown}, which is none of its words")
+    raise ValueError(f"SHAPE has unknown words: {unknown}")
 
 SECRET_KEY = "of the tests"
-SOUVENIRS_ENABLED = True  # as pytest has it off in the tests of sites
+SOUVENIRS_ENABLED = True  # as pytest leaves it off in the tests of sites
 SOUVENIRS_FLUSH_SECONDS = 0  # tests of the writer set it
 USE_TZ = "naive" not in SHAPE
 TIME_ZONE = "Europe/Paris"

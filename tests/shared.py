@@ -1,7 +1,7 @@
-"""Servers that tests share: each is started once in a session, when a test asks for it first.
+"""Servers that tests share: each is started once per session, when a test first asks for it.
 
-A test takes a database of its own (failing.new_database), a prefix, or a store that is cleared
-(stores.using). One that ends a server or loses its data starts its own.
+A test uses a separate database (failing.new_database), a prefix, or a store that is cleared
+(stores.using). A test that stops a server or loses its data starts another one.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def cluster_entry(redis_cluster: servers.RedisNodes) -> Entry:
 
 @pytest.fixture(scope="session")
 def migrated_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The SQLite database of a site of `conftest.SETTINGS`, migrated and empty: copy it."""
+    """The migrated and empty SQLite database of a site with `conftest.SETTINGS`, to be copied."""
     directory = tmp_path_factory.mktemp("site")
     (directory / "site_settings.py").write_text(SETTINGS)
     subprocess.run(

@@ -1,4 +1,4 @@
-"""The stores of last-seen times, on real servers. A module that uses `store` takes it over."""
+"""The stores of last-seen times, on real servers. A module that uses `store` imports it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Samples = dict[tuple[str, ...], float]
 
 @contextmanager
 def using(entry: dict[str, Any]) -> Iterator[Any]:
-    """The site's store is this one, and knows nobody."""
+    """Use this store for the site, emptied."""
     with override_settings(SOUVENIRS_LAST_SEEN_STORE=entry):
         store = get_store()
         if isinstance(store, RedisStore):
@@ -36,7 +36,7 @@ def using(entry: dict[str, Any]) -> Iterator[Any]:
 
 
 def retire(store: RedisStore) -> None:
-    """Has its thread do nothing any more."""
+    """Stop its thread from doing anything."""
     store.breaker.reset()
     store.writer.reset()
 
@@ -46,7 +46,7 @@ def clear(store: RedisStore) -> None:
         store.shards.client.delete(key)
 
 
-OWN_SITE = pytest.mark.own_site  # with one database only, for they take their time
+OWN_SITE = pytest.mark.own_site  # with one database only, because they are slow
 
 
 @pytest.fixture(
@@ -72,7 +72,7 @@ def join_filling() -> None:
 
 
 def collect() -> Samples:
-    """Each scrape's gauges; filling, if it began one, is over."""
+    """The gauges of each scrape; a resync that it began has finished."""
     samples = {
         (sample.name.removeprefix("souvenirs_"), *sample.labels.values()): sample.value
         for family in SouvenirsCollector().collect()

@@ -1,6 +1,6 @@
-"""Settings of the demo site. It is for loopback: its secret key is public.
+"""Settings of the demo site. It runs on loopback only: its secret key is public.
 
-DEMO_DIR in the environment is the directory of its database, demo/var by default.
+The environment variable DEMO_DIR is the directory of its database, demo/var by default.
 """
 
 import os
@@ -45,7 +45,7 @@ MIDDLEWARE = [
     "souvenirs.middleware.SouvenirsMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
 ]
-# Its metrics are on the same page; it is optional, as it follows new versions of Django later
+# Adds its metrics to the same page; optional, because it supports new versions of Django later
 if find_spec("django_prometheus"):
     INSTALLED_APPS.append("django_prometheus")
     MIDDLEWARE = [
@@ -72,7 +72,7 @@ DATABASES = {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": DIRECTORY / "db.sqlite3",
         "OPTIONS": {
-            # Several processes write: take the lock at a transaction's start, and wait for it
+            # Several processes write: take the lock when a transaction starts, and wait for it
             "transaction_mode": "IMMEDIATE",
             "timeout": 20,
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
@@ -86,4 +86,4 @@ LOGGING = {
     "handlers": {"console": {"class": "logging.StreamHandler"}},
     "root": {"handlers": ["console"], "level": "WARNING"},
 }
-SILENCED_SYSTEM_CHECKS = ["souvenirs_metrics.W001"]  # /metrics is open: on loopback
+SILENCED_SYSTEM_CHECKS = ["souvenirs_metrics.W001"]  # /metrics is open, on loopback

@@ -15,6 +15,7 @@ urlpatterns = [
     path("login/", LoginView.as_view(extra_context={"password": PASSWORD}), name="login"),
     path("logout/", LogoutView.as_view(), name="logout"),
     path("admin/", admin.site.urls),
-    path("static/<path:path>", serve, {"insecure": True}),  # the admin's; DEBUG is off
+    # the admin's static files, since DEBUG is off
+    path("static/<path:path>", serve, {"insecure": True}),
     path("", include("souvenirs_metrics.urls")),
 ]

@@ -26,16 +26,16 @@ ARTICLES = {
 }
 
 
-KEPT_SECONDS = 10  # that the numbers of the first page are
+KEPT_SECONDS = 10  # the age up to which the numbers of the front page are cached
 
 
 def home(request: HttpRequest) -> HttpResponse:
-    """The same page for everybody: it does not ask who the reader is."""
+    """The same page for everybody: it does not load the user."""
     return render(request, "home.html", cache.get_or_set("numbers", numbers, KEPT_SECONDS))
 
 
 def numbers() -> dict[str, Any]:
-    """What the first page shows of the site's users."""
+    """The numbers of the site's users on the front page."""
     days = list(calendar_daily_usage(recent=30))
     *earlier, month = list(growth("month", recent=2))
     columns = [
@@ -81,6 +81,6 @@ def join(request: HttpRequest) -> HttpResponse:
 
 @login_required
 def account(request: HttpRequest) -> HttpResponse:
-    """Tells when the reader was here before, which is what the site remembers."""
+    """Show when the reader was last here, which is what the site remembers."""
     seen = souvenirs.control.last_seen(request.user)
     return render(request, "account.html", {"last_seen": seen})

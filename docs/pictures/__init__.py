@@ -1,1 +1,1 @@
-"""Draws the pictures of docs/growth.md: python -m docs.pictures"""
+"""Draw the pictures of docs/growth.md: python -m docs.pictures"""

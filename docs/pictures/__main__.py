@@ -1,4 +1,4 @@
-"""Writes the pictures, which are kept in the repository: python -m docs.pictures"""
+"""Write the pictures, which are kept in the repository: python -m docs.pictures"""
 
 from __future__ import annotations
 

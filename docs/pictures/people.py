@@ -1,4 +1,5 @@
-"""What the people of the demo did in twenty weeks, by plain sets: what the pictures show."""
+"""What the people of the demo did in twenty weeks, computed with plain sets: the data of the
+pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ class Growth(NamedTuple):
 
 
 def days() -> list[set[int]]:
-    """Who was active on each day."""
+    """The users who were active on each day."""
     crowd = Crowd(opened=midnight(FIRST), weeks=WEEKS, accounts=600)
     active: list[set[int]] = [set() for _ in range(WEEKS * 7)]
     end = midnight(FIRST + timedelta(weeks=WEEKS))
@@ -35,7 +36,7 @@ def weeks(active: list[set[int]]) -> list[set[int]]:
 
 
 def growth(periods: list[set[int]]) -> list[Growth]:
-    """Of each period but the first, which has none before."""
+    """The growth of each period except the first, which has no previous one."""
     seen, found = set(periods[0]), []
     for before, active in pairwise(periods):
         new, retained = active - seen, active & before
@@ -47,7 +48,8 @@ def growth(periods: list[set[int]]) -> list[Growth]:
 
 
 def retention(periods: list[set[int]]) -> list[list[float]]:
-    """Of those who were new in each period but the first, the share active 0, 1, 2... later."""
+    """For the new users of each period except the first: the share active 0, 1, 2... periods
+    later."""
     seen, found = set(periods[0]), []
     for number, active in enumerate(periods[1:], 1):
         cohort = active - seen
@@ -57,7 +59,7 @@ def retention(periods: list[set[int]]) -> list[list[float]]:
 
 
 def active_days(active: list[set[int]]) -> list[int]:
-    """Of the users of the last 28 days, how many were active on 1, 2, ... 28 of them."""
+    """How many of the users of the last 28 days were active on 1, 2, ... 28 of them."""
     last = active[-28:]
     counts = [sum(user in day for day in last) for user in set().union(*last)]
     return [counts.count(number) for number in range(1, 29)]

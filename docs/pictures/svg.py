@@ -1,4 +1,4 @@
-"""A little SVG: shapes and texts on a page that is light or dark as the reader's is."""
+"""A minimal SVG writer: shapes and texts on a page that is light or dark, like the reader's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Picture:
         self.shapes.append(f'{shape} fill="{color}" fill-opacity="{opacity:.2f}"/>')
 
     def mark(self, x: float, y: float, width: float, height: float) -> None:
-        """A frame around something."""
+        """Draw a frame around something."""
         place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
         self.shapes.append(f'<rect class="mark" {place}/>')
 
@@ -39,7 +39,7 @@ class Picture:
         self.shapes.append(f'<line class="line" {place}/>')
 
     def text(self, x: float, y: float, text: str, anchor: str = "start", style: str = "") -> None:
-        """`style` is small or cell, of STYLE."""
+        """`style` is a class of STYLE: small or cell."""
         style = f' class="{style}"' if style else ""
         place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
         self.shapes.append(f"<text{style} {place}>{text}</text>")

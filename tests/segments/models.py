@@ -1,6 +1,6 @@
-"""What a site may know of its users: where they belong, and what they pay for.
+"""What a site may know about its users: where they belong, and what they pay for.
 
-Nothing cascades, so that deletions of users take as many queries as without these tables.
+Nothing cascades, so that deleting users takes as many queries as without these tables.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Organization(models.Model):
 
 
 class Subscription(models.Model):
-    """One for each user, or none."""
+    """At most one per user."""
 
     PLANS = {"free": "Free", "pro": "Professional", "team": "Team"}
 
@@ -44,7 +44,7 @@ class Subscription(models.Model):
 
 
 class Membership(models.Model):
-    """Any number for each user."""
+    """Any number per user."""
 
     user = models.ForeignKey(**to(USER, related_name="memberships"))
     organization = models.ForeignKey(**to("Organization", null=True))

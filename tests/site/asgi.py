@@ -10,7 +10,7 @@ django = get_asgi_application()
 
 
 async def with_events(scope: Any, receive: Any, send: Any) -> None:
-    """An application that has a use for the events of its server's start and end."""
+    """An application that handles its server's startup and shutdown events."""
     if scope["type"] != "lifespan":
         await django(scope, receive, send)
         return

@@ -1,4 +1,4 @@
-"""Runs the site in processes of its own: a database made, gunicorn started, users signed in."""
+"""Run the site in separate processes: create the database, start gunicorn, sign in users."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ User.objects.bulk_create(User(username=f"user{pk}") for pk in range(1, int(sys.a
 
 @dataclass(frozen=True)
 class Site:
-    """A site that is served. `errors` is what its log holds beside what gunicorn tells."""
+    """A running site. `errors` is what its log contains besides gunicorn's messages."""
 
     url: str
     log: Path
@@ -41,7 +41,7 @@ class Site:
             return session.get(f"{self.url}{path}", headers={"Cookie": cookie}, timeout=timeout)
 
     def sign_in(self, pk: int) -> str:
-        """The Cookie header of a user from now on."""
+        """Send the Cookie header of a user from now on."""
         response = self.get(f"/enter/{pk}/")
         response.raise_for_status()
         return "; ".join(f"{name}={value}" for name, value in response.cookies.items())
@@ -53,12 +53,12 @@ class Site:
 
 def client() -> requests.Session:
     session = requests.Session()
-    session.trust_env = False  # no proxy leads to loopback
+    session.trust_env = False  # no proxy for loopback
     return session
 
 
 def environ(database: dict[str, Any], redis_url: str | None = None, **settings: Any) -> Any:
-    """The environment of a process of the site; `settings` add to tests/site/settings.py."""
+    """The environment of a process of the site; `settings` override tests/site/settings.py."""
     added = {
         "DJANGO_SETTINGS_MODULE": "tests.site.settings",
         "SITE_DATABASE": json.dumps(database),
@@ -70,7 +70,7 @@ def environ(database: dict[str, Any], redis_url: str | None = None, **settings: 
 
 
 def run(code: list[str], environment: dict[str, str]) -> str:
-    """Runs Python in a process of the site. Returns what it printed."""
+    """Run Python code in a process of the site. Return what it printed."""
     done = subprocess.run(
         [sys.executable, "-W", "error", *code],
         cwd=HERE.parents[1],
@@ -84,7 +84,7 @@ def run(code: list[str], environment: dict[str, str]) -> str:
 
 
 def populate(environment: dict[str, str], users: int) -> None:
-    """Makes the tables, and users whose keys are 1, 2, 3..."""
+    """Create the tables, and users with the keys 1, 2, 3..."""
     run(["-c", POPULATE, str(users)], environment)
 
 

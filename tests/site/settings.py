@@ -1,4 +1,4 @@
-"""Settings of the site. Its environment says where its database and its Redis are."""
+"""Settings of the site. The environment has its database and its Redis."""
 
 import json
 import os

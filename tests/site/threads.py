@@ -1,7 +1,7 @@
-"""Many threads of one process record the same users at the same moment.
+"""Many threads of one process record the same users at the same time.
 
-Prints JSON: the results of all calls, the errors, the rows that are there afterwards, when it
-began, and in how many hours of the clock it was.
+Prints JSON: the results of all calls, the errors, the rows that exist afterwards, when it began,
+and how many hours of the clock it spanned.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def main() -> None:
     begin = now.timestamp()
 
     def compete(number: int) -> None:
-        # Some record the present, each other one a past day of its own: so several write the
-        # first row of a user, and the user's last-seen row, at once
+        # Some record the present, each of the others a different past day, so several of them write
+        # a user's first row and last-seen row at the same time
         day = number % DAYS
         when = None if day == 0 else now - timedelta(days=day)
         for pk in range(1, USERS + 1):

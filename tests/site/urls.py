@@ -15,7 +15,7 @@ from souvenirs.models import LastSeen, Souvenir
 
 
 def plain(request: HttpRequest) -> HttpResponse:
-    """A page for which neither user nor database is needed."""
+    """A page that needs neither a user nor a database."""
     return HttpResponse("plain")
 
 
@@ -24,7 +24,7 @@ def who(request: HttpRequest) -> HttpResponse:
 
 
 def visit(request: HttpRequest, pk: int) -> HttpResponse:
-    """A page of a user whom the view has authenticated; it tells the process."""
+    """A page of a user whom the view has authenticated; the response names the process."""
     request.user = User.objects.get(pk=pk)
     return HttpResponse(os.getpid())
 
@@ -35,18 +35,18 @@ def enter(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def record(request: HttpRequest, pk: int) -> HttpResponse:
-    """Records a user, and tells what came of it."""
+    """Record a user, and return the result."""
     return HttpResponse(souvenez(pk))
 
 
 def killed(request: HttpRequest) -> HttpResponse:
-    """This process dies of SIGKILL, whatever its other threads are at."""
+    """Kill this process with SIGKILL, whatever its other threads are doing."""
     os.kill(os.getpid(), signal.SIGKILL)
     return HttpResponse()
 
 
 def killed_in_transaction(request: HttpRequest, pk: int) -> HttpResponse:
-    """This process dies before the transaction is committed that recorded the user."""
+    """Kill this process before it commits the transaction that recorded the user."""
     with transaction.atomic():
         souvenez(pk)
         return killed(request)

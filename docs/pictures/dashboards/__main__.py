@@ -1,7 +1,7 @@
-"""Takes the pictures of the dashboards: python -m docs.pictures.dashboards
+"""Take the pictures of the dashboards: python -m docs.pictures.dashboards
 
-The first rows of two dashboards, drawn with Grafana's React components (from npm) from the
-Prometheus of a demo with a past, in Debian's Chromium. Needs npm, chromium and prometheus.
+They show the first rows of two dashboards, drawn in Debian's Chromium with Grafana's React
+components (from npm) from the Prometheus of a demo with a past. Needs npm, chromium and prometheus.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.browser import chromium
 SOURCES = Path(__file__).parent
 ROOT = SOURCES.parents[2]
 IMAGES = ROOT / "docs/images"
-# The picture's name, the dashboard's, the height in rows of its grid, and the days it shows
+# The picture's name, the dashboard's name, the height in rows of its grid, and the days it shows
 PICTURES = [
     ("dashboard-active-users", "souvenirs-active-users", 16, 30),
     ("dashboard-growth", "souvenirs-growth", 16, 180),
@@ -50,7 +50,7 @@ def build(directory: Path) -> None:
 
 
 def query(asker: Asker, target: dict[str, Any], days: int) -> list[dict[str, Any]]:
-    """The series of a panel's target, each with its legend's text."""
+    """The series of a panel's target, each with its legend."""
     return [
         {
             "refId": target["refId"],
@@ -96,7 +96,7 @@ def draw(directory: Path, url: str, browser: Any) -> None:
         size = {"width": WIDTH + 2 * MARGIN, "height": rows * ROW + 2 * MARGIN}
         view = browser.new_page(viewport=size)
         view.goto(page.as_uri())
-        view.wait_for_timeout(3000)  # canvases are drawn some frames after the page is loaded
+        view.wait_for_timeout(3000)  # canvases are drawn some frames after the page has loaded
         view.screenshot(path=IMAGES / f"{name}.png")
         view.close()
 

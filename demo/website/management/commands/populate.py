@@ -28,15 +28,22 @@ def utc(t: float) -> datetime:
 
 class Command(BaseCommand):
     help = (
-        "Makes the database, users, and their past up to now; or continues those that are there."
+        "Creates the database, users, and their past up to now, or continues existing ones."
         " DEMO_ADMIN_PASSWORD in the environment becomes the admin's password."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--users", type=int, required=True, help="of a new database: how many")
-        parser.add_argument("--weeks", type=int, required=True, help="of a new database's past")
         parser.add_argument(
-            "--idle-hours", type=float, default=0, help="until now, without visits (default: 0)"
+            "--users", type=int, required=True, help="number of users in a new database"
+        )
+        parser.add_argument(
+            "--weeks", type=int, required=True, help="weeks of history in a new database"
+        )
+        parser.add_argument(
+            "--idle-hours",
+            type=float,
+            default=0,
+            help="hours without visits before now (default: 0)",
         )
 
     def handle(self, *, users: int, weeks: int, idle_hours: float, **options: Any) -> None:
@@ -52,7 +59,7 @@ class Command(BaseCommand):
             make_admin(os.environ.get("DEMO_ADMIN_PASSWORD"))
             make_users(people)
             make_past(
-                Progress(self.stderr, people, desc="Making up the past", unit="users"), start, end
+                Progress(self.stderr, people, desc="Generating the past", unit="users"), start, end
             )
         call_command("rollup_souvenirs", verbosity=0)
 
@@ -66,9 +73,9 @@ def make_admin(password: str | None) -> None:
 
 
 def make_users(people: list[Person]) -> None:
-    """Makes those that are not there yet."""
+    """Create those that do not exist yet."""
     known = set(User.objects.values_list("username", flat=True))
-    password = make_password(PASSWORD)  # one for all: each would take a quarter of a second
+    password = make_password(PASSWORD)  # one hash for all: each takes a quarter of a second
     User.objects.bulk_create(
         User(
             username=person.username,
@@ -82,7 +89,7 @@ def make_users(people: list[Person]) -> None:
 
 
 def make_past(people: Iterable[Person], start: float, end: float) -> None:
-    """What they did from `start` to `end` (unix seconds)."""
+    """Record what they did from `start` to `end` (unix seconds)."""
     keys = dict(User.objects.values_list("username", "pk"))
     rows = (
         Souvenir(user_id=keys[person.username], when=utc(t))
