@@ -39,7 +39,7 @@ def test_token__opens_the_page(setting: Any, client: Client) -> None:
     ],
 )  # fmt: skip
 @override_settings(SOUVENIRS_METRICS_TOKEN=TOKENS)
-def test_token__that_is_none_is_refused(authorization: str | None, client: Client) -> None:
+def test_token__malformed_or_wrong_is_refused(authorization: str | None, client: Client) -> None:
     extra = {} if authorization is None else {"HTTP_AUTHORIZATION": authorization}
     response = client.get("/metrics", **extra)  # type: ignore[arg-type]
     assert response.status_code == 401
@@ -48,13 +48,15 @@ def test_token__that_is_none_is_refused(authorization: str | None, client: Clien
 
 
 @override_settings(SOUVENIRS_METRICS_TOKEN=TOKENS)
-def test_token__is_demanded_of_people_who_are_signed_in_too(client: Client) -> None:
+def test_token__is_required_from_signed_in_users_too(client: Client) -> None:
     client.force_login(User.objects.create(username="ada"))
     assert scrape(client).status_code == 401
 
 
 @override_settings(SOUVENIRS_METRICS_TOKEN=TOKENS)
-def test_token__all_are_compared(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token__is_compared_with_all_of_them(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compared: list[tuple[bytes, bytes]] = []
 
     def compare(given: bytes, known: bytes) -> bool:
@@ -69,14 +71,12 @@ def test_token__all_are_compared(client: Client, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("setting", ["", [], [""]])
 @pytest.mark.parametrize("authorization", [None, "Bearer", "Bearer "])
-def test_token__that_is_empty_opens_nothing(
-    setting: Any, authorization: str | None, client: Client
-) -> None:
+def test_token__empty_is_refused(setting: Any, authorization: str | None, client: Client) -> None:
     with override_settings(SOUVENIRS_METRICS_TOKEN=setting):
         assert scrape(client, authorization).status_code == 401
 
 
-def test_token__without_one_the_page_is_open(client: Client) -> None:
+def test_token__unset_leaves_the_page_open(client: Client) -> None:
     assert scrape(client).status_code == 200
 
 
@@ -120,7 +120,7 @@ def test_authorize__decides(client: Client) -> None:
 
 
 @override_settings(SOUVENIRS_METRICS_AUTHORIZE=f"{__name__}.broken")
-def test_authorize__that_raises_refuses_and_is_logged(
+def test_authorize__refuses_and_logs_when_it_raises(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     response = scrape(client)
@@ -140,7 +140,7 @@ def test_authorize__that_raises_refuses_and_is_logged(
         ("return_nothing", "NoneType"),
     ],
 )
-def test_authorize__allows_with_true_only(
+def test_authorize__allows_only_if_it_returns_true(
     name: str, kind: str, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     with override_settings(SOUVENIRS_METRICS_AUTHORIZE=f"{__name__}.{name}"):
@@ -150,7 +150,7 @@ def test_authorize__allows_with_true_only(
     assert f"not an object of type {kind}:" in line.getMessage()
 
 
-def test_refusal__asks_nothing_of_the_database(client: Client, monkeypatch: Any) -> None:
+def test_refusal__takes_no_query(client: Client, monkeypatch: Any) -> None:
     def collect(*args: Any) -> Any:
         raise AssertionError("collected")
 

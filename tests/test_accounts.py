@@ -1,4 +1,4 @@
-"""How many accounts there were at the end of a day does not depend on what became of them."""
+"""The number of accounts at the end of a day does not depend on what happens to them later."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = with_databases
 has_date_joined = pytest.mark.where("string" not in site_settings.SHAPE)
 
 T = unix(2024, 5, 14, 22)  # Paris: midnight of the 15th
-CLOSED = 3 * MINUTE  # after midnight: the day is
+CLOSED = 3 * MINUTE  # after midnight, when the day gets closed
 
 
 def join(name: str, t: float, is_active: bool = True) -> Any:
@@ -63,7 +63,7 @@ def test_close_days__is_done_when_history_is_rolled_up() -> None:
 
 
 @has_date_joined
-def test_totals__of_closed_days_stay_whoever_leaves() -> None:
+def test_totals__of_closed_days_stay_when_users_leave() -> None:
     ada, grace, _ = (join(name, T - 5) for name in ("ada", "grace", "mary"))
     close(T + CLOSED)
     ada.delete()
@@ -75,7 +75,7 @@ def test_totals__of_closed_days_stay_whoever_leaves() -> None:
 
 
 @has_date_joined
-def test_totals__are_what_reports_show() -> None:
+def test_totals__are_shown_by_reports() -> None:
     ada = join("ada", T - 5)
     join("grace", T - 5)
     close(T + CLOSED)
@@ -86,7 +86,7 @@ def test_totals__are_what_reports_show() -> None:
 
 
 @has_date_joined
-def test_totals__before_the_first_snapshot_are_of_those_who_exist() -> None:
+def test_totals__before_the_first_snapshot_count_existing_users() -> None:
     join("ada", T - 5 * DAY)
     grace = join("grace", T - 5 * DAY)
     close(T + CLOSED)
@@ -96,7 +96,7 @@ def test_totals__before_the_first_snapshot_are_of_those_who_exist() -> None:
 
 
 @has_date_joined
-def test_totals__after_the_last_snapshot_are_of_those_who_exist() -> None:
+def test_totals__after_the_last_snapshot_count_existing_users() -> None:
     ada = join("ada", T - 5)
     close(T + CLOSED)
     ada.delete()
@@ -105,7 +105,7 @@ def test_totals__after_the_last_snapshot_are_of_those_who_exist() -> None:
 
 
 @has_date_joined
-def test_totals__between_snapshots_count_who_joined_since() -> None:
+def test_totals__between_snapshots_add_users_who_joined_since() -> None:
     ada = join("ada", T - 5)
     close(T + CLOSED)
     join("grace", T + HOUR)
@@ -123,7 +123,7 @@ def test_totals__between_snapshots_count_who_joined_since() -> None:
 
 
 @has_date_joined
-def test_close_days__that_comes_late_takes_the_snapshots_of_all_days_since() -> None:
+def test_close_days__late_takes_the_snapshots_of_all_days_since() -> None:
     join("ada", T - 5)
     close(T + CLOSED)
     join("grace", T + DAY + 5)
@@ -133,11 +133,11 @@ def test_close_days__that_comes_late_takes_the_snapshots_of_all_days_since() -> 
 
 
 @has_date_joined
-def test_close_days__twice_is_as_once() -> None:
+def test_close_days__twice_is_the_same_as_once() -> None:
     snapshot = AccountTotals(date=date(2024, 5, 15), end=T + DAY, registered=7, activated=5)
     join("ada", T - 5)
     close(T + CLOSED)
-    snapshot.save()  # by somebody else
+    snapshot.save()  # by another process
     close(T + 2 * DAY + CLOSED)
     totals = AccountTotals.objects.order_by("end").values_list("end", "registered")
     assert list(totals) == [(T, 1), (T + DAY, 7), (T + 2 * DAY, 1)]
@@ -145,7 +145,7 @@ def test_close_days__twice_is_as_once() -> None:
 
 @has_date_joined
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe"])
-def test_close_days__ends_days_where_the_site_is(zone: str) -> None:
+def test_close_days__ends_days_in_the_sites_time_zone(zone: str) -> None:
     with override_settings(TIME_ZONE=zone):
         start = unix(2024, 10, 4, 3)
         close(start)
@@ -156,7 +156,7 @@ def test_close_days__ends_days_where_the_site_is(zone: str) -> None:
 
 
 @has_date_joined
-def test_close_days__passes_over_a_day_that_was_skipped() -> None:
+def test_close_days__skips_a_day_that_the_time_zone_skipped() -> None:
     with override_settings(TIME_ZONE="Pacific/Apia"):
         close(unix(2011, 12, 29, 12))
         close(unix(2012, 1, 1, 12))
@@ -166,7 +166,7 @@ def test_close_days__passes_over_a_day_that_was_skipped() -> None:
 
 
 @has_date_joined
-def test_close_days__goes_on_after_a_change_of_the_time_zone() -> None:
+def test_close_days__continues_after_a_change_of_the_time_zone() -> None:
     close(T + CLOSED)
     for zone in ("Asia/Tokyo", "America/New_York"):
         with override_settings(TIME_ZONE=zone):
@@ -177,7 +177,7 @@ def test_close_days__goes_on_after_a_change_of_the_time_zone() -> None:
 
 
 @has_date_joined
-def test_totals__take_a_number_of_queries_that_does_not_depend_on_the_ends() -> None:
+def test_totals__take_as_many_queries_for_any_number_of_ends() -> None:
     join("ada", T - 5)
     close(T + CLOSED)
     close(T + 20 * DAY)
@@ -199,7 +199,9 @@ def test_totals__without_date_joined_are_unknown() -> None:
 
 
 @has_date_joined
-def test_totals__without_a_column_is_active_everybody_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_totals__without_is_active_count_everybody_as_active(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     column = accounts.column
     monkeypatch.setattr(
         accounts, "column", lambda name: None if name == "is_active" else column(name)

@@ -56,7 +56,7 @@ def test_draw__bars_are_as_high_as_their_values(values: list[tuple[int, int, int
 
 
 @given(st.integers(-(10**9), 0), st.integers(0, 10**9))
-def test_ticks__are_few_and_round_and_hold_everything(lowest: int, highest: int) -> None:
+def test_ticks__are_few_and_round_and_cover_all_values(lowest: int, highest: int) -> None:
     ticks = ticks_between(lowest, highest)
     steps = {b - a for a, b in pairwise(ticks)}
     assert len(steps) == 1
@@ -67,7 +67,7 @@ def test_ticks__are_few_and_round_and_hold_everything(lowest: int, highest: int)
 
 
 @given(st.integers(0, 500))
-def test_names__are_few_and_the_last_one_is_there(number: int) -> None:
+def test_names__are_few_and_include_the_last_one(number: int) -> None:
     named = named_columns(number)
     assert len(named) <= MOST_NAMES
     assert named == sorted(set(named))

@@ -1,4 +1,4 @@
-"""The column and the filter of last-seen times, on every database; and their pages."""
+"""The column and the filter of last-seen times on every database, and their pages."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ joined = pytest.mark.where("routed" not in settings.SHAPE)
 with_pages = [pytest.mark.own_site, pytest.mark.where(not settings.SHAPE)]
 
 NOW = datetime(2024, 5, 15, 12, 34, 56, tzinfo=timezone.utc)
-DAYS = {"h": 0.02, "d": 0.5, "w": 5, "m": 20, "q": 60, "y": 200, "z": 700}  # ago
+DAYS = {"h": 0.02, "d": 0.5, "w": 5, "m": 20, "q": 60, "y": 200, "z": 700}  # days ago
 NEVER_SEEN = ["n1", "n2", "n3"]
-IN_ORDER = list(DAYS)  # from the one who was here last
+IN_ORDER = list(DAYS)  # the most recently seen first
 
 
 class Staff:
-    """Somebody who may do everything, whatever the user model."""
+    """A user with all permissions, whatever the user model."""
 
     is_active = is_staff = True
     pk = 1
@@ -53,7 +53,7 @@ class PeopleAdmin(LastSeenMixin, ModelAdmin):  # type: ignore[type-arg]
     list_display = ("username",)
     list_per_page = 4
     list_max_show_all = 8
-    ordering = ("username",)  # as Django's UserAdmin
+    ordering = ("username",)  # like Django's UserAdmin
     show_full_result_count = False
 
 
@@ -94,7 +94,7 @@ def test_column__sorts_users_never_seen_last_in_both_directions(users: dict[str,
 
 
 @joined
-def test_column__sorts_a_list_of_one_page_alike(users: dict[str, Any]) -> None:
+def test_column__sorts_a_list_of_one_page_the_same_way(users: dict[str, Any]) -> None:
     class OnePage(PeopleAdmin):
         list_per_page = 50
 
@@ -104,7 +104,7 @@ def test_column__sorts_a_list_of_one_page_alike(users: dict[str, Any]) -> None:
 
 
 @joined
-def test_column__sorts_what_is_searched_and_filtered(users: dict[str, Any]) -> None:
+def test_column__sorts_searched_and_filtered_users(users: dict[str, Any]) -> None:
     class Searching(PeopleAdmin):
         search_fields = ("username",)
         list_per_page = 2
@@ -122,7 +122,7 @@ def test_column__can_be_sorted_by_together_with_another(users: dict[str, Any]) -
 
 
 def test_column__shows_the_times_of_the_store(users: dict[str, Any], store: Any) -> None:
-    """In Redis they move on every minute, in the table every hour."""
+    """In Redis they are updated every minute, in the table every hour."""
     user = users["h"]
     for minutes in (5, 25, 50):
         with time_machine.travel(NOW.replace(hour=11, minute=minutes, second=0), tick=False):
@@ -140,7 +140,7 @@ def test_column__shows_the_times_of_the_store(users: dict[str, Any], store: Any)
 
 @joined
 @pytest.mark.parametrize("choice", [*CHOICES, NEVER])
-def test_filter__chooses_whom_its_label_says(users: dict[str, Any], choice: str) -> None:
+def test_filter__chooses_the_users_in_its_label(users: dict[str, Any], choice: str) -> None:
     class OnePage(PeopleAdmin):
         list_per_page = 50
 
@@ -168,10 +168,10 @@ def test_lists__take_a_fixed_number_of_queries(users: dict[str, Any]) -> None:
         list_per_page, show_full_result_count = 4, False
 
     count = queries(Plain)
-    assert count == 1  # of users; the page itself is not read yet
-    assert queries(PeopleAdmin) == count + 2  # the page, and its times
+    assert count == 1  # of users; the page's rows have not been read yet
+    assert queries(PeopleAdmin) == count + 2  # the page's rows, and their times
     if "routed" not in settings.SHAPE:
-        assert queries(PeopleAdmin, o="-2") == count + 3  # and whose times are on it
+        assert queries(PeopleAdmin, o="-2") == count + 3  # and the users on the page
 
 
 def users_database() -> Any:
@@ -179,7 +179,7 @@ def users_database() -> Any:
 
 
 @pytest.mark.where("routed" in settings.SHAPE)
-def test_mixin__neither_sorts_nor_filters_where_times_are_in_another_database(
+def test_mixin__neither_sorts_nor_filters_if_times_are_in_another_database(
     users: dict[str, Any],
 ) -> None:
     shown = change_list(o="-2")
@@ -188,7 +188,7 @@ def test_mixin__neither_sorts_nor_filters_where_times_are_in_another_database(
     assert len(shown.result_list) == 4
 
 
-def test_list__has_who_was_seen_and_the_newest_first(users: dict[str, Any]) -> None:
+def test_list__has_users_with_a_time_newest_first(users: dict[str, Any]) -> None:
     rows = change_list(LastSeenAdmin, LastSeen).result_list
     assert [row._shown_user.username for row in rows] == IN_ORDER
     rows = change_list(LastSeenAdmin, LastSeen, seen="not-90d").result_list
@@ -224,14 +224,14 @@ def cells(text: str, column: str) -> list[str]:
 class TestPages:
     pytestmark = with_pages
 
-    def test_people__have_the_column(self, users: dict[str, Any], boss: Client) -> None:
+    def test_users__have_the_column(self, users: dict[str, Any], boss: Client) -> None:
         response = boss.get("/backstage/auth/user/?o=-6&p=1")
         assert cells(response.text, "when_last_seen")[0] == "May 15, 2024, 2:06 p.m."
         last = boss.get("/backstage/auth/user/?o=-6&p=3")
         assert cells(last.text, "when_last_seen")[-1] == "Never"
         assert "Not for 90 days" in response.text
 
-    def test_people__can_be_edited_in_the_list(self, users: dict[str, Any], boss: Client) -> None:
+    def test_users__can_be_edited_in_the_list(self, users: dict[str, Any], boss: Client) -> None:
         from souvenirs.admin import LastSeenMixin as mixin
 
         assert mixin is LastSeenMixin
@@ -244,7 +244,7 @@ class TestPages:
         saved = boss.post("/backstage/auth/user/?o=-6", {**data, "_save": "Save"})
         assert saved.status_code in (200, 302)
 
-    def test_list__links_to_people(self, users: dict[str, Any], boss: Client) -> None:
+    def test_list__links_to_users(self, users: dict[str, Any], boss: Client) -> None:
         text = boss.get("/backstage/souvenirs/lastseen/").text
         assert cells(text, "shown_user") == IN_ORDER
         assert f'href="/backstage/auth/user/{users["h"].pk}/change/"' in text

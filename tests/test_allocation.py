@@ -1,4 +1,4 @@
-"""A full PROMETHEUS_MULTIPROC_DIR: on a real file system, where a write that fails is a SIGBUS."""
+"""A full PROMETHEUS_MULTIPROC_DIR on a real file system, where a failed write is a SIGBUS."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.conftest import SETTINGS, START, site_environ
 
 pytestmark = pytest.mark.own_site
 
-# In a mount namespace, so nothing is left mounted, and nobody needs to be root
+# In a mount namespace, so that nothing stays mounted and the tests need not run as root
 IN_A_SMALL_DISK = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
 MOUNT = 'mount -t tmpfs -o size=256k tmpfs "$PROMETHEUS_MULTIPROC_DIR" && exec "$@"'
 
-# Records in the process that this was forked from, then in a new worker on a full disk, then in
-# another one when there is space again
+# Record a user in the process that forks, in a new worker on a full disk, and in another one after
+# space was freed
 CODE = """
 import os, sys
 from pathlib import Path
@@ -56,7 +56,7 @@ print(*(line for line in page.splitlines() if 'result="added"' in line))
 """
 
 
-def test_records__on_a_full_disk_are_not_counted_and_end_no_worker(tmp_path: Path) -> None:
+def test_records__on_a_full_disk_are_not_counted_and_crash_no_worker(tmp_path: Path) -> None:
     (tmp_path / "site_settings.py").write_text(SETTINGS)
     directory = tmp_path / "multiprocess"
     directory.mkdir()
@@ -72,12 +72,12 @@ def test_records__on_a_full_disk_are_not_counted_and_end_no_worker(tmp_path: Pat
         "full",
         "added 200",
         "added 200",
-        'souvenirs_records_total{result="added"} 2.0',  # those that found space
+        'souvenirs_records_total{result="added"} 2.0',  # the processes that found space
     ], done.stderr
-    assert done.stderr.count("No space left on device") == 2  # the message, and its traceback
+    assert done.stderr.count("No space left on device") == 2  # in the message and in its traceback
 
 
-def test_allocate__keeps_what_is_there_and_does_not_grow_with_every_call(tmp_path: Path) -> None:
+def test_allocate__keeps_the_content_and_does_not_grow_with_every_call(tmp_path: Path) -> None:
     path = tmp_path / "counter_1.db"
     allocate(path)
     assert path.read_bytes() == bytes(FILE_BYTES)

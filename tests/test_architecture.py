@@ -1,5 +1,5 @@
-"""Imports point down the data flow only, so there is no circle; a new module has to be given its
-place here."""
+"""Imports only point down the data flow, so there is no cycle; a new module must be given its place
+here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import souvenirs
 
 ROOT = Path(souvenirs.__file__).parent.parent
 
-# The layers, and the modules of each, in order: each may import those before it, none after it.
+# The layers, and the modules of each, in order: each may import the ones before it.
 LAYERS = {
     "values and tools": [
         "__init__", "conf", "signals", "logs", "breaker", "timestamps", "periods", "bitmaps",
@@ -74,7 +74,7 @@ METRICS = [
 FLOW = [f"souvenirs.{name}" for layer in LAYERS.values() for name in layer]
 FLOW += [f"souvenirs_metrics.{name}" for name in METRICS]
 
-# What Django, pytest or asgi.py imports before the models can be
+# What Django, pytest or asgi.py imports before the models can be imported
 EARLY = {"souvenirs.apps", "souvenirs.asgi", "souvenirs.pytest_plugin", "souvenirs_metrics.apps"}
 
 
@@ -87,14 +87,14 @@ def module_name(path: Path) -> str:
 
 def modules() -> dict[str, Path]:
     paths = [*(ROOT / "souvenirs").rglob("*.py"), *(ROOT / "souvenirs_metrics").rglob("*.py")]
-    apart = {"migrations", "grafana", "prometheus"}  # the last two are in a wheel only
+    apart = {"migrations", "grafana", "prometheus"}  # the last two exist only in a wheel
     return {
         module_name(path): path for path in paths if not apart & {*path.relative_to(ROOT).parts}
     }
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Our modules that are imported anywhere in it: also in functions, and for type checkers."""
+    """Our modules imported anywhere in the tree, including in functions and for type checkers."""
     for node in ast.walk(tree):
         names: set[str] = set()
         if isinstance(node, ast.Import):
@@ -123,7 +123,7 @@ def test_imports_point_down_the_flow(name: str) -> None:
     assert {other for other in GRAPH[name] if FLOW.index(other) > FLOW.index(name)} == set()
 
 
-def test_there_is_no_circle() -> None:
+def test_there_is_no_import_cycle() -> None:
     left = dict(GRAPH)
     while free := [name for name, others in left.items() if not others & set(left)]:
         for name in free:
@@ -140,7 +140,7 @@ def test_souvenirs_never_imports_souvenirs_metrics() -> None:
     assert upwards == {}
 
 
-def test_imports_in_functions_are_only_where_it_is_too_early_for_models() -> None:
+def test_imports_in_functions_exist_only_where_models_cannot_be_imported_yet() -> None:
     late = {
         name
         for name, path in modules().items()

@@ -1,4 +1,4 @@
-"""ASGI servers that end processes by a signal: real uvicorn."""
+"""ASGI servers that are stopped by a signal, with real uvicorn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ print(Souvenir.objects.count())
 
 @pytest.mark.parametrize("options", [[], ["--workers=2"]], ids=["", "workers"])
 @pytest.mark.parametrize("name", ["application", "application_with_events"])
-def test_uvicorn__writes_what_is_queued_when_it_ends(
+def test_uvicorn__writes_queued_visits_on_shutdown(
     name: str, options: list[str], postgresql: Entry, tmp_path: Path
 ) -> None:
     environment = serving.environ(new_database(postgresql), SOUVENIRS_FLUSH_SECONDS=60)

@@ -1,4 +1,4 @@
-"""Loading against brute force over the entries."""
+"""Loading, compared with brute force over the entries."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ pytestmark = with_databases
 PARIS = ZoneInfo("Europe/Paris")
 HOUR = 3_600
 T = 1_700_042_400  # the beginning of an hour: 2023-11-15 11:00 in Paris
-MIDNIGHT = 1_700_089_200  # that day's end there
-FOLD = 1_729_990_800  # 2024-10-27 03:00 summer time in Paris, when clocks go back by an hour
+MIDNIGHT = 1_700_089_200  # the end of that day in Paris
+FOLD = 1_729_990_800  # 2024-10-27 03:00 summer time in Paris, when clocks are set back by an hour
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def entries(*activities: tuple[Any, float]) -> list[Entry | Bad]:
 
 
 def wall(when: datetime) -> datetime:
-    """What is left of a time in the database: where USE_TZ is False it is the clocks' reading."""
+    """A time as the database stores it: if USE_TZ is False, the local time without its fold."""
     if site_settings.USE_TZ:
         return when.astimezone(timezone.utc)
     return (when.astimezone(PARIS) if when.tzinfo else when).replace(tzinfo=None, fold=0)
@@ -109,7 +109,7 @@ def test_load__without_a_limit_every_time_is_a_row(ana: Any) -> None:
     assert rows() == [(ana.pk, at(T)), (ana.pk, at(T + 0.000_001))]
 
 
-def test_load__minds_the_rows_that_are_there(users: list[Any]) -> None:
+def test_load__respects_existing_rows(users: list[Any]) -> None:
     ana, bob, _ = users
     Souvenir.objects.create(user_id=ana.pk, when=site(datetime.fromtimestamp(T, timezone.utc)))
     summary = load(entries((ana, T + HOUR - 1), (bob, T + HOUR - 1), (ana, T - 1)))
@@ -123,7 +123,7 @@ def test_load__again_adds_nothing(users: list[Any]) -> None:
     assert rows() == before[1]
 
 
-def test_load__last_seen_follows(users: list[Any]) -> None:
+def test_load__updates_last_seen(users: list[Any]) -> None:
     ana, bob, _ = users
     load(entries((ana, T + HOUR), (ana, T), (bob, T)))
     assert last_seen(ana) == site(datetime.fromtimestamp(T + HOUR, timezone.utc))
@@ -140,9 +140,9 @@ def test_load__leaves_the_rate_limit_of_visits_alone(ana: Any) -> None:
 
 
 @pytest.mark.parametrize("seconds", [-30, 0, HOUR])
-def test_load__where_clocks_go_back(ana: Any, seconds: float) -> None:
-    """Before, in and after the hour that clocks show twice: the second time is the same slot for a
-    database that has no zones."""
+def test_load__when_clocks_are_set_back(ana: Any, seconds: float) -> None:
+    """Before, in and after the repeated hour: for a database without time zones, its second pass is
+    in the same slot as the first."""
     activities = entries((ana, FOLD - HOUR + seconds), (ana, FOLD + seconds))
     assert load(activities).added == (1 if seconds == 0 and not site_settings.USE_TZ else 2)
     assert load(activities).added == 0
@@ -160,7 +160,7 @@ def test_load__last_seen_knows_which_of_two_equal_hours(ana: Any) -> None:
 # Users
 
 
-def test_load__users_by_key_as_text_or_as_such(users: list[Any]) -> None:
+def test_load__users_by_key_or_its_text(users: list[Any]) -> None:
     ana, bob, _ = users
     assert load([Entry(1, str(ana.pk), T), Entry(2, bob.pk, T)]).added == 2
     assert sorted(rows()) == sorted([(ana.pk, at(T)), (bob.pk, at(T))])
@@ -191,12 +191,12 @@ def test_load__users_by_email() -> None:
 
 
 @pytest.mark.where("uuid" in site_settings.SHAPE or "string" in site_settings.SHAPE)
-def test_load__users_by_an_email_that_the_model_has_not() -> None:
+def test_load__users_by_email_on_a_model_without_one() -> None:
     with pytest.raises(BackfillError, match=r"cannot be found by email: .* has no field email"):
         load([Entry(1, "a@b.org", T, "email")])
 
 
-def test_load__users_by_what_does_not_exist() -> None:
+def test_load__users_by_an_unknown_lookup() -> None:
     with pytest.raises(BackfillError, match="by pk, username, email, not by 'nick'"):
         load([Entry(1, "ana", T, "nick")])
 
@@ -207,7 +207,7 @@ def test_load__users_by_what_does_not_exist() -> None:
     [NOBODY, "x" * 1_000, "a\0b", "\ud800", "9" * 30, "9" * 5_000, "-1", "1e3", "12.0", "İ", "💩"],
     ids=lambda name: ascii(name)[:10],
 )
-def test_load__users_whom_nobody_knows(ana: Any, name: Any, user_by: str) -> None:
+def test_load__unknown_users(ana: Any, name: Any, user_by: str) -> None:
     found: list[Bad] = []
     items = [Entry(1, name, T, user_by), Entry(2, "ana", T, "username")]
     summary = load(items, on_bad=found.append)
@@ -216,7 +216,7 @@ def test_load__users_whom_nobody_knows(ana: Any, name: Any, user_by: str) -> Non
 
 
 @pytest.mark.parametrize("other", [True, 1.0, Decimal(1), b"1"])
-def test_load__users_whose_key_is_equal_to_no_key(other: Any) -> None:
+def test_load__users_with_a_key_that_equals_an_invalid_one(other: Any) -> None:
     User.objects.create(pk=1 if isinstance(NOBODY, int) else NOBODY, username="ana")
     found: list[Bad] = []
     items = [Entry(1, other, T), Entry(2, 1, T), Entry(3, other, T)]
@@ -227,7 +227,7 @@ def test_load__users_whose_key_is_equal_to_no_key(other: Any) -> None:
 
 
 class Deletes:
-    """Deletes a user between the moments at which they are looked up and written."""
+    """Deletes a user after the look-up and before the write."""
 
     def __init__(self, user: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.user, self.real = user, loading.unrecorded
@@ -241,7 +241,7 @@ class Deletes:
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_load__users_who_are_deleted_meanwhile(
+def test_load__users_deleted_meanwhile(
     users: list[Any], monkeypatch: pytest.MonkeyPatch, strict: bool, batch_size: int
 ) -> None:
     ana, bob, _ = users
@@ -257,10 +257,10 @@ def test_load__users_who_are_deleted_meanwhile(
 
 @pytest.mark.where("postgresql" in site_settings.DATABASES["default"]["ENGINE"])
 @pytest.mark.where("routed" not in site_settings.SHAPE)
-def test_load__users_who_are_deleted_before_the_commit(
+def test_load__users_deleted_before_the_commit(
     users: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PostgreSQL looks at foreign keys when it commits."""
+    """PostgreSQL checks foreign keys at commit."""
     ana, bob, _ = users
     key, inserted = ana.pk, []
 
@@ -294,7 +294,7 @@ def test_load__users_who_are_deleted_before_the_commit(
         (-1e300, "before 1973 (a date without dashes?)"),
     ],
 )
-def test_load__times_that_are_none(ana: Any, when: float, reason: str) -> None:
+def test_load__invalid_times(ana: Any, when: float, reason: str) -> None:
     found: list[Bad] = []
     summary = load([*entries((ana, when)), Entry(2, ana.pk, T)], on_bad=found.append)
     assert [(bad.line, bad.reason) for bad in found] == [(1, reason)]
@@ -302,11 +302,11 @@ def test_load__times_that_are_none(ana: Any, when: float, reason: str) -> None:
     assert (summary.read, summary.added, summary.bad) == (2, 1, Counter([reason]))
 
 
-def test_load__the_present_is_past(ana: Any) -> None:
+def test_load__accepts_the_present(ana: Any) -> None:
     assert load(entries((ana, time.time()), (ana, time.time() + 60))).bad == {"in the future": 1}
 
 
-def test_load__tells_of_bad_entries_in_their_order(ana: Any) -> None:
+def test_load__reports_bad_entries_in_their_order(ana: Any) -> None:
     found: list[Bad] = []
     items = [Entry(1, NOBODY, T), Bad(2, "torn", "x"), Entry(3, ana.pk, 0), Entry(4, NOBODY, T)]
     load(items, on_bad=found.append)
@@ -332,7 +332,7 @@ def test_load__strict_adds_all_or_nothing(users: list[Any], batch_size: int) -> 
     assert load(good, strict=True, batch_size=batch_size).added == 0
 
 
-def test_load__strict_that_fails_while_it_writes_adds_nothing(
+def test_load__strict_adds_nothing_if_writing_fails(
     users: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Any] = []
@@ -350,7 +350,7 @@ def test_load__strict_that_fails_while_it_writes_adds_nothing(
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_load__dry_run_says_what_would_be_added(users: list[Any], batch_size: int) -> None:
+def test_load__dry_run_reports_what_would_be_added(users: list[Any], batch_size: int) -> None:
     ana, bob, _ = users
     load(entries((bob, T)))
     items = [*entries((bob, T + 1), (ana, T + 1), (ana, T + 2)), Entry(4, None, 0), Bad(5, "?", "")]
@@ -362,7 +362,7 @@ def test_load__dry_run_says_what_would_be_added(users: list[Any], batch_size: in
     assert (promised.added, promised.limited, promised.nobody) == (2, 3, 1)
 
 
-def test_load__interrupted_is_done_again(users: list[Any]) -> None:
+def test_load__can_be_repeated_after_an_interruption(users: list[Any]) -> None:
     whole = entries(*((user, T + 600 * i) for i in range(30) for user in users))
 
     def torn() -> Iterator[Entry | Bad]:
@@ -423,7 +423,7 @@ def test_load__any_order_and_splits(data: st.DataObject, limit: int) -> None:
 
 
 def stream(users: list[Any], number: int) -> Iterator[Entry | Bad]:
-    """Sorted by time; within four hours, however many there are."""
+    """Sorted by time, all within four hours, whatever their number."""
     for n in range(number):
         yield Entry(n + 1, users[n % 3].pk, T + 4 * HOUR * n / number)
 
@@ -453,7 +453,7 @@ def test_load__memory_is_a_batch(users: list[Any]) -> None:
         finally:
             tracemalloc.stop()
 
-    peak(1_000)  # what is made once
+    peak(1_000)  # allocations made only once
     assert peak(20_000) < 1.3 * peak(2_000)
 
 

@@ -59,8 +59,9 @@ def users() -> list[Any]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """`run("x.csv", "--strict", text=...)` runs the command in a directory where x.csv has this
-    text; what stands for a file "-" has it too. Returns what it printed, and its errors."""
+    """`run("x.csv", "--strict", text=...)` runs the command in a directory where x.csv contains
+    this text; "-", which stands for standard input, has it too. Returns the command's output and
+    its errors."""
 
     def run(*args: str, text: str | bytes = "") -> tuple[str, str]:
         data = text.encode() if isinstance(text, str) else text
@@ -97,7 +98,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
         ("log.csv", "csv"),
     ],
 )
-def test_file__name_says_the_format(run: Load, name: str, kind: str) -> None:
+def test_file__format_is_taken_from_its_name(run: Load, name: str, kind: str) -> None:
     text = KINDS[kind].encode()
     assert run(name, text=gzip.compress(text) if name.endswith(".gz") else text) == (SUMMARY, "")
     assert run(name) == (NONE_ADDED, "")
@@ -110,7 +111,7 @@ def test_format__of_standard_input(run: Load, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_format__goes_before_the_name(run: Load, kind: str) -> None:
+def test_format__takes_precedence_over_the_name(run: Load, kind: str) -> None:
     assert run("access.log.1.csv", "--format", kind, text=KINDS[kind]) == (SUMMARY, "")
 
 
@@ -120,23 +121,23 @@ def test_file__of_keys_without_a_header(run: Load, users: list[Any]) -> None:
     assert run("a.csv", text=text) == (SUMMARY, "")
 
 
-def test_file__from_a_spreadsheet_begins_with_a_mark(run: Load) -> None:
+def test_file__from_a_spreadsheet_has_a_byte_order_mark(run: Load) -> None:
     assert run("a.csv", text="\ufeff" + KINDS["csv"]) == (SUMMARY, "")
 
 
-def test_file__that_is_not_utf8(run: Load) -> None:
+def test_file__not_utf8(run: Load) -> None:
     out, err = run("a.csv", text=KINDS["csv"].encode() + b"zo\xeb,1700042400\n")
     assert out.endswith("Rejected 1 line (unknown user: 1).\n")
     assert err == "line 5: unknown user: 'zo\ufffd'\n"
 
 
-def test_file__that_is_empty(run: Load, tmp_path: Path) -> None:
+def test_file__empty(run: Load, tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
     out, _ = run("a.csv")
     assert out == "Read 0 lines.\nAdded 0 souvenirs.\n"
 
 
-def test_user_by__says_what_the_column_is(run: Load) -> None:
+def test_user_by__says_what_the_column_has(run: Load) -> None:
     text = KINDS["csv"].replace("username", "user")
     assert run("a.csv", "--user-by", "username", text=text) == (SUMMARY, "")
 
@@ -151,12 +152,12 @@ def test_user_by__email(run: Load) -> None:
 
 
 @pytest.mark.where("uuid" in site_settings.SHAPE or "string" in site_settings.SHAPE)
-def test_user_by__email_that_users_have_not(run: Load) -> None:
+def test_user_by__email_if_users_have_none(run: Load) -> None:
     with pytest.raises(CommandError, match=r"cannot be found by email: \S+ has no field email"):
         run("a.csv", "--user-by", "email", text=f"ana@example.org,{T}\n")
 
 
-def test_access_log__counts_what_is_nobodys(run: Load) -> None:
+def test_access_log__counts_lines_without_a_user(run: Load) -> None:
     text = KINDS["access-log"].replace(" - bob ", " - - ")
     assert run("access.log", text=text) == (
         "Read 3 lines.\n"
@@ -200,7 +201,7 @@ def test_fields__are_columns_or_keys(run: Load) -> None:
         ("access.log", KINDS["access-log"], "an access log in the combined format has no keys"),
     ],
 )
-def test_fields__that_there_are_not(run: Load, name: str, text: str, message: str) -> None:
+def test_fields__missing(run: Load, name: str, text: str, message: str) -> None:
     options = [] if name == "a.csv" else ["--user-field=user"]
     with pytest.raises(CommandError) as caught:
         run(name, *options, text=text)
@@ -213,7 +214,7 @@ def test_fields__that_there_are_not(run: Load, name: str, text: str, message: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "access.log.gz"])
-def test_file__of_one_line_is_in_memory_in_pieces(run: Load, name: str) -> None:
+def test_file__of_one_huge_line_is_read_in_pieces(run: Load, name: str) -> None:
     compressed = gzip.compress(b"x" * 100_000_000)
     tracemalloc.start()
     try:
@@ -224,8 +225,8 @@ def test_file__of_one_line_is_in_memory_in_pieces(run: Load, name: str) -> None:
         tracemalloc.stop()
 
 
-def test_file__of_one_stray_quote(run: Load) -> None:
-    """Of 8,800 lines after it none is lost."""
+def test_file__with_one_stray_quote(run: Load) -> None:
+    """None of the 8,800 lines after it is lost."""
     lines = "".join(f"ana,{T + 60 * n},/\n" for n in range(8_800))
     with override_settings(SOUVENIRS_RATELIMIT_SECONDS=60):
         out, err = run("a.csv", text=f'username,when,page\nana,"{T},/\n{lines}')
@@ -243,7 +244,7 @@ def test_dry_run__adds_nothing(run: Load, strict: list[str]) -> None:
     assert not Souvenir.objects.exists()
 
 
-def test_strict__of_what_is_good(run: Load) -> None:
+def test_strict__with_good_lines(run: Load) -> None:
     assert run("a.csv", "--strict", text=KINDS["csv"]) == (SUMMARY, "")
 
 
@@ -277,7 +278,7 @@ def test_bad_lines__do_not_stop_the_others(run: Load) -> None:
     assert Souvenir.objects.count() == 1
 
 
-def test_bad_lines__are_told_of_one_by_one_up_to_twenty(run: Load) -> None:
+def test_bad_lines__are_reported_one_by_one_up_to_twenty(run: Load) -> None:
     text = "username,when\n" + "".join(f"nobody{n},{T}\n" for n in range(50))
     out, err = run("a.csv", text=text + f"ana,{T}\n")
     lines = err.splitlines()
@@ -290,17 +291,17 @@ def test_bad_lines__alone_are_an_error(run: Load, capsys: pytest.CaptureFixture[
     with pytest.raises(CommandError) as caught:
         run("a.csv", text=f"username,when\neve,{T}\n,{T}\n")
     assert (str(caught.value), caught.value.returncode) == ("No line could be used.", 1)
-    # Nobody was signed in; a log may well be so
+    # Nobody was signed in, which is normal for a log
     out, _ = run("access.log", text=KINDS["access-log"].splitlines()[0].replace(" ana ", " - "))
     assert out == "Read 1 line.\nAdded 0 souvenirs.\nSkipped 1 line without a user.\n"
-    # Everything is there already
+    # All of it is already there
     assert run("b.csv", text=KINDS["csv"]) == (SUMMARY, "")
     out, _ = run("b.csv", text=f"username,when\neve,{T}\nana,{T}\n")
     assert out.endswith("Rejected 1 line (unknown user: 1).\n")
 
 
-@pytest.mark.where("string" not in site_settings.SHAPE)  # whose usernames are keys
-def test_bad_lines__users_who_are_named_in_another_way(run: Load) -> None:
+@pytest.mark.where("string" not in site_settings.SHAPE)  # users whose usernames are keys
+def test_bad_lines__users_identified_in_another_way(run: Load) -> None:
     hint = "'ana' is the username of a user: try --user-by username."
     with pytest.raises(CommandError) as caught:
         run("a.csv", text=f"user,when\nuser0001,{T}\nana,{T}\n")
@@ -317,7 +318,7 @@ def test_bad_lines__users_who_are_named_in_another_way(run: Load) -> None:
 
 
 @has_email
-def test_bad_lines__users_of_a_log_who_are_named_by_email(run: Load) -> None:
+def test_bad_lines__users_of_a_log_identified_by_email(run: Load) -> None:
     User.objects.filter(username="ana").update(email="ana@example.org")
     text = KINDS["access-log"].replace(" bob ", " ana ").replace(" ana ", " ana@example.org ")
     with pytest.raises(
@@ -373,9 +374,7 @@ def test_errors__a_format_that_there_is_not(run: Load) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"x" + data])
-def test_errors__a_compressed_file_that_is_torn(
-    run: Load, damage: Callable[[bytes], bytes]
-) -> None:
+def test_errors__a_truncated_compressed_file(run: Load, damage: Callable[[bytes], bytes]) -> None:
     text = "".join(f"ana,{T + n}\n" for n in range(1_000)).encode()
     with pytest.raises(CommandError, match=r"a\.csv\.gz cannot be read: .*\. Nothing was added"):
         run("a.csv.gz", "--strict", text=damage(gzip.compress(text)))
@@ -419,6 +418,6 @@ def test_exit_code(
 # Progress
 
 
-def test_progress__nowhere_else(run: Load, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress__only_in_a_terminal(run: Load, capsys: pytest.CaptureFixture[str]) -> None:
     run("a.csv", text=KINDS["csv"])
     assert capsys.readouterr().err == ""

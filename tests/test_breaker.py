@@ -12,7 +12,7 @@ ERROR = ConnectionError("refused")
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A monotonic clock that stands still until it is set."""
+    """A monotonic clock that stands still until it is moved."""
     now = [1000.0]
     monkeypatch.setattr("souvenirs.breaker.time.monotonic", lambda: now[0])
     return now
@@ -50,7 +50,7 @@ def test_allows__a_step_of_the_wall_clock_does_not_matter() -> None:
         assert not breaker.allows()
 
 
-def test_failure__that_tells_nothing_of_the_server_leaves_it_closed(clock: list[float]) -> None:
+def test_failure__that_says_nothing_about_the_server_leaves_it_closed(clock: list[float]) -> None:
     breaker = Breaker("The server")
     breaker.failure(ERROR, opens=False)
     assert breaker.allows()

@@ -1,4 +1,4 @@
-"""People look at the Usage page of the demo's admin, with a real browser."""
+"""The Usage page of the demo's admin in a real browser."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def page(browser: Browser, site: str) -> Iterator[Page]:
 
 
 def numbers(page: Page) -> list[str]:
-    """The active users of the table, oldest first."""
+    """The active users in the table, oldest first."""
     cells = page.locator(".usage-table tbody td:nth-child(2)").all_inner_texts()
     return cells[::-1]
 
@@ -55,7 +55,7 @@ def usage_of(page: Page, site: str, **params: Any) -> list[dict[str, Any]]:
     return json.loads(response.body())["usage"]  # type: ignore[no-any-return]
 
 
-def test_page__is_found_from_the_admins_first_page(page: Page, site: str) -> None:
+def test_page__is_linked_from_the_admin_index(page: Page, site: str) -> None:
     page.goto(f"{site}/admin/")
     page.get_by_role("link", name="Usage").first.click()
     page.wait_for_url(f"{site}{USAGE}")
@@ -89,7 +89,7 @@ def test_page__works_without_javascript(browser: Browser, site: str) -> None:
     page.context.close()
 
 
-def test_page__draws_under_a_strict_policy(browser: Browser, site: str) -> None:
+def test_page__draws_under_a_strict_content_security_policy(browser: Browser, site: str) -> None:
     page = open_page(browser, site, viewport=DESKTOP)
 
     def forbid(route: Any) -> None:
@@ -105,7 +105,7 @@ def test_page__draws_under_a_strict_policy(browser: Browser, site: str) -> None:
     assert messages == []
     bar = page.locator("svg.plot rect.active").first
     fill = bar.evaluate("bar => getComputedStyle(bar).fill")
-    assert fill not in ("rgb(0, 0, 0)", "none")  # of the style sheet, not SVG's default
+    assert fill not in ("rgb(0, 0, 0)", "none")  # from the style sheet; SVG's default is another
     page.context.close()
 
 
@@ -126,14 +126,14 @@ def test_page__is_no_wider_than_a_phone(browser: Browser, site: str) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     names = page.locator("svg.plot").first.locator("text")
     boxes = [names.nth(n).bounding_box() for n in range(names.count())]
-    for left, right in pairwise(boxes):  # names on the axis do not touch
+    for left, right in pairwise(boxes):  # names on the axis do not overlap
         assert left is not None
         assert right is not None
         assert left["x"] + left["width"] < right["x"]
     page.context.close()
 
 
-def test_theme__is_the_one_that_people_choose(page: Page, site: str) -> None:
+def test_theme__is_the_chosen_one(page: Page, site: str) -> None:
     fill = "getComputedStyle(document.querySelector('svg.plot rect.active')).fill"
     colours = set()
     for theme in ("light", "dark"):
@@ -143,7 +143,7 @@ def test_theme__is_the_one_that_people_choose(page: Page, site: str) -> None:
     assert len(colours) == 2
 
 
-def test_people__have_a_list_of_last_seen_times(page: Page, site: str) -> None:
+def test_users__have_a_list_of_last_seen_times(page: Page, site: str) -> None:
     page.goto(f"{site}/admin/souvenirs/lastseen/")
     assert page.locator("#result_list tbody tr").count() > 20
     page.get_by_role("link", name="Not for 30 days").click()

@@ -1,4 +1,4 @@
-"""What show_usage draws and prints."""
+"""The output of show_usage: charts and tables."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_growth_bars__grow_from_an_axis() -> None:
     )
 
 
-def test_growth_bars__say_so_where_it_is_not_known_who_is_new() -> None:
+def test_growth_bars__say_not_known_where_new_users_are_unknown() -> None:
     table = GROWTH._replace(rows=[(["W1", "01-01", "01-08", 7, None, 3, None, 2], True)])
     assert "| not known" in charts.growth_bars(table, width=34, color=False)
 
@@ -65,7 +65,7 @@ def test_growth_bars__fit_the_width() -> None:
     assert max(map(len, lines)) in range(50, 61)
 
 
-def test_triangle__is_of_percents_and_shades() -> None:
+def test_triangle__has_percents_and_shades() -> None:
     assert charts.triangle(RETENTION, color=False, shades=charts.SHADES) == (
         "          users     +1   +2\n"
         "W1 01-01    200     0%░ 50%▓\n"
@@ -97,7 +97,7 @@ def test_triangle__in_color_has_the_same_numbers() -> None:
         ]
     )
     numbers = re.findall(r"48;5;(\d+)", text)
-    assert len(set(numbers)) == 3  # a hundredth, a half and all of them have other shades
+    assert len(set(numbers)) == 3  # 1%, 50% and 100% have different shades
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,6 @@ def test_has_color(
     assert charts.has_color(stream, options) is expected
 
 
-def test_csv__has_no_cell_that_a_spreadsheet_would_compute() -> None:
+def test_csv__has_no_cell_that_a_spreadsheet_would_evaluate() -> None:
     table = Table(["organization"], ["active"], [(["=HYPERLINK(1)", 2], True)])
     assert list(to_csv(table)) == ["organization,active,complete\r\n", "'=HYPERLINK(1),2,true\r\n"]

@@ -1,4 +1,5 @@
-"""Whatever a setting is set to, its check says what is wrong in words for people, not Python's."""
+"""Whatever the value of a setting, its check explains what is wrong in its own words, not in
+Python's."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def messages(name: str, value: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_check__is_in_words_for_people(name: str) -> None:
+def test_check__does_not_quote_python_errors(name: str) -> None:
     for value in [*ODD, *(STORES if name == "SOUVENIRS_LAST_SEEN_STORE" else [])]:
         for text in messages(name, value):
             said = text.replace(repr(value), "").replace(str(value) or " ", " ")
@@ -58,7 +59,7 @@ def test_check__is_in_words_for_people(name: str) -> None:
             assert re.search(r"[^.\s]\.$", text), text
 
 
-def test_check__says_what_is_unknown() -> None:
+def test_check__names_the_unknown_option() -> None:
     store = {**REDIS, "OPTIONS": {"nonsense": 1}}
     said, _ = messages("SOUVENIRS_LAST_SEEN_STORE", store)
     assert said.endswith("'nonsense' is unknown to it.")

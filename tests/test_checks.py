@@ -55,7 +55,7 @@ def test_check__names_the_bad_value_and_the_remedy(check_id: str, name: str, val
     with override_settings(**{name: value}), pytest.raises(SystemCheckError) as caught:
         call_command("check")
     message = str(caught.value)
-    shown = repr(value).replace("'redis://'", "'...'")  # it might have a password
+    shown = repr(value).replace("'redis://'", "'...'")  # its value might contain a password
     assert f"({check_id}) {name} is {shown}" in message
     assert "HINT: Set it to" in message
 
@@ -83,7 +83,7 @@ def test_ids_are_unique() -> None:
 
 
 class OwnMiddleware(SouvenirsMiddleware):
-    """A site's own."""
+    """A site's subclass."""
 
 
 OURS = "souvenirs.middleware.SouvenirsMiddleware"
@@ -100,9 +100,9 @@ OURS = "souvenirs.middleware.SouvenirsMiddleware"
         (["nowhere.Middleware", OURS], False),
     ],
 )
-def test_middleware__that_was_forgotten(middleware: list[str], is_forgotten: bool) -> None:
+def test_middleware__missing(middleware: list[str], is_forgotten: bool) -> None:
     with override_settings(MIDDLEWARE=middleware):
         found = [message for message in run_checks() if message.id == "souvenirs.W004"]
         assert len(found) == is_forgotten
-        # Whoever runs our commands, from cron say, need not be told each time
+        # Running our commands, for example from cron, does not repeat the warning each time
         assert not [m for m in run_checks(tags=[TAG]) if m.id == "souvenirs.W004"]

@@ -1,4 +1,5 @@
-"""A machine's clock was ahead for hours, and is set right: its times are not there to stay."""
+"""A machine's clock was hours ahead and has been corrected: the times that it recorded must not
+stay."""
 
 from __future__ import annotations
 
@@ -34,14 +35,14 @@ def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def users(store: LastSeenStore) -> list[Any]:
-    """Three who were here a few minutes ago, when the clock was right, and again when it was ahead;
-    the last of them only then."""
+    """Three users: two were here a few minutes ago, when the clock was right, and all of them when
+    it was ahead."""
     users = people(3)
     for minutes, user in enumerate(users[:2], 20):
         with at(NOW - minutes * MINUTE):
             souvenez(user)
     for user in users:
-        for minute in range(2):  # the second one reaches no row of souvenirs
+        for minute in range(2):  # the second one creates no souvenir
             with at(AHEAD + minute * MINUTE):
                 souvenez(user)
     for user in users:  # a thread writes them to Redis
@@ -66,10 +67,10 @@ CURES = [stores.collect, repair.repair, maintenance.roll_up, repair_by_command, 
 
 
 @pytest.mark.parametrize("cure", CURES)
-def test_times_to_come__are_set_back_to_the_newest_souvenir_that_is_not(
+def test_future_times__are_set_back_to_the_newest_past_souvenir(
     users: list[Any], cure: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if cure is stores.collect:  # it reads first, and corrects then
+    if cure is stores.collect:  # the collection reads first, and corrects afterwards
         assert scrape(NOW)["active_users", "1h"] == 0
     with at(NOW):
         cure()
@@ -87,17 +88,17 @@ def test_times_to_come__are_set_back_to_the_newest_souvenir_that_is_not(
     ghosts = scrape(AHEAD + 10 * MINUTE)
     assert ghosts["active_users", "1h"] == 0
     assert WARNING not in caplog.text
-    assert Souvenir.objects.count() == 5  # what was recorded stays
+    assert Souvenir.objects.count() == 5  # the recorded souvenirs stay
 
 
-def test_times_to_come__of_a_user_who_returns_are_right_at_once(users: list[Any]) -> None:
+def test_future_times__of_a_returning_user_are_corrected_at_once(users: list[Any]) -> None:
     with at(NOW):
         souvenez(users[2])
         maintenance.roll_up()
         assert last_seen(users[2]) == to_when(NOW)
 
 
-def test_times_to_come__that_clocks_may_differ_by_are_left_alone(
+def test_future_times__within_clock_differences_are_left_alone(
     store: LastSeenStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     (user,) = people(1)
@@ -111,7 +112,7 @@ def test_times_to_come__that_clocks_may_differ_by_are_left_alone(
 
 
 @pytest.mark.parametrize("limit", [1, 2, None])
-def test_set_back__of_some_users_at_a_time(
+def test_set_back__works_in_batches(
     users: list[Any], limit: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(future, "BATCH_SIZE", 2)
@@ -131,7 +132,7 @@ def test_warning__is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> N
     assert line.startswith("Last-seen times in the future: 1.")
 
 
-def test_set_back__asks_one_query_where_all_is_right(
+def test_set_back__takes_one_query_if_all_times_are_right(
     store: LastSeenStore, django_assert_num_queries: Any
 ) -> None:
     (user,) = people(1)

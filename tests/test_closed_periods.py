@@ -1,4 +1,5 @@
-"""Growth, retention and active days on the page: brute force, what is kept, and what is absent."""
+"""Growth, retention and active days on the page: brute force, what is cached, and what is left
+out."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ def read(reader: Reader, now: float) -> Samples:
 
 
 def brute(facts: Facts, founders: set[int], now: float) -> Samples:
-    """By the definitions. `founders` had joined before the first fact."""
+    """Computed from the definitions. `founders` had joined before the first fact."""
     record = bucket_containing(min(t for _, t in facts))
     settled = record if has_date_joined() else record + 28 * DAY
 
@@ -102,8 +103,8 @@ def brute(facts: Facts, founders: set[int], now: float) -> Samples:
     founders=st.sets(st.integers(0, 5), max_size=2),
     steps=st.lists(
         st.tuples(
-            st.sampled_from([1, HOUR, DAY, 5 * DAY, 31 * DAY]),  # that pass
-            st.lists(  # what is recorded then: who, and how long ago
+            st.sampled_from([1, HOUR, DAY, 5 * DAY, 31 * DAY]),  # the time that passes
+            st.lists(  # what is recorded then: (who, how long ago)
                 st.tuples(st.integers(0, 5), st.sampled_from([0, HOUR, DAY, 9 * DAY, 200 * DAY])),
                 max_size=3,
             ),
@@ -113,7 +114,7 @@ def brute(facts: Facts, founders: set[int], now: float) -> Samples:
     ),
     zone=st.sampled_from(["UTC", "Europe/Paris", "Asia/Kolkata"]),
 )
-def test_read__is_brute_force_at_each_instant_of_a_replay(
+def test_read__equals_brute_force_at_each_step_of_a_replay(
     past: Facts,
     founders: set[int],
     steps: list[tuple[int, Facts, str]],
@@ -150,7 +151,7 @@ def test_read__is_brute_force_at_each_instant_of_a_replay(
                 with at(now):
                     pruning.prune(older_than=10 * DAY)
             elif happening == "delete":
-                # Where users are in another database, ours waits for their commit
+                # If users are in another database, ours is written when theirs commits
                 aliases = {router.db_for_write(model) for model in (User, Souvenir)}
                 with at(now), ExitStack() as stack:
                     for alias in aliases:
@@ -167,7 +168,7 @@ def test_read__is_brute_force_at_each_instant_of_a_replay(
 
 
 @with_databases
-def test_read__is_there_at_midnight() -> None:
+def test_read__has_the_figures_at_midnight() -> None:
     ann, bob, eve = people(3)
     midnight = T + 400 * DAY
     for user, days in ((ann, (1, 2)), (bob, (2,)), (eve, (1,))):
@@ -190,7 +191,7 @@ def test_read__is_there_at_midnight() -> None:
 
 
 @in_transaction
-def test_read__has_nothing_where_the_history_is_not_rolled_up() -> None:
+def test_read__has_nothing_if_the_history_is_not_rolled_up() -> None:
     (ann,) = people(1)
     record(ann, *(T + day * DAY for day in range(0, 90, 3)))
     assert read(ClosedPeriods(), T + 90 * DAY) == {}

@@ -1,4 +1,4 @@
-"""Growth, retention and active days are what brute force counts, whatever becomes of the rows."""
+"""Growth, retention and active days equal brute force, even after rows are pruned or deleted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ sets = st.lists(st.sets(st.integers(0, 40), max_size=12), min_size=2, max_size=9
 
 
 @given(sets=sets, length=st.integers(1, 9))
-def test_window_counter__is_what_brute_force_counts(sets: list[set[int]], length: int) -> None:
+def test_window_counter__equals_brute_force(sets: list[set[int]], length: int) -> None:
     counter = WindowCounter(length)
     for number, each in enumerate(sets):
         counter.add(bitmap(each))
@@ -83,7 +83,7 @@ def test_sweep__keeps_its_identities(
             assert found.retention[0] == (new, new)
 
 
-def test_sweep__of_several_series_is_what_each_is_alone() -> None:
+def test_sweep__of_several_series_equals_one_sweep_of_each() -> None:
     chance = random.Random(1)
     days = tuple(Interval(n * DAY, (n + 1) * DAY) for n in range(60))
     users = [bitmap(chance.sample(range(500), 30)) for _ in days]
@@ -113,7 +113,7 @@ def test_sweep__of_several_series_is_what_each_is_alone() -> None:
 
 
 def play(visits: list[tuple[int, int, int]], zone: str, ages: list[int], steps: list[str]) -> None:
-    """Compare with brute force, after each step. visits: (who, day, second of it)."""
+    """Compare with brute force after each step. visits: (who, day, second of the day)."""
     clear()
     User.objects.all().delete()
     clear()
@@ -156,14 +156,14 @@ STEPS = ["roll up", "prune", "delete", "record late", "repair"]
     ages=st.lists(st.integers(-40, 40), min_size=6, max_size=6),
     steps=st.permutations(STEPS),
 )
-def test_read_figures__is_what_brute_force_counts(
+def test_read_figures__equals_brute_force(
     visits: list[tuple[int, int, int]], zone: str, ages: list[int], steps: list[str]
 ) -> None:
     play(visits, zone, ages, steps)
 
 
 @pytest.mark.slow
-def test_read_figures__is_what_brute_force_counts_in_an_example() -> None:
+def test_read_figures__equals_brute_force_in_an_example() -> None:
     chance = random.Random(3)
     visits = [
         (who, day, chance.randrange(DAY)) for who in range(6) for day in chance.sample(range(45), 9)
@@ -188,7 +188,7 @@ def check(
 
 
 def test_read_figures__counts_users_without_a_last_seen_row() -> None:
-    """As raw SQL leaves them."""
+    """Raw SQL creates such users."""
     with at(NOW):
         users = [join("old", START - DAY), join("new", START + DAY)]
         facts = [(0, START), (0, START + 9 * DAY), (1, START + 9 * DAY), (1, START + 10 * DAY)]
@@ -226,12 +226,12 @@ def test_kept_figures__take_one_query_until_the_history_changes() -> None:
         record(users[0], NOW - 3 * DAY)
         assert queries_of(kept, last_days(20)) > 1
         assert queries_of(kept, last_days(20)) == 1
-        record(users[0], NOW - HOUR)  # of today
+        record(users[0], NOW - HOUR)  # today
         assert queries_of(kept, last_days(20)) == 1
     assert taken[1] <= taken[0] <= 9
 
 
-def test_kept_figures__of_what_is_not_rolled_up_are_absent_and_not_kept() -> None:
+def test_kept_figures__of_periods_not_rolled_up_are_absent_and_not_kept() -> None:
     user = join("user", START)
     record(user, START, *(NOW - n * DAY for n in range(1, 5)))
     DirtyBucket.objects.all().delete()
@@ -243,8 +243,8 @@ def test_kept_figures__of_what_is_not_rolled_up_are_absent_and_not_kept() -> Non
         assert kept.read(last_days(9), using, most_rows=8)["day"][-1].active == 1
 
 
-@pytest.mark.skipif(not has_date_joined, reason="it is not known when users joined")
-def test_joined_before__is_right_if_threads_ask_at_the_same_time(monkeypatch: Any) -> None:
+@pytest.mark.skipif(not has_date_joined, reason="users have no date_joined")
+def test_joined_before__is_right_if_threads_use_it_at_the_same_time(monkeypatch: Any) -> None:
     record(early := join("early", START - DAY), START)
     record(join("late", START + DAY), START + 2 * DAY)
     ids, using = bitmap(LastSeen.objects.values_list("pk", flat=True)), router.db_for_read(Souvenir)
@@ -257,7 +257,7 @@ def test_joined_before__is_right_if_threads_ask_at_the_same_time(monkeypatch: An
     def interrupted(*args: Any) -> Any:
         found = look_up(*args)
         monkeypatch.undo()
-        assert founders(START) == {early.pk}  # another thread's
+        assert founders(START) == {early.pk}  # in another thread
         return found
 
     monkeypatch.setattr(joined, "_joined", interrupted)
@@ -282,7 +282,7 @@ def test_joined_before__finds_each_of_many_users(most: int, monkeypatch: Any) ->
     assert 0 < len(early) < 70
 
 
-def test_kept_figures__look_up_only_newcomers_of_whom_it_is_not_known_when_they_joined(
+def test_kept_figures__look_up_only_newcomers_whose_join_date_is_not_known_yet(
     monkeypatch: Any,
 ) -> None:
     users = [join(f"user{n}", START - DAY) for n in range(4)]

@@ -55,7 +55,7 @@ Samples = dict[tuple[str, str], float]
 in_transaction = pytest.mark.django_db(databases=list(django_settings.DATABASES))
 
 PARIS = ZoneInfo("Europe/Paris")
-# A Wednesday; the day, week, month, quarter and year before it all are different periods
+# A Wednesday; the previous day, week, month, quarter and year are all different periods
 NOW = datetime(2024, 5, 15, 12, 34, 56, tzinfo=PARIS)
 STARTS = {
     "day": datetime(2024, 5, 15, tzinfo=PARIS),
@@ -75,7 +75,8 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 def collect() -> Samples:
-    """Values by metric name and by the value of its only label ("" if there is none)."""
+    """Collect; return values by metric name and by the value of the only label ("" without
+    labels)."""
     return {
         (sample.name, "".join(sample.labels.values()) if len(sample.labels) < 2 else ""): (
             sample.value
@@ -98,7 +99,7 @@ def make_users(count: int) -> list[Any]:
 
 
 def see(*times: datetime) -> None:
-    """A new user last seen at each of the times."""
+    """Create a user last seen at each of the times."""
     LastSeen.objects.bulk_create(
         LastSeen(user_id=user.pk, seen=site(when))
         for user, when in zip(make_users(len(times)), times)
@@ -111,13 +112,13 @@ def record(user: Any, *times: datetime) -> None:
 
 @contextmanager
 def capture_queries() -> Iterator[Callable[[], list[str]]]:
-    """Yields a function that gives the queries of the block so far, on all of the databases."""
+    """Yield a function that returns the queries of the block so far, on all databases."""
     with ExitStack() as stack:
         contexts = [stack.enter_context(CaptureQueriesContext(c)) for c in connections.all()]
         yield lambda: [query["sql"] for context in contexts for query in context]
 
 
-# Registering. These tests have no database at all: a query would raise
+# Registering. These tests have no database at all, so a query would raise
 
 
 def test_describe__queries_nothing_and_has_no_samples() -> None:
@@ -163,9 +164,10 @@ def test_collect__takes_a_fixed_number_of_queries(users: int, windows: list[str]
     assert samples["souvenirs_registered_users", ""] == users
     assert samples["souvenirs_up", ""] == 1
     assert len(of(samples, "souvenirs_previous_calendar_active_users")) == 5
-    # last-seen; the lag (2); the first record (2); the state (2, and 1 in a transaction); which
-    # Rollups of months and of days (2), their bitmaps; accounts. Closed periods: the revision; the
-    # state (3), which Rollups (2), their bitmaps, the first record (2), who joined before it
+    # last-seen; the lag (2); the first record (2); the state (2, and 1 in a transaction); the
+    # choice of rollups of months and of days (2), their bitmaps; accounts. Closed periods: the
+    # revision; the state (3), the choice of rollups (2), their bitmaps, the first record (2), the
+    # users who joined before it
     joined = (1 if has_constraint() else 2) if has_date_joined() else 0
     assert len(queries()) == 21 + joined
     of_last_seen = sum("souvenirs_lastseen" in sql for sql in queries())
@@ -175,7 +177,7 @@ def test_collect__takes_a_fixed_number_of_queries(users: int, windows: list[str]
 @pytest.mark.slow
 @with_databases
 @time_machine.travel(NOW, tick=False)
-def test_collect__rolls_up_an_hour_of_what_is_due() -> None:
+def test_collect__rolls_up_one_due_hour() -> None:
     (user,) = make_users(1)
     record(user, STARTS["day"], STARTS["day"] + 2 * HOUR)
     hours = (NOW - STARTS["day"]) // HOUR
@@ -188,7 +190,7 @@ def test_collect__rolls_up_an_hour_of_what_is_due() -> None:
 
 @with_databases
 @time_machine.travel(NOW, tick=False)
-def test_collect__in_a_transaction_of_somebody_rolls_up_nothing() -> None:
+def test_collect__rolls_up_nothing_in_an_open_transaction() -> None:
     record(make_users(1)[0], STARTS["day"])
     with transaction.atomic(using=ours().alias):
         collect()
@@ -197,7 +199,7 @@ def test_collect__in_a_transaction_of_somebody_rolls_up_nothing() -> None:
 
 @pytest.mark.slow
 @with_databases
-def test_collect__the_day_before_is_the_day_to_date_of_its_end() -> None:
+def test_collect__the_previous_day_equals_its_day_to_date_at_its_end() -> None:
     people = make_users(3)
     for user in people:
         record(user, STARTS["day"] - HOUR)
@@ -205,7 +207,7 @@ def test_collect__the_day_before_is_the_day_to_date_of_its_end() -> None:
         before = of(collect(), "souvenirs_calendar_active_users")["day"]
         clock.shift(2)
         after = of(collect(), "souvenirs_previous_calendar_active_users").get("day")
-    assert (before, after) == (3, None)  # the first record came during that day
+    assert (before, after) == (3, None)  # the history starts during that day
     with time_machine.travel(STARTS["day"] + DAY - timedelta(seconds=1), tick=False) as clock:
         for user in people[1:]:
             souvenez(user)
@@ -225,14 +227,14 @@ def test_collect__reads_last_seen_from_its_index() -> None:
         collect()
     [statement] = [sql for sql in queries() if "souvenirs_lastseen" in sql]
     with ours().cursor() as cursor:
-        if ours().vendor == "postgresql":  # which prefers to read a small table whole
+        if ours().vendor == "postgresql":  # it prefers to read a small table whole
             cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
             cursor.execute(f"EXPLAIN {statement}")
             accesses = [row[0] for row in cursor.fetchall() if " on souvenirs_lastseen" in row[0]]
             good = "Index Only Scan"
         elif ours().vendor == "mysql":
             cursor.execute(f"EXPLAIN {statement}")
-            # the newest is read off the index's end, without an access
+            # the newest time is read from the end of the index, without an access
             extras = [row[-1] for row in cursor.fetchall() if row[1] == "SUBQUERY"]
             accesses = [x.replace("Select tables optimized away", "Using index") for x in extras]
             good = "Using index"
@@ -240,7 +242,8 @@ def test_collect__reads_last_seen_from_its_index() -> None:
             cursor.execute(f"EXPLAIN QUERY PLAN {statement}")
             accesses = [row[3] for row in cursor.fetchall() if "souvenirs_lastseen" in row[3]]
             good = "SEARCH souvenirs_lastseen USING COVERING INDEX souvenirs_lastseen_seen"
-    # The newest; and all in one, or nine slices between nine cut points and now
+    # The newest time, and either one scan for everything or nine slices between nine cut points and
+    # now
     assert len(accesses) == (2 if ours().vendor == "postgresql" else 10)
     assert [access for access in accesses if good not in access] == []
 
@@ -262,7 +265,7 @@ def test_collect__empty_site() -> None:
 
 @in_transaction
 @time_machine.travel(NOW, tick=False)
-def test_collect__window_begins_at_the_minute_that_holds_its_beginning() -> None:
+def test_collect__windows_begin_on_the_minute() -> None:
     see(NOW.replace(hour=11, minute=33, second=59), NOW.replace(hour=11, minute=34, second=0))
     assert of(collect(), "souvenirs_active_users")["1h"] == 1
 
@@ -277,7 +280,7 @@ def test_collect__calendar_period_begins_with_its_first_second(period: str) -> N
 
 @in_transaction
 @time_machine.travel(NOW, tick=False)
-def test_collect__tells_when_periods_began() -> None:
+def test_collect__exposes_when_periods_began() -> None:
     starts = of(collect(), "souvenirs_calendar_period_start_timestamp_seconds")
     assert starts == {name: start.timestamp() for name, start in STARTS.items()}
 
@@ -288,9 +291,7 @@ def test_collect__tells_when_periods_began() -> None:
     now=st.datetimes(datetime(2022, 1, 1), datetime(2026, 1, 1), timezones=st.just(PARIS)),
     windows=st.sets(st.sampled_from(["1m", "30m", "1h", "1h30m", "2h", "1d", "7d", "52w", "1y"])),
 )
-def test_collect__counts_as_brute_force_does(
-    offsets: list[int], now: datetime, windows: set[str]
-) -> None:
+def test_collect__equals_brute_force(offsets: list[int], now: datetime, windows: set[str]) -> None:
     LastSeen.objects.all().delete()
     now = now.astimezone(timezone.utc)
     see(*[now - timedelta(seconds=offset) for offset in offsets])
@@ -348,7 +349,7 @@ def test_collect__newest_last_seen() -> None:
 
 @in_transaction
 @time_machine.travel(NOW, tick=False)
-def test_collect__users_seen_in_the_future_or_never_count_nowhere() -> None:
+def test_collect__users_seen_in_the_future_or_never_are_not_counted() -> None:
     see(NOW + HOUR)
     LastSeen.objects.create(user_id=make_users(1)[0].pk, seen=None)
     samples = collect()
@@ -359,7 +360,7 @@ def test_collect__users_seen_in_the_future_or_never_count_nowhere() -> None:
 
 @in_transaction
 @time_machine.travel(NOW, tick=False)
-def test_collect__stamps_nothing_and_tells_its_instant() -> None:
+def test_collect__has_no_timestamps_but_exposes_its_time() -> None:
     families = list(SouvenirsCollector().collect())
     assert {sample.timestamp for family in families for sample in family.samples} == {None}
     assert collect()["souvenirs_collection_timestamp_seconds", ""] == NOW.timestamp()
@@ -415,7 +416,7 @@ def test_collect__activated_users_are_those_with_is_active() -> None:
     assert samples["souvenirs_activated_users", ""] == (1 if can_be_deactivated else 3)
 
 
-def test_collect__all_users_are_activated_where_there_is_no_is_active(
+def test_collect__without_is_active_all_users_are_activated(
     run_site: RunSite, tmp_path: Path
 ) -> None:
     (tmp_path / "plain").mkdir()
@@ -508,7 +509,7 @@ def test_collect__leaves_out_a_part_that_fails(
         with missing_table(model):
             samples = collect()
     parts = [part]
-    if model is Souvenir or has_date_joined():  # growth asks when users joined
+    if model is Souvenir or has_date_joined():  # growth needs the dates at which users joined
         parts, lost = [part, "closed_periods"], lost | GROWTH
     everything = ACTIVITY | LAG | PREVIOUS | ACCOUNTS | GROWTH | ALWAYS
     assert names(samples) == everything - lost
@@ -563,7 +564,7 @@ def test_collect__without_a_connection(
 
 @in_transaction
 @override_settings(SOUVENIRS_METRICS_WINDOWS=("1h", "soon"))
-def test_collect__with_a_window_that_is_none(caplog: pytest.LogCaptureFixture) -> None:
+def test_collect__with_an_invalid_window(caplog: pytest.LogCaptureFixture) -> None:
     samples = collect()
     assert names(samples) == LAG | ACCOUNTS | ALWAYS
     assert samples["souvenirs_up", ""] == 0
@@ -576,7 +577,7 @@ SLOW_SECONDS = 0.1
 
 @pytest.fixture
 def deadlines(monkeypatch: pytest.MonkeyPatch) -> list[Deadline]:
-    """Those of all collections, the last of which is under way."""
+    """The deadlines of all collections; the last one is in progress."""
     made: list[Deadline] = []
 
     def make(*args: Any, **options: Any) -> Deadline:
@@ -588,7 +589,7 @@ def deadlines(monkeypatch: pytest.MonkeyPatch) -> list[Deadline]:
 
 
 class Waiting(Reader):
-    """With `deadlines` it is slow: it takes all the time that there is, which it cuts short."""
+    """With `deadlines` it is slow: it takes all the remaining time, which it shortens."""
 
     def __init__(self, name: str, deadlines: list[Deadline] | None = None) -> None:
         self.name, self.deadlines = name, deadlines  # type: ignore[misc]
@@ -651,7 +652,7 @@ def test_collect__slow_parts_do_not_take_turns_before_the_others(
 
 
 @pytest.mark.usefixtures("no_upkeep")
-def test_collect__tells_how_long_a_part_has_taken_that_still_runs() -> None:
+def test_collect__exposes_the_duration_of_a_part_that_still_runs() -> None:
     slow, last = Slow(), Waiting("last")
     collector = SouvenirsCollector(lambda: [slow, last])
     families = families_within(collector, 0.2)
@@ -667,7 +668,7 @@ def test_collect__tells_how_long_a_part_has_taken_that_still_runs() -> None:
 @with_databases
 @override_settings(DATABASE_ROUTERS=[])
 @time_machine.travel(NOW, tick=False)
-def test_collect__reads_from_the_database_of_the_setting(
+def test_collect__reads_from_the_configured_database(
     add_database: AddDatabase, tmp_path: Path
 ) -> None:
     entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "replica.sqlite3"}
@@ -683,7 +684,7 @@ def test_collect__reads_from_the_database_of_the_setting(
         override_settings(SOUVENIRS_METRICS_DATABASE="replica"),
     ):
         samples = collect()
-    # Only rolling up is left to the database that is written to
+    # Only rolling up uses the database for writes
     tables = (Watermark, DirtyBucket, DeletedMember, AccountTotals, Souvenir, User)
     asked = {name for sql in queries() for name in re.findall(r'FROM ["`](\w+)', sql)}
     assert asked <= {model._meta.db_table for model in tables}
@@ -713,12 +714,12 @@ class Slow(Reader):
 
 @pytest.fixture
 def no_upkeep(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These collections read from no database."""
+    """Collections that read from no database."""
     monkeypatch.setattr(Upkeep, "run", lambda self, deadline: None)
 
 
 class Asked(SouvenirsCollector):
-    """Knows how many scrapes have got a collection to wait for."""
+    """Counts the scrapes that wait for a collection."""
 
     def reset(self) -> None:
         super().reset()
@@ -738,7 +739,7 @@ def families_of(collector: SouvenirsCollector) -> list[Metric]:
 
 
 @pytest.mark.usefixtures("no_upkeep")
-def test_collect__who_asks_while_it_runs_gets_its_result() -> None:
+def test_collect__a_scrape_while_it_runs_gets_its_result() -> None:
     slow = Slow()
     collector = Asked(lambda: [slow])
     with ThreadPoolExecutor(20) as pool:
@@ -767,7 +768,7 @@ def test_collect__max_age() -> None:
 
 
 def families_within(collector: SouvenirsCollector, seconds: float) -> dict[str, Metric]:
-    """The families, by name, that a scraper gets which waits so long."""
+    """The families, by name, that a scraper with this timeout gets."""
     token = scrape_timeout.set(seconds)
     try:
         return {family.name: family for family in collector.collect()}
@@ -780,7 +781,7 @@ def is_complete(families: dict[str, Metric]) -> bool:
 
 
 @pytest.mark.usefixtures("no_upkeep")
-def test_collect__a_scraper_with_no_time_cuts_nothing_that_others_share() -> None:
+def test_collect__a_scraper_without_time_does_not_shorten_it_for_others() -> None:
     slow = Slow()
     collector = Asked(lambda: [slow])
     assert "times" not in families_within(collector, 0.000001)
@@ -792,7 +793,7 @@ def test_collect__a_scraper_with_no_time_cuts_nothing_that_others_share() -> Non
 
 
 @pytest.mark.usefixtures("no_upkeep")
-def test_collect__a_scraper_with_less_time_gets_what_is_read_by_then(
+def test_collect__a_scraper_with_less_time_gets_the_parts_read_by_then(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("souvenirs.logs.REPEAT_SECONDS", 0)
@@ -809,26 +810,26 @@ def test_collect__a_scraper_with_less_time_gets_what_is_read_by_then(
             assert "times" in families
         slow.may_end.set()
         assert is_complete(patient.result(30))
-    # It is how they are set up: once is enough
+    # It depends on the scraper's configuration, so it is logged once
     assert caplog.messages == ["Left slow out of a page that was due within 0.0 s"]
 
 
 @pytest.mark.usefixtures("no_upkeep")
-def test_collect__that_is_overdue_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collect__does_not_join_an_overdue_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("souvenirs_metrics.collector.MIN_COLLECTION_SECONDS", 0.1)
     slow = Slow()
     collector = SouvenirsCollector(lambda: [slow])
     assert not is_complete(families_within(collector, 0.1))
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(families_within, collector, 30)
-        servers.wait_until(lambda: slow.times == 2)  # while the first is still stuck
+        servers.wait_until(lambda: slow.times == 2)  # while the first is still blocked
         slow.may_end.set()
         assert is_complete(other.result(30))
 
 
 @pytest.mark.usefixtures("no_upkeep")
 @override_settings(SOUVENIRS_METRICS_MAX_AGE_SECONDS=3600)
-def test_collect__only_what_is_complete_is_kept() -> None:
+def test_collect__caches_only_complete_results() -> None:
     class Failing(Slow):
         def read(self, now: float, context: ReadContext) -> Families:
             super().read(now, context)
@@ -867,7 +868,7 @@ def test_collect__logs_a_cause_once_however_often_it_is_scraped(
 
 
 @pytest.mark.usefixtures("no_upkeep")
-def test_collect__that_breaks_off_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collect__does_not_share_an_aborted_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
 
     class Breaking(Slow):
@@ -884,7 +885,7 @@ def test_collect__that_breaks_off_is_not_shared(monkeypatch: pytest.MonkeyPatch)
 
 
 @in_transaction
-def test_collect__accounts_of_a_transaction_are_nobody_elses() -> None:
+def test_collect__does_not_share_accounts_counted_in_a_transaction() -> None:
     collector = SouvenirsCollector()
 
     def registered() -> float:
@@ -899,7 +900,7 @@ def test_collect__accounts_of_a_transaction_are_nobody_elses() -> None:
 
 @with_databases
 @time_machine.travel(NOW, tick=False)
-def test_collect__rolling_up_that_failed_is_not_waited_for_again(
+def test_collect__does_not_wait_again_for_rolling_up_that_failed(
     missing_table: MissingTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []

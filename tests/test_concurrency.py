@@ -1,8 +1,8 @@
-"""Several processes and threads record the same users at the same moment, and are killed at it.
+"""Several processes and threads record the same users at the same time, and are killed meanwhile.
 
-What is promised: one row per user and slot; no error, no deadlock; a last-seen time that only moves
-forward and is at most its resolution behind; and after a crash, no row lost that was told to be
-added, and nobody silent for longer than a claim lasts.
+The guarantees: one row per user and slot; no error, no deadlock; a last-seen time that only moves
+forward and is at most its resolution behind; and after a crash, no row is lost that was reported as
+added, and no user is blocked for longer than a claim lasts.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ pytestmark = pytest.mark.own_site
 USERS = 30
 CLIENTS = 8
 SECONDS = 2.5
-# Slots are short, so that a whole crowd comes to claim new ones again and again
+# Slots are short, so that all clients claim new ones again and again
 LIMIT = 2
 RESOLUTION = 1
 CLAIM_SECONDS = 2
 
-# What a client sees of a process that is killed before or while it answers
+# The errors of a client whose server process is killed before or during the response
 CUT_OFF = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
 
 
 class Answer(NamedTuple):
-    """A response: what it told, and between which unix times it was made."""
+    """A response, and the unix times between which it was made."""
 
     pk: int
     start: float
@@ -52,7 +52,7 @@ class Answer(NamedTuple):
 
 @pytest.fixture
 def site(request: Any, redis_url: str, tmp_path: Path) -> Iterator[Site]:
-    """A site whose rate limit is short, on the database that the test names (or PostgreSQL)."""
+    """A site with a short rate limit, on the database that the test names (default: PostgreSQL)."""
     engine = getattr(request, "param", "postgresql")
     environment = serving.environ(
         database(request, engine, tmp_path),
@@ -69,7 +69,7 @@ def site(request: Any, redis_url: str, tmp_path: Path) -> Iterator[Site]:
 
 @pytest.fixture
 def fragile_site(request: Any, redis_url: str, tmp_path: Path) -> Iterator[Site]:
-    """A site with the usual rate limit, whose claims last CLAIM_SECONDS only."""
+    """A site with the usual rate limit, whose claims last only CLAIM_SECONDS."""
     environment = serving.environ(
         database(request, "postgresql", tmp_path),
         redis_url,
@@ -83,7 +83,7 @@ def fragile_site(request: Any, redis_url: str, tmp_path: Path) -> Iterator[Site]
 
 
 def database(request: Any, engine: str, directory: Path) -> dict[str, Any]:
-    """An entry for DATABASES: a database of this name's engine that nobody has used yet."""
+    """A DATABASES entry for an unused database of the named engine."""
     if engine != "sqlite":
         return new_database(request.getfixturevalue(engine))
     return {
@@ -104,9 +104,10 @@ def crowd(
     cookies: Mapping[int, str] | None = None,
     rounds: int = 0,
 ) -> list[Answer]:
-    """CLIENTS at once ask for `page(number of the round, pk)` of each user, if it is any. All do in
-    one order, so that they meet at every user. They go on until the time is over, and all had so
-    many `rounds`. Requests that a killed process left unanswered are left out.
+    """CLIENTS clients at once request `page(number of the round, pk)` for each user, unless it is
+    None. All use the same order, so that they meet at every user. They continue until the time is
+    over and all have done this many `rounds`. Leaves out requests that a killed process did not
+    answer.
     """
     answers: list[Answer] = []
     deadline = time.monotonic() + seconds
@@ -126,8 +127,8 @@ def crowd(
                         response = session.get(f"{site.url}{path}", headers=headers, timeout=30)
                     except CUT_OFF:
                         continue
-                    told = response.status_code, response.text
-                    answers.append(Answer(pk, start, time.time(), *told))
+                    result = response.status_code, response.text
+                    answers.append(Answer(pk, start, time.time(), *result))
 
     clients = [threading.Thread(target=ask) for _ in range(CLIENTS)]
     for each in clients:
@@ -142,12 +143,12 @@ def rows(site: Site) -> list[tuple[int, float]]:
 
 
 def slots(pairs: list[tuple[int, float]]) -> Counter[tuple[int, int]]:
-    """How many rows there are for each user and slot of LIMIT seconds."""
+    """The number of rows for each user and slot of LIMIT seconds."""
     return Counter((pk, int(when // LIMIT)) for pk, when in pairs)
 
 
 def is_written(site: Site, answers: list[Answer]) -> bool:
-    """Whether the writers have written what was queued."""
+    """Whether the writers have written the queued visits."""
     seen = dict(site.get("/seen/").json())
     return all(seen.get(answer.pk, 0) > answer.start - RESOLUTION for answer in answers)
 
@@ -163,7 +164,7 @@ def assert_last_seen_is_not_behind(site: Site, answers: list[Answer]) -> None:
 
 @pytest.mark.parametrize("seconds", [SECONDS, pytest.param(5 * SECONDS, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("site", ["postgresql", "sqlite"], indirect=True)
-def test_processes__that_record_the_same_users_at_once(site: Site, seconds: float) -> None:
+def test_processes__record_the_same_users_at_the_same_time(site: Site, seconds: float) -> None:
     cookies = {pk: site.sign_in(pk) for pk in range(1, USERS + 1)}
     samples: list[dict[int, int]] = []
     is_over = threading.Event()
@@ -175,7 +176,8 @@ def test_processes__that_record_the_same_users_at_once(site: Site, seconds: floa
     sampler = threading.Thread(target=sample)
     sampler.start()
     try:
-        pages = ["/plain/", "/who/"]  # one whose view looks who the user is, one whose does not
+        # a page whose view loads the user, and one whose view does not
+        pages = ["/plain/", "/who/"]
         answers = crowd(
             site, lambda number, pk: pages[(number + pk) % 2], seconds, cookies, rounds=2
         )
@@ -203,27 +205,28 @@ def test_processes__that_record_the_same_users_at_once(site: Site, seconds: floa
 
 
 @pytest.mark.parametrize("engine", ["postgresql", "mariadb"])
-def test_threads__that_record_the_same_users_at_once(
+def test_threads__record_the_same_users_at_the_same_time(
     engine: str, request: Any, tmp_path: Path
 ) -> None:
     environment = serving.environ(database(request, engine, tmp_path))
     serving.populate(environment, threads.USERS)
-    told = json.loads(serving.run(["-m", "tests.site.threads"], environment))
-    assert told["errors"] == []
+    output = json.loads(serving.run(["-m", "tests.site.threads"], environment))
+    assert output["errors"] == []
     expected = threads.USERS * threads.DAYS
-    if told["hours"] == 1:  # else the hour struck meanwhile, and the present has two slots
-        assert len(told["rows"]) == expected
-    assert Counter(told["results"])["added"] == len(told["rows"])
-    keys = [(pk, int(when // 3600)) for pk, when in told["rows"]]
+    # otherwise the hour has changed meanwhile, and the present has two slots
+    if output["hours"] == 1:
+        assert len(output["rows"]) == expected
+    assert Counter(output["results"])["added"] == len(output["rows"])
+    keys = [(pk, int(when // 3600)) for pk, when in output["rows"]]
     assert len(set(keys)) == len(keys)
-    assert sorted(pk for pk, _ in told["seen"]) == list(range(1, threads.USERS + 1))
-    assert all(seen > told["begin"] - 60 for _, seen in told["seen"])
+    assert sorted(pk for pk, _ in output["seen"]) == list(range(1, threads.USERS + 1))
+    assert all(seen > output["begin"] - 60 for _, seen in output["seen"])
 
 
 # Killed
 
 
-def test_killed__before_its_commit_a_process_silences_the_user_for_a_claims_time(
+def test_killed__before_the_commit_blocks_the_user_only_until_the_claim_expires(
     fragile_site: Site,
 ) -> None:
     with pytest.raises(CUT_OFF):
@@ -241,7 +244,7 @@ def test_killed__before_its_commit_a_process_silences_the_user_for_a_claims_time
 @pytest.mark.parametrize(
     ("kills", "arriving"), [(2, 1.5), pytest.param(5, 4, marks=pytest.mark.soak)]
 )
-def test_killed__under_load_no_row_is_lost_and_nobody_is_silenced(
+def test_killed__under_load_no_row_is_lost_and_no_user_blocked(
     fragile_site: Site, kills: int, arriving: float
 ) -> None:
     begin = time.monotonic()
@@ -261,7 +264,7 @@ def test_killed__under_load_no_row_is_lost_and_nobody_is_silenced(
     killer.start()
     answers = crowd(fragile_site, page, arriving)
     killer.join()
-    time.sleep(CLAIM_SECONDS)  # the claims of the killed have ended
+    time.sleep(CLAIM_SECONDS)  # the claims of killed processes have expired
     answers += crowd(fragile_site, lambda number, pk: f"/record/{pk}/", 0, rounds=1)
 
     assert {(answer.status, answer.text) for answer in answers} == {

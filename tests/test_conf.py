@@ -21,7 +21,7 @@ def test_defaults() -> None:
 PREFIX = r"souvenirs\.[0-9a-f]{12}\."
 
 
-def test_keys__tell_sites_apart_that_share_a_cache_or_a_redis() -> None:
+def test_keys__differ_between_sites_that_share_a_cache_or_redis() -> None:
     with override_settings(SECRET_KEY="staging"):
         staging = conf.cache_prefix
         assert parse_params(LOCATION="redis://127.0.0.1")[1] == staging
@@ -32,10 +32,11 @@ def test_keys__tell_sites_apart_that_share_a_cache_or_a_redis() -> None:
         assert conf.cache_prefix != staging
         assert re.fullmatch(PREFIX, conf.cache_prefix)
     with override_settings(SECRET_KEY="staging", CACHES={}, SOUVENIRS_LAST_SEEN_SECONDS=30):
-        assert conf.cache_prefix == staging  # so claims outlive a new release, and other addresses
+        # so that claims survive the upgrade to a new release, and other addresses
+        assert conf.cache_prefix == staging
 
 
-def test_settings_are_read_anew_after_a_change() -> None:
+def test_settings_are_read_again_after_a_change() -> None:
     with override_settings(SOUVENIRS_RATELIMIT_SECONDS=10, TIME_ZONE="Asia/Kolkata"):
         assert conf.ratelimit_seconds == 10
         assert conf.zone == ZoneInfo("Asia/Kolkata")

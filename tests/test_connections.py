@@ -1,5 +1,5 @@
-"""Code that runs for long, and outside of requests: a bot, a socket server. Its connections outlive
-the database server, and no request's end drops those that are dead."""
+"""Long-running code outside of requests: a bot, a socket server. Its connections outlive the
+database server, and no end of a request drops the dead ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = [
 asked, keep_history_in = failing.asked, failing.keep_history_in
 
 Keep = Callable[..., None]
-LOST = (DatabaseError, InterfaceError)  # what is raised on a connection that is
+LOST = (DatabaseError, InterfaceError)  # the errors raised on a dead connection
 ENGINES = ["postgresql", "mariadb"]
 
 
@@ -54,20 +54,20 @@ def ada() -> User:
 
 
 def forget_minute() -> None:
-    """The next visit writes last-seen only, as in another minute: its row is there."""
+    """Make the next visit write last-seen only, as in another minute: its row exists."""
     memory.clear()
 
 
 def forget_slot() -> None:
-    """The next visit writes all, as in another hour."""
+    """Make the next visit write everything, as in another hour."""
     throttle.clear()
     Souvenir.objects.all().delete()
     LastSeen.objects.all().delete()
 
 
 def bot(*steps: Callable[[], Awaitable[object]]) -> list[Any]:
-    """What the steps return or raise, in one event loop: what they leave to a thread is done by the
-    same one."""
+    """What the steps return or raise, in one event loop and with one thread for synchronous
+    code."""
 
     async def main() -> list[Any]:
         try:
@@ -76,7 +76,8 @@ def bot(*steps: Callable[[], Awaitable[object]]) -> list[Any]:
             await sync_to_async(leave)()
 
     def leave() -> None:
-        """The thread is kept for the next test, which has another database of this alias."""
+        """Reset the connection: the thread is reused by the next test, which has another database
+        of this alias."""
         connections.close_all()
         del connections["history"]
 
@@ -145,7 +146,7 @@ def test_asouvenez__works_again_after_calls_while_the_server_was_down(
 @pytest.mark.parametrize(
     "function", [souvenez, last_seen, count_active_users, active_users_between]
 )
-def test_function__after_a_restart_fails_once(
+def test_functions__after_a_restart_fail_once(
     server: Restartable, entry: Entry, keep_history_in: Keep, ada: User, function: Any
 ) -> None:
     keep_history_in(entry)
@@ -158,12 +159,13 @@ def test_function__after_a_restart_fails_once(
     call()
 
 
-# A connection that works is the caller's
+# A working connection belongs to the caller
 
 
 @pytest.fixture(params=ENGINES)
 def running(request: Any, keep_history_in: Keep) -> Any:
-    """The connection to a server that stays, under the settings that end a connection soonest."""
+    """The connection to a server that keeps running, under the settings that close a connection
+    soonest."""
     entry = new_database(request.getfixturevalue(request.param))
     keep_history_in({**entry, "CONN_MAX_AGE": 0, "CONN_HEALTH_CHECKS": True})
     return connections["history"]
@@ -174,32 +176,32 @@ def fail(connection: Any) -> None:
         cursor.execute("SELECT 1 FROM nowhere")
 
 
-def test_connection__that_works_stays_open(running: Any, ada: User) -> None:
+def test_connection__stays_open_while_it_works(running: Any, ada: User) -> None:
     before = running.connection
     fail(running)
     assert souvenez(ada) == "added"
     assert running.connection is before
-    assert not running.errors_occurred  # it is asked once for each error
+    assert not running.errors_occurred  # checked once for each error
 
 
 def test_connection__with_an_open_cursor_stays_open(running: Any, ada: User) -> None:
     for _ in range(5):
         souvenez(ada, ratelimit=False)
-    rows = Souvenir.objects.iterator(chunk_size=2)  # PostgreSQL: a cursor of the server's
+    rows = Souvenir.objects.iterator(chunk_size=2)  # PostgreSQL: a server-side cursor
     found = [next(rows)]
     fail(running)
     souvenez(ada, ratelimit=False)
     assert len([*found, *rows]) == 5
 
 
-def test_connection__in_a_transaction_is_left_to_it(running: Any, ada: User) -> None:
+def test_connection__in_a_transaction_is_left_alone(running: Any, ada: User) -> None:
     with suppress(LOST), transaction.atomic(using="history"):
         before = running.connection
         kill(running)
         for _ in range(2):
             with pytest.raises(LOST):
                 souvenez(ada)
-        assert running.connection is before  # another one would be in no transaction
+        assert running.connection is before  # a new connection would not be in the transaction
     assert souvenez(ada) == "added"
 
 
@@ -212,7 +214,7 @@ def test_connection__without_autocommit_is_left_to_the_caller(
     before = ours.connection
     assert souvenez(ada) == "added"
     fail(ours)
-    with pytest.raises(DatabaseError, match="aborted"):  # as all is, until the rollback
+    with pytest.raises(DatabaseError, match="aborted"):  # like everything, until the rollback
         last_seen(ada)
     assert ours.connection is before
     ours.rollback()
@@ -221,7 +223,7 @@ def test_connection__without_autocommit_is_left_to_the_caller(
 
 
 def kill(connection: Any) -> None:
-    """The server ends the session."""
+    """Make the server terminate the session."""
     entry = connection.settings_dict
     if connection.vendor == "postgresql":
         with failing.in_postgresql(entry) as session:

@@ -40,7 +40,7 @@ ranges_of_times = st.lists(st.builds(Interval, times, times), max_size=12)
     history=st.lists(st.tuples(st.integers(0, 4), times), max_size=30),
     ranges=ranges_of_times,
 )
-def test_count_users_of_ranges__is_what_brute_force_counts(
+def test_count_users_of_ranges__equals_brute_force(
     history: list[tuple[int, int]], ranges: list[Interval]
 ) -> None:
     users = list(User.objects.order_by("username")) or make_users(5)
@@ -66,7 +66,7 @@ def test_count_users_of_ranges__is_what_brute_force_counts(
 
 
 def count_days(days: int) -> tuple[list[int], list[str]]:
-    """The counts of so many days, and what the database was asked for them."""
+    """The counts of this many days, and the queries that they took."""
     ranges = [Interval(START + i * DAY, START + (i + 1) * DAY) for i in range(days)]
     with CaptureQueriesContext(ours()) as captured:
         counts = counting.count_users_of_ranges(ranges)
@@ -78,7 +78,7 @@ def count_days(days: int) -> tuple[list[int], list[str]]:
 def test_count_users_of_ranges__takes_one_query_for_rows(days: int) -> None:
     [user] = make_users(1)
     record(user, START, START + DAY + 5, START + (days - 1) * DAY)
-    DirtyBucket.objects.all().delete()  # as if they had come in time
+    DirtyBucket.objects.all().delete()  # as if they had been recorded in time
     active, queries = count_days(days)
     assert active == sorted({0, 1, days - 1})
     assert len(queries) == 3  # marks, watermark
@@ -107,7 +107,7 @@ def test_count_users_of_ranges__of_very_many_stale_buckets(monkeypatch: pytest.M
     assert len(queries) <= 8
 
 
-def test_count_users_of_ranges__of_none_asks_nothing() -> None:
+def test_count_users_of_ranges__of_no_ranges_takes_no_query() -> None:
     assert count_days(0) == ([], [])
 
 
@@ -123,7 +123,7 @@ def test_count_users_of_ranges__reads_ranges_from_the_index() -> None:
     with CaptureQueriesContext(ours()) as captured:
         assert counting.count_users_of_ranges(ranges) == [2, 2, 2]
     [query] = [query for query in captured if "souvenirs_souvenir" in query["sql"]]
-    is_loop = ours().vendor == "postgresql"  # which has one plan for all ranges
+    is_loop = ours().vendor == "postgresql"  # one plan for all ranges
     with ours().cursor() as cursor:
         explain = "EXPLAIN QUERY PLAN " if ours().vendor == "sqlite" else "EXPLAIN "
         cursor.execute(explain + query["sql"])
@@ -147,7 +147,7 @@ def test_first_recorded__of_pruned_history_is_to_the_quarter() -> None:
     assert counting.first_recorded() == START
 
 
-def test_count_users_of_periods__leaves_out_those_of_many_rows() -> None:
+def test_count_users_of_periods__leaves_out_periods_with_many_rows() -> None:
     [user] = make_users(1)
     record(user, START - HOUR, START + DAY)
     DirtyBucket.objects.all().delete()

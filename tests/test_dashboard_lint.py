@@ -1,4 +1,4 @@
-"""The rules of Grafana's dashboard-linter, whose exceptions are in grafana/dashboards/.lint."""
+"""The rules of Grafana's dashboard-linter; the exceptions are in grafana/dashboards/.lint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Rule = Callable[[Json], Iterator["Problem"]]
 DIRECTORY = Path(str(files("souvenirs_metrics.grafana"))) / "dashboards"
 DASHBOARDS = [json.loads(path.read_text()) for path in sorted(DIRECTORY.glob("*.json"))]
 EXCLUSIONS = yaml.safe_load((DIRECTORY / ".lint").read_text())["exclusions"]
-# Those of Grafana's units that are sensible here
+# The units of Grafana that make sense here
 UNITS = {"none", "short", "locale", "percentunit", "s", "reqps", "dateTimeAsIso"}
 SOURCE = "${datasource}"
 VARIABLES = {"$__rate_interval": "5m", "$__range": "30d", "$__interval": "1m", "$window": "1d"}
@@ -32,7 +32,7 @@ NO_QUERIES = {"row", "text"}
 
 
 class Problem(NamedTuple):
-    panel: str  # its title; empty if it is the dashboard's
+    panel: str  # the panel's title; empty for the dashboard itself
     message: str
 
 
@@ -41,7 +41,7 @@ def panels(dashboard: Json) -> list[Json]:
 
 
 def targets(dashboard: Json) -> list[tuple[str, Json]]:
-    """The targets of all panels, each with the panel's title."""
+    """The targets of all panels, each with its panel's title."""
     return [(panel["title"], target) for panel in panels(dashboard) for target in panel["targets"]]
 
 
@@ -62,7 +62,7 @@ def template_datasource(dashboard: Json) -> Iterator[Problem]:
 
 
 def template(name: str) -> Rule:
-    """The rule that a variable of this name chooses among all values of the label."""
+    """The rule that a variable of this name offers all values of the label."""
 
     def check(dashboard: Json) -> Iterator[Problem]:
         [*found] = [each for each in variables(dashboard, "query") if each["name"] == name]
@@ -126,7 +126,7 @@ def panel_no_targets(dashboard: Json) -> Iterator[Problem]:
 
 
 def target_promql(dashboard: Json) -> Iterator[Problem]:
-    """Parsed by promtool, all at once."""
+    """All queries are parsed by promtool, in one run."""
     rules = [
         {"record": f"x{number}", "expr": without_variables(target["expr"])}
         for number, (_, target) in enumerate(targets(dashboard))
@@ -168,7 +168,7 @@ def target_matcher(label: str) -> Rule:
 
 
 def target_legend(dashboard: Json) -> Iterator[Problem]:
-    """Not one of the linter's: without a legend, a line is named by its query."""
+    """Not a rule of the linter: without a legend, a line is named by its query."""
     for panel in panels(dashboard):
         for target in panel["targets"]:
             if panel["type"] in {"timeseries", "state-timeline"} and not target["legendFormat"]:
@@ -204,7 +204,7 @@ def is_excluded(rule: str, problem: Problem) -> bool:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_dashboards__keep_the_rule(rule: str) -> None:
+def test_dashboards__follow_the_rule(rule: str) -> None:
     problems = [
         f"{dashboard['title']}, {problem.panel}: {problem.message}"
         for dashboard in DASHBOARDS

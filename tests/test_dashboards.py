@@ -1,5 +1,5 @@
 """The dashboards: their JSON, and each of their queries on a real Prometheus with five weeks of
-figures of two sites."""
+figures from two sites."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PANELS = [
 
 
 def of_one_job(dashboard: Json) -> Iterator[Json]:
-    """The panels that Grafana shows once for each job, as their row says."""
+    """The panels that Grafana repeats for each job, according to their row."""
     repeated = False
     for panel in dashboard["panels"]:
         if panel["type"] == "row":
@@ -73,20 +73,20 @@ def expressions(dashboard: Json) -> list[str]:
 
 
 def selectors(expression: str) -> list[tuple[str, str]]:
-    """Each metric of a query, and its label matchers."""
+    """Each metric in a query, with its label matchers."""
     return re.findall(r"([a-zA-Z_]\w*)\{([^}]*)\}", expression)
 
 
 # The JSON
 
 
-def test_files__are_what_the_generator_writes(tmp_path: Path) -> None:
+def test_files__are_up_to_date_with_the_generator(tmp_path: Path) -> None:
     write(tmp_path)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert written == {file.name: file.read_bytes() for file in SHIPPED.glob("*.json")}
 
 
-def test_dashboards__are_these() -> None:
+def test_dashboards__have_these_names() -> None:
     assert {dashboard["uid"]: dashboard["title"] for dashboard in DASHBOARDS} == {
         "souvenirs-active-users": "Active users",
         "souvenirs-growth": "Growth and retention",
@@ -98,7 +98,7 @@ def test_dashboards__are_these() -> None:
 @each_dashboard
 def test_dashboard__fits_any_grafana(dashboard: Json) -> None:
     assert dashboard["schemaVersion"] == 39
-    assert dashboard["id"] is None  # Grafana gives it one
+    assert dashboard["id"] is None  # Grafana assigns it
     assert "__inputs" not in dashboard
     assert dashboard["tags"] == ["souvenirs"]
     assert [link["tags"] for link in dashboard["links"]] == [["souvenirs"]]
@@ -116,7 +116,7 @@ def test_dashboard__fits_any_grafana(dashboard: Json) -> None:
 
 
 @each_dashboard
-def test_panels__have_a_place_and_an_id_of_their_own(dashboard: Json) -> None:
+def test_panels__have_unique_places_and_ids(dashboard: Json) -> None:
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert len({panel["title"] for panel in panels}) == len(panels)
@@ -132,7 +132,7 @@ def test_panels__have_a_place_and_an_id_of_their_own(dashboard: Json) -> None:
 
 
 @each_panel
-def test_panel__says_what_it_shows(panel: Json) -> None:
+def test_panel__has_a_description(panel: Json) -> None:
     kinds = {"bargauge", "stat", "state-timeline", "table", "timeseries", "trend"}
     assert panel["type"] in kinds
     assert panel["description"].endswith(".")
@@ -145,7 +145,7 @@ def test_panel__says_what_it_shows(panel: Json) -> None:
 
 @each_panel
 def test_panel__counts_no_site_twice(panel: Json) -> None:
-    """Gauges are the same on every replica, counters are of one process."""
+    """Gauges are the same on every replica, counters belong to one process."""
     for target in panel["targets"]:
         for aggregation, name in re.findall(BY, target["expr"]):
             counted = name in {"ALERTS", "souvenirs_records_total"}
@@ -177,7 +177,7 @@ def test_queries__are_of_the_chosen_jobs(dashboard: Json) -> None:
 @pytest.mark.filterwarnings("ignore:Prefer using dashboardv2:DeprecationWarning")
 @each_dashboard
 def test_dashboard__has_only_keys_that_grafana_knows(dashboard: Json) -> None:
-    """Read and written by Grafana's own types, it is the same but for defaults that they add."""
+    """Grafana's types read it and write it back unchanged, except for defaults that they add."""
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.cog.plugins import register_default_plugins
     from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -188,7 +188,7 @@ def test_dashboard__has_only_keys_that_grafana_knows(dashboard: Json) -> None:
 
 
 def lost(before: Any, after: Any, path: str = "") -> Iterator[str]:
-    """Where `after` lacks something that `before` has, or has something else."""
+    """Yield where `after` lacks something that `before` has, or differs."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key, value in before.items():
             if key in after or value is not None:
@@ -200,15 +200,15 @@ def lost(before: Any, after: Any, path: str = "") -> Iterator[str]:
         yield f"{path}: {before!r} became {after!r}"
 
 
-# Five weeks of two sites: one of two replicas, and a small one
+# Five weeks of two sites: one with two replicas, and a small one
 
 STEP = 900
-PERIODS_STEP = 3_600  # of what changes with each day
+PERIODS_STEP = 3_600  # the step of figures that change daily
 WEEKS = 5
 SITES = {"shop": (52_000, 2), "learn": (9_000, 1)}  # registered users, replicas
 PARIS = ZoneInfo("Europe/Paris")
 WINDOWS = {"1h": 3_600, "1d": DAY, "7d": 7 * DAY, "30d": 30 * DAY}
-# Of users, so many come so many times a day
+# (share of users, visits per day)
 HABITS = ((0.2, 1.0), (0.3, 0.1), (0.5, 0.01))
 BUILD = (
     'version="2.0.0"',
@@ -217,7 +217,7 @@ BUILD = (
     'database="postgresql"',
     'last_seen_store="database"',
 )
-# Name, labels, and from when to when it fires: days before now
+# Name, labels, and when it fires: start and end, in days before now
 ALERTS = (
     ("SouvenirsActiveUsersDrop", 'job="shop",window="1d"', 9.0, 8.6),
     ("SouvenirsAbsent", "", 20.1, 20.0),
@@ -229,11 +229,11 @@ Figures = Iterator[tuple[str, str, float]]
 
 
 def site_figures(name: str, now: int) -> Iterator[tuple[int, Figures]]:
-    """At each instant of the five weeks, the gauges of a site: pairs of (name, labels, value)."""
+    """The gauges of a site at each instant of the five weeks, as pairs of (name, labels, value)."""
     registered, _ = SITES[name]
     chance = random.Random(name)
     origin = now - 800 * DAY  # before the beginning of last year
-    visits = [0.0]  # since then, of somebody who comes once a day
+    visits = [0.0]  # visits since then of a user who comes about once a day
     for t in range(origin, now, STEP):
         hour, weekday = t / 3_600 % 24, t // DAY % 7  # 0 is a Thursday
         rhythm = 1 + 0.9 * math.sin((hour - 8) / 12 * math.pi)
@@ -246,12 +246,12 @@ def site_figures(name: str, now: int) -> Iterator[tuple[int, Figures]]:
         return registered * (1 + 0.4 * (t - now) / (365 * DAY))
 
     def seen(start: float, end: float) -> int:
-        """Users of a time. A past one's are the same whenever it is asked for."""
+        """The users of a time. Those of a past time are the same whenever it is computed."""
         times = visits[int(end - origin) // STEP] - visits[max(int(start - origin) // STEP, 0)]
         share = sum(part * (1 - math.exp(-often * times)) for part, often in HABITS)
         return round(users(end) * share)
 
-    t = (now - 12 * 7 * DAY) // (7 * DAY) * 7 * DAY  # to compare with
+    t = (now - 12 * 7 * DAY) // (7 * DAY) * 7 * DAY  # for the comparison
     yield t, cohort_figures(t, seen)
     for t in range(now - WEEKS * 7 * DAY, now + 1, STEP):
         yield t, iter([
@@ -288,7 +288,7 @@ def calendar_figures(t: int, seen: Callable[[float, float], int]) -> Figures:
             labels = f'segment="plan",value="{value}",{label}'
             yield "souvenirs_calendar_segment_active_users", labels, round(seen(start, t) * part)
         yield "souvenirs_calendar_period_start_timestamp_seconds", label, start
-        if name != "year":  # of which not all was recorded
+        if name != "year":  # periods that were not recorded completely
             previous = periods.previous_calendar_period(name, t, PARIS)
             yield "souvenirs_previous_calendar_active_users", label, seen(*previous)
 
@@ -298,7 +298,7 @@ DAYS = (1, 2, 3, 5, 7, 10, 14, 21, 28)
 
 
 def cohort_figures(t: int, seen: Callable[[float, float], int]) -> Figures:
-    """Growth, retention and active days; of users who come and go by fixed shares."""
+    """Growth, retention and active days, for users who come and go in fixed shares."""
     for name, ages in AGES.items():
         last = periods.previous_calendar_period(name, t, PARIS)
         before = periods.previous_calendar_period(name, last.start, PARIS)
@@ -378,7 +378,7 @@ def write_openmetrics(path: Path, now: int) -> None:
 
 @contextmanager
 def prometheus_with_history(now: int, port: int | None = None) -> Iterator[str]:
-    """A Prometheus server that has these metrics, and scrapes nothing; yields its URL."""
+    """Run a Prometheus server that has these metrics and scrapes nothing; yield its URL."""
     with servers.directory("history") as path:
         write_openmetrics(path / "openmetrics", now)
         subprocess.run(
@@ -394,7 +394,7 @@ def prometheus_with_history(now: int, port: int | None = None) -> Iterator[str]:
 # The queries
 
 
-# What a site has to declare first
+# What a site must declare first
 DECLARED = re.compile("souvenirs_(calendar_)?(segment_active_users|active_accounts)")
 
 
@@ -454,8 +454,8 @@ def test_variables_and_annotations__have_data(dashboard: Json, asker: Asker) -> 
     assert {series["metric"]["alertname"] for series in fired} == {name for name, *_ in ALERTS}
 
 
-def test_panels__tell_their_series_apart(asker: Asker) -> None:
-    """Two sites, one with two replicas, make no two series of a panel with the same name."""
+def test_panels__have_distinct_series_names(asker: Asker) -> None:
+    """Even with two sites, one with two replicas, all series in a panel have different names."""
     for panel in PANELS:
         for job in SITES if panel in OF_ONE_JOB else (".+",):
             legends = [legend(target, series) for target, series in asker.ask_panel(panel, job)]
@@ -465,12 +465,12 @@ def test_panels__tell_their_series_apart(asker: Asker) -> None:
 def test_panels__show_the_chosen_site_only(asker: Asker) -> None:
     for panel in PANELS:
         jobs = {series["metric"].get("job") for _, series in asker.ask_panel(panel, "shop")}
-        # An alert that names no job concerns every site
+        # An alert without a job concerns every site
         assert jobs <= {"shop", None} if "ALERTS" in str(panel) else jobs == {"shop"}
 
 
 def test_panels__show_the_figures(asker: Asker) -> None:
-    """Of the small site, as they were written."""
+    """The small site's panels show its figures as they were written."""
     [last] = [figures for t, figures in site_figures("learn", asker.now) if t == asker.now]
     written = {(name, label): value for name, label, value in last}
 
@@ -520,8 +520,8 @@ def test_panels__show_the_figures(asker: Asker) -> None:
 
 
 @pytest.mark.parametrize("period", ["week", "month"])
-def test_growth__each_bar_stands_in_its_period(asker: Asker, period: str) -> None:
-    """In each complete week or month one bar, and in that of today none."""
+def test_growth__each_bar_is_in_its_period(asker: Asker, period: str) -> None:
+    """Each complete week or month has one bar, and the current one has none."""
     expected: dict[float, dict[str, float]] = {}
     for t, figures in site_figures("learn", asker.now):
         start = periods.previous_calendar_period(period, t, PARIS).start
@@ -570,11 +570,11 @@ def test_growth__queries_of_its_docs_have_data(asker: Asker) -> None:
     assert len(queries) > 10
     for query in queries:
         assert asker.get("query", query=query, time=asker.now)["result"], query
-    for query, step in ((by_week, "1w"), (by_month, "1d")):  # as the dashboard asks
+    for query, step in ((by_week, "1w"), (by_month, "1d")):  # as the dashboard queries them
         assert asker.ask({"expr": query, "interval": step}, days=60), query
 
 
-def test_week_over_week__is_moved_by_whole_weeks(asker: Asker) -> None:
+def test_week_over_week__is_shifted_by_whole_weeks(asker: Asker) -> None:
     [panel] = [each for each in PANELS if each["title"].startswith("Last hour,")]
     weeks_before = {
         target["refId"]: dict(series["values"])

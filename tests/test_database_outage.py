@@ -1,4 +1,4 @@
-"""`python -m benchmarks.database_outage` in a quarter of the time."""
+"""Run `python -m benchmarks.database_outage` in a quarter of the time."""
 
 from __future__ import annotations
 

@@ -23,12 +23,12 @@ from tests.people import ours, with_databases
     [
         ("10", 9.5),
         ("60", 59.5),
-        ("1.5", 1.125),  # a quarter less, so that something is left of little
+        ("1.5", 1.125),  # a quarter less, so that something remains of a short timeout
         ("0.25", 0.1875),
         ("3600", 59.5),  # at most a minute
         ("999999999", 59.5),
         ("0.000001", 0.00000075),
-        ("", 9.5),  # of Prometheus's default
+        ("", 9.5),  # Prometheus's default timeout
         ("0", 9.5),
         ("-1", 9.5),
         ("10s", 9.5),
@@ -47,17 +47,17 @@ def test_seconds_for(header: str, seconds: float) -> None:
 @given(st.text() | st.floats().map(str) | st.integers().map(str))
 @example("9" * 400)
 @example("10\n")
-def test_seconds_for__is_always_less_than_a_timeout_that_makes_sense(header: str) -> None:
+def test_seconds_for__is_always_less_than_a_sensible_timeout(header: str) -> None:
     assert 0 < seconds_for(header) < 60
     if seconds_for(header) != 9.5:
         assert seconds_for(header) < float(header)
 
 
-# The database. What runs there runs in a thread of its own, as collections do
+# The database. This code runs in a separate thread, as collections do
 
 
 def in_thread(read: Callable[[Deadline], Any], seconds: float = 1000) -> Any:
-    """What it returns, or raises, with so much time."""
+    """What it returns or raises, with this much time."""
 
     def run() -> Any:
         deadline = Deadline(seconds)
@@ -77,7 +77,7 @@ def ask(statement: str) -> Any:
 
 
 def sleep() -> Any:
-    """For longer than anybody would wait."""
+    """Sleep for longer than any deadline."""
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT MAX(i) FROM n"
     return ask(
         {
@@ -89,7 +89,7 @@ def sleep() -> Any:
 
 
 def limit() -> float:
-    """How many seconds the session's statements may take; 0 for any."""
+    """The statement timeout of the session in seconds; 0 for none."""
     if ours().vendor == "postgresql":
         milliseconds = ask("SELECT setting FROM pg_settings WHERE name = 'statement_timeout'")
         return float(milliseconds[0]) / 1000
@@ -100,7 +100,7 @@ is_server = pytest.mark.where(ours().vendor != "sqlite")
 
 
 @with_databases
-def test_read_context__the_database_ends_statements_at_the_deadline() -> None:
+def test_read_context__the_database_aborts_statements_at_the_deadline() -> None:
     def read(deadline: Deadline) -> None:
         with deadline.read_context(ours().alias):
             ask("SELECT 1")
@@ -123,7 +123,7 @@ def test_read_context__a_later_statement_has_less_time() -> None:
             return first, limit()
 
     first, second = in_thread(read, 100)
-    assert 60 < first <= 100  # less what a slow machine took
+    assert 60 < first <= 100  # less the delay of a slow machine
     assert 0 < second <= 60
     assert first - second > 39
 
@@ -131,7 +131,7 @@ def test_read_context__a_later_statement_has_less_time() -> None:
 @is_server
 @with_databases
 @pytest.mark.parametrize("fails", [False, True])
-def test_read_context__leaves_the_session_as_it_was(fails: bool) -> None:
+def test_read_context__restores_the_session(fails: bool) -> None:
     setting = {
         "postgresql": "SET statement_timeout = '77s'",
         "mysql": "SET SESSION max_statement_time = 77",
@@ -167,7 +167,7 @@ def test_read_context__is_a_snapshot() -> None:
 
 
 @with_databases
-def test_connect_within__begins_nothing_after_the_deadline() -> None:
+def test_connect_within__does_not_connect_after_the_deadline() -> None:
     def read(deadline: Deadline) -> None:
         with deadline.connect_within(ours().alias):
             ask("SELECT 1")
@@ -181,7 +181,7 @@ def test_connect_within__begins_nothing_after_the_deadline() -> None:
 
 
 @with_databases
-def test_connect_within__a_database_that_is_lost_is_not_asked_again(
+def test_connect_within__does_not_retry_an_unreachable_database(
     add_database: Callable[[str, dict[str, Any]], None],
 ) -> None:
     tries = []
@@ -208,7 +208,7 @@ def test_connect_within__a_database_that_is_lost_is_not_asked_again(
 
 @with_databases
 @pytest.mark.parametrize("is_open", [False, True])
-def test_abort__ends_what_runs(is_open: bool) -> None:
+def test_abort__aborts_the_running_statement(is_open: bool) -> None:
     begun: list[Deadline] = []
 
     def read(deadline: Deadline) -> None:
@@ -222,12 +222,12 @@ def test_abort__ends_what_runs(is_open: bool) -> None:
         running = pool.submit(in_thread, read)
         while not running.done():
             for deadline in begun:
-                deadline.abort()  # again and again, for it may not have begun
+                deadline.abort()  # repeatedly, because it may not have begun
             time.sleep(0.05)
         with pytest.raises(OperationalError):
             running.result()
-    begun[0].abort()  # of what is closed harms nobody
-    if ours().vendor == "postgresql":  # whose server has not noticed yet
+    begun[0].abort()  # on a closed connection it does nothing
+    if ours().vendor == "postgresql":  # the server has not noticed yet
         ask(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1%'"
             " AND pid <> pg_backend_pid()"
@@ -235,14 +235,14 @@ def test_abort__ends_what_runs(is_open: bool) -> None:
 
 
 @with_databases
-def test_watched__ends_what_runs_at_the_deadline() -> None:
+def test_watched__aborts_the_running_statement_at_the_deadline() -> None:
     def read(deadline: Deadline) -> None:
         with deadline.watched(), deadline.connect_within(ours().alias):
             sleep()
 
     with pytest.raises(OperationalError):
         in_thread(read, 1)
-    if ours().vendor == "postgresql":  # the server has ended it, too
+    if ours().vendor == "postgresql":  # the server has aborted it, too
         running = (
             "SELECT COUNT(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1%'"
             " AND state = 'active' AND pid <> pg_backend_pid()"
@@ -258,7 +258,7 @@ def test_restart__gives_the_next_step_as_much_time() -> None:
     assert 20 < deadline.remaining() <= 100
 
 
-def test_restart__takes_nothing_back() -> None:
+def test_restart__does_not_revive_an_expired_deadline() -> None:
     deadline = Deadline(0)
     deadline.restart()
     assert deadline.remaining() <= 0
@@ -272,14 +272,14 @@ def test_extend__never_shortens() -> None:
     assert 100 < deadline.remaining() <= 200
 
 
-def test_extend__does_not_put_it_off_for_ever() -> None:
+def test_extend__does_not_postpone_it_for_ever() -> None:
     deadline = Deadline(2)
     time.sleep(0.5)
-    deadline.extend(2)  # of a scraper that came later
+    deadline.extend(2)  # for a scraper that came later
     assert deadline.remaining() <= 1.5
 
 
-def test_extend__takes_nothing_back() -> None:
+def test_extend__does_not_revive_an_expired_deadline() -> None:
     deadline = Deadline(0)
     deadline.extend(100)
     assert deadline.remaining() <= 0
@@ -289,7 +289,7 @@ def test_extend__takes_nothing_back() -> None:
 
 
 @pytest.mark.own_site
-def test_pool__of_one_connection_gets_it_back_as_it_was(
+def test_pool__gets_its_connection_back_unchanged(
     postgresql: dict[str, Any], run_site: Callable[..., str]
 ) -> None:
     options = {"pool": {"min_size": 1, "max_size": 1, "timeout": 30}}
