@@ -1,4 +1,4 @@
-"""The counts against brute force over what happened, which is not the same as the rows."""
+"""The counts compared with brute force over what happened, which is not the same as the rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def unix(*args: int) -> int:
     return int(datetime(*args, tzinfo=timezone.utc).timestamp())  # type: ignore[arg-type,misc]
 
 
-# Instants about which things happen: where clocks change, and where periods begin
+# Times around which things happen: where clocks change, and where periods begin
 PLACES = [
     ("America/New_York", unix(2024, 3, 10, 7)),
     ("America/New_York", unix(2024, 11, 3, 6)),
@@ -64,7 +64,7 @@ PLACES = [
 
 @dataclass
 class Site:
-    """A site and all that happened on it: `events` is the truth that counts are compared with."""
+    """A site and everything that happened on it: the counts are compared with `events`."""
 
     users: list[Any]
     clock: time_machine.Coordinates
@@ -82,7 +82,7 @@ class Site:
         self.events.append((user, time.time()))
 
     def backfill(self, user: Any, when: float) -> None:
-        """An earlier visit, told now."""
+        """An earlier visit, recorded now."""
         souvenez(user, when=datetime.fromtimestamp(when, timezone.utc))
         self.events.append((user, when))
 
@@ -90,8 +90,8 @@ class Site:
         return len({user for user, t in self.events if start <= t < end})
 
     def repeated_hour(self, t: float) -> periods.RepeatedHour | None:
-        """The hour that holds `t` and is two hours on clocks, if the column does not tell them
-        apart."""
+        """The hour around `t` that occurs twice on local clocks, if the column does not distinguish
+        the two passes."""
         if django_settings.USE_TZ or ours().features.supports_timezones:
             return None
         return periods.repeated_hour(t, self.zone)
@@ -102,7 +102,7 @@ class Site:
         return range(least, (self.users_between(hour.start) if hour else least) + 1)
 
     def gauges(self, at: float) -> dict[tuple[str, str], float]:
-        """What is scraped, by metric name (less souvenirs_) and label value."""
+        """The scraped values, by metric name (without souvenirs_) and label value."""
         self.clock.move_to(at)
         samples = {
             (sample.name.removeprefix("souvenirs_"), "".join(sample.labels.values())): sample.value
@@ -114,12 +114,12 @@ class Site:
         return samples
 
     def roll_up(self, at: float) -> None:
-        """All of it, of which a scrape does a little only."""
+        """Roll up everything; a scrape rolls up only a little."""
         self.clock.move_to(at)
         maintenance.roll_up()
 
     def check_since(self, at: float) -> None:
-        """Compares the windows, the periods to date and last-seen."""
+        """Compare the windows, the periods to date and last-seen."""
         gauges = self.gauges(at)
         now = time.time()
         step = self.resolution
@@ -141,7 +141,7 @@ class Site:
             assert ("last_seen_timestamp_seconds", "") not in gauges
 
     def check_previous(self, at: float) -> None:
-        """Compares the last complete periods."""
+        """Compare the last complete periods."""
         self.roll_up(at)
         gauges = self.gauges(at)
         now = time.time()
@@ -188,7 +188,7 @@ def site(users: list[Any]) -> Iterator[Site]:
         yield site
 
 
-# Where things happen: on and beside the boundaries of everything
+# Where things happen: on and next to the boundaries of everything
 
 jitter = st.one_of(
     st.sampled_from([0, 0, -0.5, 0.5, -1, 1, -59, 59, -60, 60, -61, 61]),
@@ -202,7 +202,7 @@ backwards = st.sampled_from(DISTANCES)
 
 @dataclass(frozen=True)
 class Story:
-    """What is to happen: (when, which user, whether the process is restarted first)."""
+    """The events to play: (when, which user, whether the process is restarted first)."""
 
     zone: str
     visits: list[tuple[float, int, bool]]
@@ -211,10 +211,11 @@ class Story:
 
 @st.composite
 def stories(draw: st.DrawFn, play: Any) -> Story:
-    # Times before 1970 can be told of only: Django's local-memory cache cannot live in them
+    # Times before 1970 can only be backfilled: Django's local-memory cache does not work then
     places = [place for place in PLACES if place[1] > 0 or play is play_backfill]
     zone, center = draw(st.sampled_from(places))
-    # Visits are near the center, near a scrape, or just where a window or the day before begins
+    # Visits are near the center, near a scrape, or exactly where a window or the previous day
+    # begins
     scrapes = sorted(
         center + ahead + draw(jitter)
         for ahead in draw(
@@ -234,7 +235,7 @@ def stories(draw: st.DrawFn, play: Any) -> Story:
 
 
 def play_live(site: Site, story: Story, check: Any) -> None:
-    """All visits when they happen, and the scrapes between them."""
+    """Record all visits when they happen, with the scrapes between them."""
     happenings: list[tuple[float, int, bool] | tuple[float]] = [*story.visits]
     happenings += [(at,) for at in story.scrapes]
     for happening in sorted(happenings, key=lambda item: (item[0], len(item) == 1)):
@@ -248,31 +249,31 @@ def play_live(site: Site, story: Story, check: Any) -> None:
 
 
 def play_backfill(site: Site, story: Story, check: Any) -> None:
-    """All visits told afterwards, in any order, then the scrapes."""
-    told_at = max(at for at, *_ in story.visits)
-    site.clock.move_to(max(told_at, 0))
+    """Record all visits afterwards, in any order, then scrape."""
+    recorded_at = max(at for at, *_ in story.visits)
+    site.clock.move_to(max(recorded_at, 0))
     for at, user, is_restarted in story.visits:
         if is_restarted:
             throttle.clear()
         site.backfill(site.users[user], at)
     for at in story.scrapes:
-        if at >= told_at:
+        if at >= recorded_at:
             check(at)
-    check(told_at)
+    check(recorded_at)
 
 
 def play_mix(site: Site, story: Story, check: Any) -> None:
-    """Every other visit is told at the next live one, or at the scrape."""
+    """Record every other visit late: at the next live one, or at the scrape."""
     waiting: list[tuple[float, int, bool]] = []
 
-    def tell() -> None:
+    def backfill_waiting() -> None:
         while waiting:
             at, user, _ = waiting.pop()
             site.backfill(site.users[user], at)
 
-    def tell_and_check(at: float) -> None:
+    def backfill_and_check(at: float) -> None:
         site.clock.move_to(at)
-        tell()
+        backfill_waiting()
         check(at)
 
     happenings: list[tuple[float, int, bool] | tuple[float]] = [*story.visits]
@@ -281,12 +282,12 @@ def play_mix(site: Site, story: Story, check: Any) -> None:
         sorted(happenings, key=lambda item: (item[0], len(item) == 1))
     ):
         if len(happening) == 1:
-            tell_and_check(happening[0])
+            backfill_and_check(happening[0])
         elif number % 2:
             waiting.append(happening)
         else:
             site.clock.move_to(happening[0])
-            tell()
+            backfill_waiting()
             site.visit(site.users[happening[1]], happening[0])
 
 
@@ -295,7 +296,7 @@ ways = pytest.mark.parametrize("play", [play_live, play_backfill, play_mix])
 
 @ways
 @given(data=st.data())
-def test_windows_and_periods_to_date__are_what_happened(
+def test_windows_and_periods_to_date__equal_what_happened(
     users: list[Any], play: Any, data: st.DataObject
 ) -> None:
     story = data.draw(stories(play))
@@ -307,7 +308,7 @@ def test_windows_and_periods_to_date__are_what_happened(
 @pytest.mark.slow
 @ways
 @given(data=st.data())
-def test_previous_periods__are_what_happened(
+def test_previous_periods__equal_what_happened(
     users: list[Any], play: Any, data: st.DataObject
 ) -> None:
     story = data.draw(stories(play))
@@ -317,7 +318,7 @@ def test_previous_periods__are_what_happened(
 
 @ways
 @given(data=st.data())
-def test_count_active_users__at_midnights_and_slot_boundaries_is_what_happened(
+def test_count_active_users__at_midnights_and_slot_boundaries_equals_what_happened(
     users: list[Any], play: Any, data: st.DataObject
 ) -> None:
     story = data.draw(stories(play))
@@ -348,7 +349,7 @@ def test_count_active_users__at_midnights_and_slot_boundaries_is_what_happened(
     limit=st.sampled_from([0, 0.5, 7, 60, 90, 600, 900, 3599, 3600, 7200, 86_400]),
     resolution=st.sampled_from([1, 7, 60, 300, 3600]),
 )
-def test_windows__are_what_happened_whatever_the_limit_and_the_resolution(
+def test_windows__equal_what_happened_for_any_limit_and_resolution(
     users: list[Any], play: Any, data: st.DataObject, limit: float, resolution: int
 ) -> None:
     story = data.draw(stories(play))
@@ -370,7 +371,7 @@ def test_windows__are_what_happened_whatever_the_limit_and_the_resolution(
 @pytest.mark.slow
 @ways
 @given(data=st.data())
-def test_windows_and_periods_to_date__are_what_happened_without_use_tz(
+def test_windows_and_periods_to_date__equal_what_happened_without_use_tz(
     users: list[Any], play: Any, data: st.DataObject
 ) -> None:
     story = data.draw(stories(play))
@@ -396,7 +397,7 @@ def test_count_active_users__user_active_before_and_after_midnight_counts_in_bot
 def test_previous_day__user_active_before_and_after_midnight_counts_in_both_days(
     site: Site,
 ) -> None:
-    site.visit(site.users[1], MIDNIGHT - 30 * HOUR)  # else there was no history then
+    site.visit(site.users[1], MIDNIGHT - 30 * HOUR)  # otherwise there was no history then
     site.visit(site.users[0], MIDNIGHT - 30 * MINUTE)
     site.visit(site.users[0], MIDNIGHT + 15 * MINUTE)
     site.roll_up(MIDNIGHT + 20 * MINUTE)
@@ -410,7 +411,7 @@ def test_previous_day__user_active_before_and_after_midnight_counts_in_both_days
 
 
 @pytest.mark.parametrize(("minutes_ago", "count"), [(59, 1), (62, 0)])
-def test_window__is_about_the_last_visit_of_a_session(
+def test_window__depends_on_the_last_visit_of_a_session(
     site: Site, minutes_ago: int, count: int
 ) -> None:
     last = MIDNIGHT + 10 * HOUR
@@ -439,7 +440,7 @@ def visit_and_roll_back(user: Any) -> None:
         raise RollBackError
 
 
-def test_souvenez__rolled_back_is_no_visit(site: Site) -> None:
+def test_souvenez__rolled_back_does_not_count(site: Site) -> None:
     site.clock.move_to(MIDNIGHT)
     visit_and_roll_back(site.users[0])
     assert not Souvenir.objects.exists()
@@ -511,7 +512,7 @@ def test_clock_step_backwards__future_visits_count_again_once_the_user_is_back(s
     assert seen.timestamp() == now + 1
 
 
-def test_clock_step_backwards__short_one_hides_nobody(site: Site) -> None:
+def test_clock_step_backwards__short_steps_hide_nobody(site: Site) -> None:
     site.visit(site.users[0], MIDNIGHT + 45)
     gauges = site.gauges(MIDNIGHT)
     assert gauges["active_users", "1h"] == 1
@@ -519,7 +520,7 @@ def test_clock_step_backwards__short_one_hides_nobody(site: Site) -> None:
 
 
 @pytest.mark.parametrize("ahead", [61, HOUR, DAY, 400 * DAY])
-def test_gauges__what_is_yet_to_come_does_not_count(site: Site, ahead: int) -> None:
+def test_gauges__future_visits_do_not_count(site: Site, ahead: int) -> None:
     now = MIDNIGHT + 12 * HOUR
     site.clock.move_to(now)
     site.backfill(site.users[0], now + ahead)
@@ -534,7 +535,7 @@ def test_gauges__visit_from_a_clock_slightly_ahead_counts(site: Site) -> None:
     assert site.gauges(MIDNIGHT)["active_users", "1h"] == 1
 
 
-def test_souvenez__visit_to_come_does_not_hide_the_present(site: Site) -> None:
+def test_souvenez__future_visits_do_not_hide_the_present(site: Site) -> None:
     site.clock.move_to(MIDNIGHT)
     site.backfill(site.users[0], MIDNIGHT + 10 * DAY)
     site.events.clear()

@@ -31,7 +31,7 @@ souvenez(User.objects.create(username="ada"))
 """
 
 
-# The command, which does not wait for its requests for as long as it would
+# The command, with a shorter wait for running requests at shutdown
 SHORT_END = """
 import django
 django.setup()
@@ -50,8 +50,8 @@ def command(*args: str, code: Sequence[str] = ("-m", "django")) -> list[str]:
 def exporter(
     directory: Path, *args: str, code: Sequence[str] = ("-m", "django"), **environ: str
 ) -> Iterator[tuple[str, Any]]:
-    """Its URL, as it prints it, and its process. It has to end by itself on SIGTERM. `code`:
-    Python's arguments for what runs the command."""
+    """Run the exporter; yield its URL, as it prints it, and its process, which must exit on
+    SIGTERM. `code`: Python's arguments to run the command."""
     log = directory / "exporter.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
@@ -78,7 +78,7 @@ def exporter(
 
 
 def run(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """The command, until it ends."""
+    """Run the command until it exits."""
     return subprocess.run(
         command(*args),
         cwd=directory,
@@ -91,7 +91,7 @@ def run(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def site(tmp_path: Path, run_site: RunSite) -> Path:
-    """The directory of a site at which one user was active."""
+    """The directory of a site on which one user was active."""
     run_site(ADA)
     return tmp_path
 
@@ -99,7 +99,7 @@ def site(tmp_path: Path, run_site: RunSite) -> Path:
 # Pages
 
 
-def test_exporter__serves_the_page_that_the_site_serves(site: Path) -> None:
+def test_exporter__serves_the_same_page_as_the_site(site: Path) -> None:
     with exporter(site, ":0") as (url, _):
         assert url.startswith("http://127.0.0.1:")
         page = requests.get(f"{url}/metrics", timeout=30)
@@ -109,7 +109,7 @@ def test_exporter__serves_the_page_that_the_site_serves(site: Path) -> None:
         selected = requests.get(f"{url}/metrics?name[]=souvenirs_up", timeout=30)
     assert page.status_code == 200
     assert page.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-    assert page.headers["Content-Encoding"] == "gzip"  # which requests asks for
+    assert page.headers["Content-Encoding"] == "gzip"  # requests asks for gzip
     assert 'souvenirs_active_users{window="1h"} 1.0' in page.text
     assert openmetrics.text.endswith("# EOF\n")
     assert [f.name for f in parse_text(selected.text)] == ["souvenirs_up"]
@@ -145,7 +145,9 @@ def test_exporter__token_file(site: Path) -> None:
             assert ("Active users" in landing.text) == has_numbers
 
 
-def test_exporter__token_file_wins_over_the_sites_settings(site: Path, run_site: RunSite) -> None:
+def test_exporter__token_file_takes_precedence_over_the_sites_settings(
+    site: Path, run_site: RunSite
+) -> None:
     run_site("", "SOUVENIRS_METRICS_AUTHORIZE = 'os.path.exists'")
     (site / "tokens").write_text("one")
     with exporter(site, ":0", "--token-file", "tokens") as (url, _):
@@ -155,7 +157,7 @@ def test_exporter__token_file_wins_over_the_sites_settings(site: Path, run_site:
 
 
 def test_exporter__shows_counters_of_the_sites_processes_only(site: Path, tmp_path: Path) -> None:
-    """Alone, it would show zeros, which read as if the site recorded nobody."""
+    """Alone, it would expose zeros, which look as if the site recorded nobody."""
     with exporter(site, ":0") as (url, _):
         page = requests.get(f"{url}/metrics", timeout=30).text
     assert "souvenirs_records_total" not in page
@@ -171,12 +173,13 @@ def test_exporter__tls(site: Path) -> None:
     with exporter(site, ":0", "--tls-cert", "cert", "--tls-key", "key") as (url, _):
         assert url.startswith("https://")
         port = servers.port_of(url)
-        with socket.create_connection(("127.0.0.1", port)):  # who says nothing stops nobody
+        # a client that sends nothing blocks nobody
+        with socket.create_connection(("127.0.0.1", port)):
             page = requests.get(f"{url}/metrics", verify=str(site / "cert"), timeout=30)
     assert "souvenirs_up 1.0" in page.text
 
 
-# What it does beside
+# What it does besides serving pages
 
 
 def test_exporter__rolls_up_what_is_due(site: Path, run_site: RunSite) -> None:
@@ -212,12 +215,12 @@ def test_exporter__closes_its_connections(site: Path) -> None:
     assert not [name for name in files if "sqlite3" in name]
 
 
-# Its end
+# Its shutdown
 
 
 def is_accepted(process: subprocess.Popen[str], server_port: str, client_port: str) -> bool:
-    """Whether the process has the server's end of a connection. (What waits to be accepted is there
-    too, without an inode.)"""
+    """Whether the process holds the server's end of a connection. (Connections that wait to be
+    accepted are listed too, without an inode.)"""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     sockets = {
         f"socket:[{row[9]}]"
@@ -233,7 +236,7 @@ def is_accepted(process: subprocess.Popen[str], server_port: str, client_port: s
 
 @contextmanager
 def accepted_client(process: subprocess.Popen[str], port: int) -> Iterator[socket.socket]:
-    """A connection that the exporter has accepted, and holds until its request is complete."""
+    """A connection that the exporter has accepted, and keeps open until its request is complete."""
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"GET /metrics HTTP/1.0\r\n")
         ports = f":{port:04X}", f":{client.getsockname()[1]:04X}"
@@ -245,7 +248,7 @@ def accepted_client(process: subprocess.Popen[str], port: int) -> Iterator[socke
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_exporter__ends_on_a_signal_when_requests_are_answered(site: Path, number: int) -> None:
+def test_exporter__exits_on_a_signal_after_answering_requests(site: Path, number: int) -> None:
     with exporter(site, ":0") as (url, process):
         port = servers.port_of(url)
         with accepted_client(process, port) as client:
@@ -257,7 +260,7 @@ def test_exporter__ends_on_a_signal_when_requests_are_answered(site: Path, numbe
     assert b"souvenirs_up 1.0" in answer
 
 
-def test_exporter__ends_though_a_client_never_gets_to_its_point(site: Path) -> None:
+def test_exporter__exits_although_a_client_never_completes_its_request(site: Path) -> None:
     with exporter(site, ":0", code=("-c", SHORT_END)) as (url, process):
         port = servers.port_of(url)
         with accepted_client(process, port) as client:
@@ -284,9 +287,7 @@ def test_once__prints_the_gauges(site: Path) -> None:
     assert all(name.startswith("souvenirs_") for name in names)
 
 
-def test_once__says_by_its_exit_code_that_something_is_missing(
-    site: Path, run_site: RunSite
-) -> None:
+def test_once__exits_with_1_if_something_is_missing(site: Path, run_site: RunSite) -> None:
     run_site(
         """
 from django.db import connection
@@ -303,7 +304,7 @@ connection.cursor().execute("ALTER TABLE souvenirs_lastseen RENAME TO away")
 # Mistakes
 
 
-@pytest.mark.django_db  # the command looks for its tables first
+@pytest.mark.django_db  # the command checks for its tables first
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
@@ -362,7 +363,7 @@ def test_exporter__takes_a_bare_port(site: Path) -> None:
         assert requests.get(f"{url}/-/healthy", timeout=30).ok
 
 
-def test_exporter__a_port_that_is_taken(site: Path) -> None:
+def test_exporter__a_port_in_use(site: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

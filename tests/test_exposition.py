@@ -58,14 +58,14 @@ GAUGES = [
 
 
 def families(page: str) -> Counter[str]:
-    """How often each family, by the name of its TYPE line, is on a text page."""
+    """How often each family (by the name in its TYPE line) is on a text page."""
     return Counter(re.findall(r"^# TYPE (\S+) ", page, re.MULTILINE))
 
 
 def samples(parsed: Iterable[Metric]) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     all_samples = [sample for metric in parsed for sample in metric.samples]
     by_key = {(s.name, frozenset(s.labels.items())): s.value for s in all_samples}
-    assert len(by_key) == len(all_samples)  # none is there twice
+    assert len(by_key) == len(all_samples)  # no sample is there twice
     return by_key
 
 
@@ -168,7 +168,7 @@ NAMES = {"underscores": "a_b", "dots": "a_dot_b", "values": "U__a_2e_b", "allow-
 @example("application/openmetrics-text;version=1.0.0;escaping=values")
 @example("application/openmetrics-text;version=\uff11.0.0")
 @example("application/openmetrics-text;version=1.0.0\r\nSet-Cookie: a=b")
-def test_negotiate__body_is_what_the_content_type_says(accept: str) -> None:
+def test_negotiate__body_matches_the_content_type(accept: str) -> None:
     chosen = negotiate(request(accept))
     body = chosen.encode(REGISTRY_OF_ONE).decode()
     matched = re.fullmatch(
@@ -197,7 +197,7 @@ def test_negotiate__body_is_what_the_content_type_says(accept: str) -> None:
 
 @in_transaction
 @time_machine.travel(datetime(2024, 5, 15, tzinfo=timezone.utc), tick=False)
-def test_render__both_formats_parse_and_hold_the_same_values() -> None:
+def test_render__both_formats_parse_and_have_the_same_values() -> None:
     user = User.objects.create(username="ada")
     LastSeen.objects.create(user_id=user.pk, seen=column(1_715_700_000))
     text = render().decode()
@@ -245,7 +245,7 @@ class Broken(Collector):
 
 
 @in_transaction
-def test_render__a_broken_collector_of_the_site_does_not_take_our_gauges_with_it(
+def test_render__a_broken_collector_of_the_site_does_not_affect_our_gauges(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     broken = Broken()

@@ -1,8 +1,8 @@
 """Real servers fail, and the site goes on.
 
-A response is never changed by it, and a server that does not answer is asked by one request per
-period of a breaker. Failures are counted, are logged with their cause, and are over when the server
-works again. Souvenirs are in a database of their own here, so that what fails is theirs.
+A failure never changes a response, and only one request per period of a breaker waits for a server
+that does not answer. Failures are counted, are logged with their cause, and end when the server
+works again. Souvenirs have a separate database here, so that only their database fails.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from tests.failing import (
 )
 from tests.site import serving
 
-CACHE_SECONDS = 0.6  # how long a site here waits for its cache
-HANGS = 15  # seconds; a request that takes so long waits for more than what the site is set to
+CACHE_SECONDS = 0.6  # how long the site waits for its cache
+HANGS = 15  # seconds; a request that takes this long waits longer than any timeout of the site
 
 pytestmark = [
     pytest.mark.own_site,
@@ -72,7 +72,7 @@ def who(request: HttpRequest) -> HttpResponse:
 
 
 def breaking(request: HttpRequest) -> HttpResponse:
-    """A view that carries on after a statement has failed, so its transaction is broken."""
+    """A view that continues after a failed statement, with a broken transaction."""
     with suppress(DatabaseError), connections["history"].cursor() as cursor:
         cursor.execute("SELECT nothing FROM nowhere")
     return who(request)
@@ -82,7 +82,7 @@ urlpatterns = [path(f"{view.__name__}/", view) for view in [plain, who, breaking
 
 
 class Transaction:
-    """Middleware that makes a transaction of each request."""
+    """Middleware that wraps each request in a transaction."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -93,7 +93,7 @@ class Transaction:
 
 
 def hook(request: HttpRequest, response: HttpResponse) -> bool:
-    """Refuses grace, and fails for hedy."""
+    """Skip grace, and fail for hedy."""
     if response.content == b"hedy":
         raise ZeroDivisionError
     return response.content != b"grace"
@@ -103,10 +103,10 @@ NAMES = ["ada", "barbara", "edith", "grace", "hedy", "joan"]
 
 
 class Crowd:
-    """Users who are signed in.
+    """Signed-in users.
 
-    results: those of their visits, as the signal tells them.
-    asked: how often the server that fails has been asked for something.
+    results: the results of their visits, according to the signal.
+    asked: counts the requests to the failing server.
     """
 
     def __init__(self, asked: Asked) -> None:
@@ -120,7 +120,8 @@ class Crowd:
         self.results.extend([result] * count)
 
     def visit(self, *names: str, page: str = "who") -> list[str]:
-        """They (or all) visit a page, one after the other. Returns whose visit asked the server."""
+        """These users (default: all) visit a page, one after the other. Returns the names of those
+        whose visit used the server."""
         self.results.clear()
         asking = []
         for name in names or NAMES:
@@ -131,7 +132,7 @@ class Crowd:
             assert time.monotonic() - start < HANGS
             assert response.status_code == 200
             assert response.content.decode() == (page if page == "plain" else name)
-            close_old_connections()  # as between requests, which the test client leaves out
+            close_old_connections()  # as between requests, which the test client does not do
         return asking
 
 
@@ -152,11 +153,11 @@ def ada(crowd: Crowd) -> User:
 
 
 @cases(*AWAY, *REFUSING)
-def test_database__that_fails_does_no_harm_and_is_used_when_it_works_again(
+def test_database__failure_does_no_harm_and_is_over_when_it_works_again(
     case: Case, crowd: Crowd, clock: BreakerClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     with case.broken():
-        for page in ["who", "plain"]:  # a view that looks who the user is, one that does not
+        for page in ["who", "plain"]:  # a view that loads the user, and one that does not
             assert crowd.visit(page=page) == NAMES[:1]
             assert crowd.results == ["failed"] * len(NAMES)
             clock.pass_period()
@@ -168,7 +169,7 @@ def test_database__that_fails_does_no_harm_and_is_used_when_it_works_again(
 
 
 @cases(*AWAY, *REFUSING)
-def test_souvenez__raises_what_the_database_says(case: Case, ada: User) -> None:
+def test_souvenez__raises_the_database_error(case: Case, ada: User) -> None:
     with case.broken():
         start = time.monotonic()
         with pytest.raises(DatabaseError, match=case.cause):
@@ -180,9 +181,7 @@ def test_souvenez__raises_what_the_database_says(case: Case, ada: User) -> None:
 
 
 @cases(*REFUSING)
-def test_souvenez__that_raises_leaves_the_transaction_around_it_usable(
-    case: Case, ada: User
-) -> None:
+def test_souvenez__leaves_an_outer_transaction_usable_when_it_raises(case: Case, ada: User) -> None:
     with case.broken(), transaction.atomic(using="history"):
         with pytest.raises(DatabaseError, match=case.cause):
             souvenez(ada)
@@ -193,7 +192,7 @@ def test_souvenez__that_raises_leaves_the_transaction_around_it_usable(
 
 
 @pytest.mark.parametrize("engine", ["postgresql", "mariadb", "sqlite"])
-def test_souvenez__that_cannot_write_last_seen_writes_nothing(
+def test_souvenez__writes_nothing_if_last_seen_fails(
     engine: str, request: Any, keep_history_in: Any, ada: User, tmp_path: Path
 ) -> None:
     if engine == "sqlite":
@@ -211,7 +210,7 @@ def test_souvenez__that_cannot_write_last_seen_writes_nothing(
     assert Souvenir.objects.count() == LastSeen.objects.count() == 1
 
 
-def test_souvenez__that_waits_for_last_seen_too_long_writes_nothing(
+def test_souvenez__writes_nothing_if_last_seen_is_locked_too_long(
     postgresql: Entry, keep_history_in: Any, ada: User
 ) -> None:
     entry = new_database(postgresql, options=f"-c lock_timeout={int(LOCK_SECONDS * 1000)}")
@@ -223,7 +222,7 @@ def test_souvenez__that_waits_for_last_seen_too_long_writes_nothing(
     assert souvenez(ada) == "added"
 
 
-# Requests that do not ask it tell nothing of it
+# Requests that do not use the server say nothing about it
 
 
 @pytest.mark.parametrize("visitor", ["nobody", "grace", "hedy"])
@@ -237,7 +236,7 @@ def test_probe__is_left_to_a_request_that_has_something_to_write(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings.SOUVENIRS_SHOULD_RECORD = f"{__name__}.hook"
-    stranger = Client()  # has a session, and is not signed in
+    stranger = Client()  # has a session without a signed-in user
     session = stranger.session
     session["basket"] = 1
     session.save()
@@ -262,7 +261,7 @@ def test_probe__is_left_to_a_request_that_has_something_to_write(
 # A transaction that the site has broken
 
 
-def test_broken_transaction__of_a_request_stops_nobody_elses(
+def test_broken_transaction__of_a_request_does_not_affect_others(
     postgresql: Entry, keep_history_in: Any, crowd: Crowd, settings: Any
 ) -> None:
     keep_history_in(new_database(postgresql))
@@ -285,7 +284,7 @@ def test_broken_transaction__of_a_view_with_atomic_requests_does_not_matter(
     assert Souvenir.objects.count() == len(NAMES)
 
 
-def test_broken_transaction__is_told_by_souvenez(
+def test_broken_transaction__is_raised_by_souvenez(
     postgresql: Entry, keep_history_in: Any, ada: User
 ) -> None:
     keep_history_in(new_database(postgresql))
@@ -300,7 +299,7 @@ def test_broken_transaction__is_told_by_souvenez(
 # The whole database fails
 
 
-def test_site__whose_database_is_away_serves_pages_that_need_none(
+def test_site__serves_pages_without_queries_while_its_database_is_down(
     postgresql: Entry, tmp_path: Path
 ) -> None:
     entry = new_database(postgresql, connect_timeout=CONNECT_SECONDS)
@@ -308,8 +307,9 @@ def test_site__whose_database_is_away_serves_pages_that_need_none(
     serving.populate(environment, 1)
     with serving.serve(environment, tmp_path) as site:
         cookie = site.sign_in(1)
-        told = len(site.get("/rows/").json())
-        # Now in another slot of last-seen, or in the other process, there is something to write
+        rows = len(site.get("/rows/").json())
+        # From now on there is something to write in another slot of last-seen, or in the other
+        # process
         with frozen(postgresql_pid(entry)):
             seconds = []
             for _ in range(20):
@@ -321,7 +321,7 @@ def test_site__whose_database_is_away_serves_pages_that_need_none(
         waits = [each for each in seconds if each >= CONNECT_SECONDS]
         assert 1 <= len(waits) <= processes * periods
         assert max(seconds) < HANGS
-        assert told == 1
+        assert rows == 1
         assert site.get("/who/", cookie).text == "user1"
         failures = [line for line in site.errors() if line.startswith("ERROR souvenirs")]
         assert 1 <= len(failures) <= processes
@@ -331,7 +331,7 @@ def test_site__whose_database_is_away_serves_pages_that_need_none(
 
 
 class CountedClient(RedisCacheClient):
-    """`ask`, if set, is told of each question to the server."""
+    """Calls `ask`, if set, for each command to the server."""
 
     ask: Callable[[], None] | None = None
 
@@ -385,7 +385,7 @@ def redis_frozen(stack: ExitStack, url: str, process: Any) -> Case:
 
 
 def redis_full(stack: ExitStack, url: str, process: Any) -> Case:
-    """It refuses each write."""
+    """It rejects each write."""
 
     @contextmanager
     def broken() -> Iterator[None]:
@@ -411,12 +411,13 @@ def redis_case(request: Any) -> Iterator[Case]:
 
 
 def keys() -> int:
-    """How many slots the shared cache holds."""
+    """The number of slots in the shared cache."""
     return len(caches["default"]._cache.get_client().keys("*souvenirs.*"))
 
 
 def limited(crowd: Crowd, *names: str) -> list[str]:
-    """They are recorded with a limit of their own. Returns for whom the cache was asked."""
+    """Record these users with an explicit limit. Return the names of those for whom the cache was
+    used."""
     crowd.results.clear()
     asking = []
     for name in names:
@@ -427,7 +428,7 @@ def limited(crowd: Crowd, *names: str) -> list[str]:
     return asking
 
 
-def test_cache__that_fails_is_replaced_by_process_memory_until_it_works_again(
+def test_cache__failure_falls_back_to_process_memory_until_it_works_again(
     redis_case: Case, crowd: Crowd, clock: BreakerClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caches["default"]._cache.ask = crowd.asked.ask

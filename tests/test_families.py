@@ -7,8 +7,8 @@ from prometheus_client.registry import Collector
 from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.families import Gauge, GaugeHistogram, Info
 
-# Name of the samples, type, labels, in the order of the page. People's queries, dashboards and
-# alerts are written against it.
+# Sample name, type, labels, in the order of the page. Users' queries, dashboards and alerts are
+# written against them.
 CONTRACT = [
     ("souvenirs_active_users", "gauge", ("window",)),
     ("souvenirs_calendar_active_users", "gauge", ("period",)),
@@ -62,7 +62,7 @@ def test_gauge__with_one_value() -> None:
     assert [(s.labels, s.value) for s in gauge.family(0).samples] == [({}, 0)]
 
 
-def test_gauge__none_is_no_sample_and_not_zero() -> None:
+def test_gauge__none_means_no_sample_instead_of_zero() -> None:
     assert Gauge(name="visits", documentation="Visits.").family(None).samples == []
 
 
@@ -92,7 +92,7 @@ def test_gauge_histogram__is_the_same_series_in_both_formats() -> None:
     assert histogram.family(None).samples == []
 
 
-def test_info__tells_by_labels() -> None:
+def test_info__has_its_values_in_labels() -> None:
     info = Info(name="site", documentation="The site.")
     [sample] = info.family({"version": "1"}).samples
     assert (sample.name, sample.labels, sample.value) == ("site_info", {"version": "1"}, 1)

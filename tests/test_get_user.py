@@ -1,4 +1,5 @@
-"""Whose request it is, where request.user does not say: with the real libraries."""
+"""SOUVENIRS_GET_USER: who makes a request for which request.user has no user, with the real
+libraries."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ urlpatterns = [path("", page)]
 
 
 def recipe(library: str) -> str:
-    """The hook of the docs for a library."""
+    """The hook that the docs recommend for a library."""
     (block,) = re.findall(rf"(?ms)^\*\*{library}\*\*.+?(?=^\*\*|^## |^A login)", DOCS.read_text())
     return textwrap.dedent("\n".join(re.findall(r"(?m)^    (?!SOUV|#).*$", block)))
 
@@ -65,7 +66,7 @@ class TestHook:
 
     @pytest.mark.parametrize("is_async", [False, True])
     @pytest.mark.parametrize("by", [lambda user: user, lambda user: user.pk])
-    def test_says_who_it_is(self, user: Any, by: Callable[[Any], Any], is_async: bool) -> None:
+    def test_names_the_user(self, user: Any, by: Callable[[Any], Any], is_async: bool) -> None:
         answers.append(by(user))
         response = run(AsyncClient().get("/")) if is_async else Client().get("/")
         assert response.status_code == 200
@@ -88,7 +89,7 @@ class TestHook:
         assert seen() == ["ada"]
 
     @pytest.mark.parametrize("wrong", [lambda: 1 / 0, get_user_later])
-    def test_that_fails_does_no_harm(self, wrong: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def test_failure_does_no_harm(self, wrong: Any, caplog: pytest.LogCaptureFixture) -> None:
         answers.append(wrong)
         for _ in range(3):
             assert Client().get("/").status_code == 200

@@ -1,4 +1,4 @@
-"""Whatever happens to a site, in whatever order, its counts are those of what happened."""
+"""Whatever happens to a site, in whatever order, its counts equal what happened."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.people import User, ours, with_databases
 
 pytestmark = with_databases
 
-# Clocks are set forward at the end of the second day; where USE_TZ is False, later is easier
+# Clocks are set forward at the end of the second day; if USE_TZ is False, a later start is simpler
 START = unix(2024, 3, 29, 22) if django_settings.USE_TZ else unix(2024, 5, 29, 22)
 ZONES = ["Europe/Paris", "UTC", "America/St_Johns", "Pacific/Chatham", "Pacific/Apia"]
 PEOPLE = 4
@@ -49,8 +49,8 @@ class RollBackError(Exception):
 
 
 class Machine(RuleBasedStateMachine):
-    """`facts` is what happened; who is deleted stays there, and who comes in their place has their
-    number and a name of their own."""
+    """`facts` is everything that happened. Deleted users stay in it, and a user who replaces one
+    has the same number but a new name."""
 
     @initialize()
     def begin(self) -> None:
@@ -62,7 +62,8 @@ class Machine(RuleBasedStateMachine):
         self.users = people(PEOPLE)
         self.names = list(range(PEOPLE))
         self.facts: list[tuple[int, float]] = []
-        self.is_exact = True  # else to the bucket: something is pruned, or somebody deleted
+        # otherwise exact to the bucket: something was pruned, or a user deleted
+        self.is_exact = True
         self.zone = override_settings(TIME_ZONE="Europe/Paris")
         self.zone.enable()
 
@@ -148,7 +149,8 @@ class Machine(RuleBasedStateMachine):
         with at(self.now):
             repair.repair()
 
-    @precondition(lambda self: django_settings.USE_TZ)  # else times would become other ones
+    # otherwise the stored times would change their meaning
+    @precondition(lambda self: django_settings.USE_TZ)
     @rule(name=st.sampled_from(ZONES))
     def move(self, name: str) -> None:
         self.zone.disable()
@@ -193,6 +195,6 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_history__counts_what_happened() -> None:
+def test_history__counts_equal_what_happened() -> None:
     machine: Any = Machine
     run_state_machine_as_test(machine, settings=settings(stateful_step_count=60))

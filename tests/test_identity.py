@@ -1,5 +1,5 @@
-"""Who is a user: what a request may authenticate as, keys that no user has, keys that another user
-gets, and cookies that are no sessions."""
+"""Who counts as a user: the principals of requests, keys that no user has, reused keys, and cookies
+that are not sessions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MINUTE = timedelta(minutes=1)
 
 
 class Device(models.Model):
-    """It signs in too, with a key of its own, and has never a table here."""
+    """A device signs in too. Its keys are its own, and it never has a table here."""
 
     id: Any = models.CharField(max_length=150, primary_key=True)
     is_authenticated = True
@@ -63,7 +63,7 @@ class DeviceBackend:
         return Device(pk=key)
 
 
-principals: list[Any] = []  # the last is what requests authenticate as
+principals: list[Any] = []  # the last one is what requests authenticate as
 
 
 class Authentication(BaseAuthentication):
@@ -80,7 +80,7 @@ class Api(APIView):
 
 
 class TokenApi(APIView):
-    """The service trusts the token: it does not load the user, who may be elsewhere."""
+    """The service trusts the token: it does not load the user, who may be stored elsewhere."""
 
     authentication_classes = [JWTStatelessUserAuthentication]
 
@@ -101,7 +101,7 @@ urlpatterns = [
 
 
 class SessionStore(SessionBase):
-    """Of an engine that cannot take any of these keys."""
+    """A session engine that cannot handle any of these keys."""
 
     def load(self) -> dict[str, Any]:
         raise LookupError(self.session_key)
@@ -149,10 +149,10 @@ def visit_as(principal: Any) -> None:
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-def test_principal__of_another_model_is_nobody(
+def test_principal__of_another_model_is_not_recorded(
     user: Any, results: list[str], caplog: Any, is_known: bool
 ) -> None:
-    if is_known:  # to this process, which must not take the device for a further visit
+    if is_known:  # in this process, which must not take the device for another visit of the user
         visit_as(user)
     results.clear()
     visit_as(Device(pk=user.pk))
@@ -176,7 +176,7 @@ NO_KEYS = [*HUGE, "\0", "\udc80", object()]
         ),
     ],
 )
-def test_principal__without_a_key_that_users_have_is_nobody(
+def test_principal__without_a_users_key_is_not_recorded(
     results: list[str], caplog: Any, principal: Any
 ) -> None:
     visit_as(principal)
@@ -184,15 +184,13 @@ def test_principal__without_a_key_that_users_have_is_nobody(
     assert not LastSeen.objects.exists()
 
 
-def test_principal__that_is_a_user_who_is_not_saved_is_nobody(
-    results: list[str], caplog: Any
-) -> None:
+def test_principal__unsaved_user_is_not_recorded(results: list[str], caplog: Any) -> None:
     visit_as(User(username="new"))
     assert results == errors(caplog) == []
 
 
 @pytest.mark.where("string" not in django_settings.SHAPE)
-def test_principal__with_the_name_of_a_service_for_a_key_is_nobody(
+def test_principal__with_a_service_name_as_key_is_not_recorded(
     results: list[str], caplog: Any
 ) -> None:
     visit_by_token("billing-service")
@@ -200,7 +198,8 @@ def test_principal__with_the_name_of_a_service_for_a_key_is_nobody(
 
 
 def test_principal__of_a_stateless_token_is_the_user(user: Any, results: list[str]) -> None:
-    with time_machine.travel(datetime.now(timezone.utc), tick=False):  # tokens have an end
+    # so that tokens do not expire
+    with time_machine.travel(datetime.now(timezone.utc), tick=False):
         visit_by_token(user.pk)
         with no_queries():
             visit_by_token(user.pk)
@@ -209,7 +208,7 @@ def test_principal__of_a_stateless_token_is_the_user(user: Any, results: list[st
     assert results == ["added", "rate-limited"]
 
 
-def test_principal__of_another_model_in_a_session_is_nobody(
+def test_principal__of_another_model_in_a_session_is_not_recorded(
     user: Any, client: Client, settings: Any, results: list[str], caplog: Any
 ) -> None:
     settings.AUTHENTICATION_BACKENDS = [f"{__name__}.DeviceBackend"]
@@ -220,7 +219,7 @@ def test_principal__of_another_model_in_a_session_is_nobody(
         client.get("/plain/")
 
 
-def test_principal__of_a_model_that_inherits_from_the_users_is_that_user(user: Any) -> None:
+def test_principal__of_a_model_that_inherits_from_the_user_model_is_that_user(user: Any) -> None:
     with isolate_apps("tests.users"):
 
         class Employee(User):  # type: ignore[misc]
@@ -248,7 +247,7 @@ def test_souvenez__of_another_model_is_an_error(
 
 
 @pytest.mark.parametrize("value", [{"pk": 1}, [1], SimpleNamespace(pk={}), b"ada", float("inf")])
-def test_souvenez__of_what_cannot_be_a_key_is_an_error(value: Any) -> None:
+def test_souvenez__of_an_invalid_key_is_an_error(value: Any) -> None:
     with pytest.raises(TypeError, match="is neither a user nor a primary key of one"):
         souvenez(value)
 
@@ -277,7 +276,7 @@ def test_missing__is_looked_up_once_a_minute(results: list[str], caplog: Any) ->
     assert results == errors(caplog) == []
 
 
-def test_missing__burns_no_ordinal(user: Any) -> None:
+def test_missing__uses_up_no_ordinal(user: Any) -> None:
     souvenez(user)
     with time_machine.travel(datetime.now(timezone.utc), tick=False) as traveller:
         for _ in range(3):
@@ -295,14 +294,14 @@ def test_missing__is_forgotten_when_such_a_user_is_created(results: list[str]) -
     visit_by_token(NOBODY)
     with transaction.atomic():
         User(pk=NOBODY, username=str(NOBODY)).save()
-        # Another thread, which does not see it yet
+        # As if another thread, which does not see the new user yet, had looked up the key again
         memory.missing_users[NOBODY] = memory.missing_users[str(NOBODY)] = float("inf")
     visit_by_token(NOBODY)
     assert results == ["added"]
     assert recorded() == [NOBODY]
 
 
-def test_missing__is_forgotten_within_a_minute_if_nothing_says_so() -> None:
+def test_missing__is_forgotten_within_a_minute_without_a_signal() -> None:
     with time_machine.travel(datetime.now(timezone.utc), tick=False) as traveller:
         visit_by_token(NOBODY)
         User.objects.bulk_create([User(pk=NOBODY, username=str(NOBODY))])  # sends no signal
@@ -313,7 +312,7 @@ def test_missing__is_forgotten_within_a_minute_if_nothing_says_so() -> None:
     assert recorded() == [NOBODY]
 
 
-def test_missing__does_not_keep_souvenez_from_asking() -> None:
+def test_missing__does_not_stop_souvenez_from_looking_again() -> None:
     visit_by_token(NOBODY)
     User.objects.bulk_create([User(pk=NOBODY, username=str(NOBODY))])
     assert souvenez(NOBODY) == "added"
@@ -322,7 +321,8 @@ def test_missing__does_not_keep_souvenez_from_asking() -> None:
 def test_missing__of_a_session_is_looked_up_once_a_minute(
     user: Any, client: Client, monkeypatch: pytest.MonkeyPatch, results: list[str]
 ) -> None:
-    """A backend of a site whose users are elsewhere does not look whether there is a user."""
+    """The authentication backend of a site with external users does not check that the user
+    exists."""
     client.force_login(user)
     monkeypatch.setattr(sessions, "session_user", lambda session: User(pk=NOBODY))
     client.get("/plain/")
@@ -340,7 +340,7 @@ def make(key: Any) -> Any:
     return user
 
 
-def test_turnover__a_user_with_the_key_of_a_deleted_one_is_recorded(user: Any) -> None:
+def test_reused_key__of_a_deleted_user_is_recorded(user: Any) -> None:
     key = user.pk
     with time_machine.travel(datetime.now(timezone.utc), tick=False):
         visit_by_token(key)
@@ -355,21 +355,21 @@ def test_turnover__a_user_with_the_key_of_a_deleted_one_is_recorded(user: Any) -
 @pytest.mark.parametrize(
     ("limit", "age"), [(True, timedelta(0)), (600, timedelta(0)), (True, timedelta(days=1))]
 )
-def test_turnover__in_another_process_that_shares_the_cache(
+def test_reused_key__in_another_process_that_shares_the_cache(
     user: Any, shared_cache: Any, traveller: Any, limit: Any, age: timedelta
 ) -> None:
     key, when = user.pk, datetime.now(timezone.utc) - age
     assert souvenez(key, when, ratelimit=limit) == "added"
     user.delete()
     make(key)
-    throttle.clear()  # as another process
+    throttle.clear()  # as in another process
     assert souvenez(key, when, ratelimit=limit) == "added"
     throttle.clear()
     assert souvenez(key, when, ratelimit=limit) == "rate-limited"
     assert recorded() == [key]
 
 
-def test_turnover__that_no_signal_tells(user: Any, shared_cache: Any, traveller: Any) -> None:
+def test_reused_key__without_a_signal(user: Any, shared_cache: Any, traveller: Any) -> None:
     key = user.pk
     souvenez(key)
     for model in (Souvenir, LastSeen, User):
@@ -381,7 +381,7 @@ def test_turnover__that_no_signal_tells(user: Any, shared_cache: Any, traveller:
 
 
 @pytest.mark.parametrize("age", [timedelta(0), timedelta(days=1)])
-def test_turnover__a_claim_that_is_not_written_yet_stays(
+def test_reused_key__keeps_a_claim_that_is_not_written_yet(
     user: Any, shared_cache: Any, traveller: Any, age: timedelta
 ) -> None:
     when = datetime.now(timezone.utc) - age
@@ -392,7 +392,7 @@ def test_turnover__a_claim_that_is_not_written_yet_stays(
     assert recorded() == [user.pk]
 
 
-def test_turnover__of_proxies_and_of_models_that_inherit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reused_key__of_proxies_and_of_models_that_inherit(monkeypatch: pytest.MonkeyPatch) -> None:
     connected = []
     with isolate_apps("tests.users") as registry:
 
@@ -419,13 +419,13 @@ ODD = {
     "emoji": "😀" * 8,
     "latin1": "ÿ" * 32,
     "bytes": b"\xff\xfe\x80" * 8,
-    "nul": '"\\000' + "a" * 31 + '"',  # as SimpleCookie quotes it
+    "nul": '"\\000' + "a" * 31 + '"',  # quoted as in SimpleCookie
     "newline": '"\\012' + "a" * 31 + '"',
 }
 
 
 def visit_with(value: str | bytes) -> None:
-    """As a server hands the header on: bytes as latin1."""
+    """Send the cookie as a server passes the header on, with bytes decoded as latin1."""
     raw = value if isinstance(value, bytes) else value.encode()
     response = Client().get("/plain/", HTTP_COOKIE=f"{COOKIE}={raw.decode('latin1')}")
     assert response.status_code == 200
@@ -436,7 +436,7 @@ IS_MYSQL = "mysql" in django_settings.DATABASES["default"]["ENGINE"]
 
 @pytest.fixture(params=["utf8mb4", "utf8mb3", "latin1"] if IS_MYSQL else ["utf8"])
 def session_table(request: Any) -> Iterator[str]:
-    """The character set of the table of sessions: MariaDB has several."""
+    """The character set of the session table: MariaDB has several."""
     if IS_MYSQL:
         convert_sessions(request.param)
     yield request.param
@@ -450,7 +450,7 @@ def convert_sessions(charset: str) -> None:
 
 
 @pytest.mark.parametrize("value", ODD.values(), ids=ODD)
-def test_cookie__that_cannot_be_a_session_is_not_looked_up(
+def test_cookie__impossible_session_key_is_not_looked_up(
     user: Any, client: Client, session_table: str, results: list[str], caplog: Any, value: Any
 ) -> None:
     client.force_login(user)
@@ -461,7 +461,7 @@ def test_cookie__that_cannot_be_a_session_is_not_looked_up(
     assert recorded() == [user.pk]
 
 
-def test_cookie__whose_look_up_fails_does_not_stop_recording(
+def test_cookie__failed_look_up_does_not_stop_recording(
     user: Any, missing_table: Any, results: list[str], caplog: Any
 ) -> None:
     with missing_table(Session):
@@ -472,7 +472,7 @@ def test_cookie__whose_look_up_fails_does_not_stop_recording(
     assert len(errors(caplog)) == 1
 
 
-def test_cookie__whose_look_up_fails_is_looked_up_once_a_minute(
+def test_cookie__failed_look_up_is_repeated_once_a_minute(
     missing_table: Any, results: list[str], traveller: Any
 ) -> None:
     with missing_table(Session):
@@ -486,7 +486,7 @@ def test_cookie__whose_look_up_fails_is_looked_up_once_a_minute(
     assert results == ["failed"] * 2
 
 
-def test_cookie__of_a_database_that_is_down_is_looked_up_by_one_in_a_while(
+def test_cookie__is_looked_up_now_and_then_while_the_database_is_down(
     missing_table: Any, results: list[str]
 ) -> None:
     with missing_table(Session):
@@ -496,7 +496,7 @@ def test_cookie__of_a_database_that_is_down_is_looked_up_by_one_in_a_while(
     assert results == ["failed"] * 2
 
 
-def test_cookie__a_flood_that_an_engine_fails_for_is_capped(
+def test_cookie__a_flood_of_failing_look_ups_is_capped(
     settings: Any, results: list[str], traveller: Any, caplog: Any
 ) -> None:
     settings.SESSION_ENGINE = __name__
@@ -507,7 +507,7 @@ def test_cookie__a_flood_that_an_engine_fails_for_is_capped(
 
 
 @pytest.mark.where(IS_MYSQL)
-def test_failure__of_a_text_that_a_column_cannot_hold_is_not_the_servers() -> None:
+def test_failure__of_text_that_does_not_fit_the_column_does_not_open_the_breaker() -> None:
     convert_sessions("latin1")
     try:
         with pytest.raises(DatabaseError) as caught:

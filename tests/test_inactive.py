@@ -1,4 +1,4 @@
-"""Who is inactive: against brute force over what users did, and what the command prints."""
+"""Inactive users, compared with brute force over what users did, and the output of the command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOW = datetime(2024, 5, 15, 12, 34, 56, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
 has_date_joined = pytest.mark.where("string" not in settings.SHAPE)
 
-# Days ago: when they joined, and when they were last seen
+# (days since they joined, days since they were last seen)
 PEOPLE = {
     "gone": (400, 120),
     "just gone": (400, 90.05),
@@ -68,7 +68,7 @@ def test_inactive_users__were_not_seen_since_or_never_and_joined_before() -> Non
 
 
 @pytest.mark.where("string" in settings.SHAPE)
-def test_inactive_users__never_seen_do_not_count_where_nobody_knows_when_they_joined() -> None:
+def test_inactive_users__without_date_joined_exclude_users_never_seen() -> None:
     make(PEOPLE)
     assert names(inactive_users(NOW - 90 * DAY)) == {"gone", "just gone"}
 
@@ -81,16 +81,16 @@ def test_inactive_users__is_a_queryset_that_can_be_filtered_and_updated() -> Non
     assert names(User.objects.filter(password="!")) == {"gone"}
 
 
-def test_inactive_users__somebody_seen_in_the_minute_of_the_bound_is_not() -> None:
+def test_inactive_users__exclude_a_user_seen_in_the_minute_of_the_bound() -> None:
     user = User.objects.create(username="ada")
     bound = datetime(2024, 2, 1, 12, 0, 30, tzinfo=timezone.utc)
-    souvenez(user, when=bound - timedelta(seconds=20))  # and until 12:00:50, perhaps
+    souvenez(user, when=bound - timedelta(seconds=20))  # and possibly seen until 12:00:50
     assert names(inactive_users(bound)) == set()
     assert names(inactive_users(bound + timedelta(seconds=30))) == {"ada"}
 
 
-def test_inactive_users__nobody_seen_since_is_among_them_whatever_the_store(store: Any) -> None:
-    """In Redis the time moves on every minute, in the table every hour."""
+def test_inactive_users__exclude_users_seen_since_on_any_store(store: Any) -> None:
+    """In Redis the time is updated every minute, in the table every hour."""
     user = User.objects.create(username="ada")
     for minutes in (0, 25, 50):
         with time_machine.travel(NOW.replace(hour=9, minute=minutes, second=0), tick=False):
@@ -124,7 +124,7 @@ def listed(output: str) -> set[str]:
 
 
 @has_date_joined
-def test_list_inactive_users__lists_whom_the_function_finds() -> None:
+def test_list_inactive_users__lists_the_users_that_the_function_finds() -> None:
     make(PEOPLE)
     expected = names(inactive_users(NOW - 90 * DAY))
     assert listed(run("--older-than", "90d", "--format", "json")) == expected
@@ -134,7 +134,7 @@ def test_list_inactive_users__lists_whom_the_function_finds() -> None:
     )
 
 
-def test_list_inactive_users__formats_say_the_same() -> None:
+def test_list_inactive_users__formats_have_the_same_content() -> None:
     make(PEOPLE)
     rows = json.loads(run("--older-than", "90d", "--format", "json"))
     table = run("--older-than", "90d")
@@ -154,7 +154,7 @@ def test_list_inactive_users__formats_say_the_same() -> None:
             assert seen in table
 
 
-def test_list_inactive_users__nobody_is_an_empty_list() -> None:
+def test_list_inactive_users__without_users_is_an_empty_list() -> None:
     make({"here": (400, 0.01), "there": (400, 89)})
     souvenez(User.objects.get(username="here"), when=NOW - 200 * DAY)
     assert json.loads(run("--older-than", "90d", "--format", "json")) == []
@@ -199,7 +199,7 @@ def test_list_inactive_users__says_which_option_is_wrong(args: list[str], messag
 
 
 @has_date_joined
-def test_list_inactive_users__cells_of_csv_start_no_formula() -> None:
+def test_list_inactive_users__csv_cells_never_start_a_formula() -> None:
     make({"=1+1": (400, 120), "@SUM(1)": (400, 120), "+49": (400, 120), "-2": (400, None)})
     cells = csv.DictReader(io.StringIO(run("--older-than", "90d", "--format", "csv")))
     assert {row["username"] for row in cells} == {"'=1+1", "'@SUM(1)", "'+49", "'-2"}

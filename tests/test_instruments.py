@@ -36,7 +36,7 @@ urlpatterns = [path("hello", hello)]
 
 
 class Records:
-    """What souvenirs_records_total has counted since this was made."""
+    """The increase of souvenirs_records_total since this object was created."""
 
     def __init__(self) -> None:
         self.before = self.totals()
@@ -91,7 +91,7 @@ def test_records__duplicated(user: Any, records: Records) -> None:
     assert records.counted() == {"added": 1, "duplicated": 2}
 
 
-def test_records__what_process_memory_answered_is_told_at_the_scrape(
+def test_records__hits_of_process_memory_are_flushed_at_the_scrape(
     user: Any, records: Records, client: Client
 ) -> None:
     for _ in range(8):
@@ -116,7 +116,7 @@ def test_records__skipped(signed_in: Client, records: Records) -> None:
     assert records.counted() == {"skipped": 1}
 
 
-def test_records__a_receiver_that_raises_harms_neither_souvenez_nor_the_count(
+def test_records__a_failing_receiver_affects_neither_souvenez_nor_the_count(
     user: Any, records: Records, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(signal: Any, sender: Any, **kwargs: Any) -> None:
@@ -141,8 +141,8 @@ def test_records__all_results_are_on_the_page_at_0_from_the_start(run_site: RunS
     ]
 
 
-def test_records__counts_in_a_forked_process_from_its_own_beginning(run_site: RunSite) -> None:
-    """A worker that is forked after start-up tells its own hits, not its parent's again."""
+def test_records__counts_in_a_forked_process_from_zero(run_site: RunSite) -> None:
+    """A worker that is forked after start-up flushes its own hits, not its parent's again."""
     code = """
 import os
 from django.contrib.auth.models import User

@@ -1,8 +1,8 @@
-"""Others work on the history between any two statements of ours: nothing is lost or made up.
+"""Other processes change the history between any two of our statements: nothing is lost or made up.
 
-Statements of one database connection are stopped one after the other, and another connection does
-its work there. Who has to wait is refused and comes second, as somebody who waits does: on SQLite
-whoever writes second.
+The statements of one database connection are interrupted one after the other, and another
+connection does its work there. Whichever has to wait is refused and runs second, like a process
+that waits; on SQLite that is the second writer.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ pytestmark = with_databases
 
 T = unix(2024, 5, 14, 22)  # Paris: midnight of the 15th
 NOW = T + HOUR
-EARLIER = T - DAY  # in a day that is over
-FIRST, SECOND, THIRD = T, T + BUCKET, T + 2 * BUCKET  # rolled up and stale; rolled up; due
+EARLIER = T - DAY  # on a day that has ended
+FIRST, SECOND, THIRD = T, T + BUCKET, T + 2 * BUCKET  # rolled up with late rows; rolled up; due
 RANGES = [Interval(EARLIER, NOW), Interval(SECOND, THIRD + BUCKET), Interval(THIRD, NOW)]
 
 
@@ -62,8 +62,8 @@ def rival(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rival]:
 
 
 class Story:
-    """A history of which a part is rolled up, a part is stale, and a part is due. Another story can
-    begin as this one did: see `again`."""
+    """A history with parts that are rolled up, dirty, and due. Another story can start from the
+    same state: see `again`."""
 
     def __init__(self, rival: Rival) -> None:
         self.rival = rival
@@ -83,7 +83,7 @@ class Story:
         self.first_facts, self.first_rows = tuple(self.facts), Rows()
 
     def again(self) -> Story:
-        """The story before anything else happened in it."""
+        """A copy of the story before anything else happened in it."""
         self.first_rows.restore()
         throttle.clear()
         story = copy.copy(self)
@@ -99,7 +99,7 @@ class Story:
         record(self.users[who], t)
         self.facts.append((who, t))
 
-    # What others do
+    # What the other process does
 
     def record_late(self) -> None:
         with transaction.atomic(using=self.rival.alias):
@@ -111,7 +111,7 @@ class Story:
         user = User.objects.filter(pk=self.users[1].pk).first()
         if user is not None:
             user.delete()
-        else:  # from a database of their own they are gone: it is the rest that was refused
+        else:  # with a separate database, the user is gone and only the rest was refused
             deletion.delete_rows([self.users[1].pk], ours().alias)
 
     def roll_up(self) -> None:
@@ -128,7 +128,7 @@ class Story:
         repair.repair()
 
     def begin(self) -> None:
-        """A transaction that records, and may last."""
+        """Begin a transaction that records, and may last."""
         self.rival.begin()
         with self.rival.turn():
             for t in (FIRST + 30, SECOND + 30, THIRD + 30):
@@ -139,7 +139,7 @@ class Story:
         self.facts += [(5, t) for t in (FIRST + 30, SECOND + 30, THIRD + 30)]
 
     def check(self) -> None:
-        """Nothing is lost: now, and when all is rolled up and pruned."""
+        """Nothing is lost, neither now nor after everything is rolled up and pruned."""
         assert_counts(self.facts)
         self.roll_up_and_prune()
         assert_counts(self.facts)
@@ -149,7 +149,8 @@ class Story:
 def at_each_statement(
     rival: Rival, name: str, meanwhile: str, begins: bool = False
 ) -> Iterator[Story]:
-    """A story for each statement of its method `name`, in which `meanwhile` came before that."""
+    """For each statement of the story's method `name`, yield a story in which `meanwhile` came
+    before it."""
     number = 0
     first = Story(rival)
     while True:
@@ -171,13 +172,13 @@ def at_each_statement(
 WORK = ["roll_up", "prune", "repair", "delete_user"]
 MEANWHILE = ["record_late", "delete_user", "roll_up_and_prune", "repair"]
 STRICTLY = ["record_late", "delete_user"]
-# What `make test` has of this, where it takes two seconds
+# The part that `make test` runs, where it takes two seconds
 IS_SQLITE = ours().vendor == "sqlite"
 SOON = [("roll_up", "record_late"), ("prune", "record_late"), ("delete_user", "roll_up_and_prune")]
 
 
 def mark_of(is_strict: bool, work: tuple[str, str]) -> Any:
-    """On a server, the isolation level that sites seldom choose is for the matrix."""
+    """On a server, the isolation level that sites seldom choose only runs in the matrix."""
     if is_strict and not IS_SQLITE:
         return pytest.mark.soak
     return [] if IS_SQLITE and work in SOON and not is_strict else pytest.mark.slow
@@ -200,7 +201,7 @@ def mark_of(is_strict: bool, work: tuple[str, str]) -> Any:
     ],
     indirect=["rival"],
 )
-def test_work__loses_nothing_whatever_comes_between_its_statements(
+def test_work__loses_nothing_to_any_work_between_its_statements(
     rival: Rival, name: str, meanwhile: str
 ) -> None:
     for story in at_each_statement(rival, name, meanwhile):
@@ -209,14 +210,14 @@ def test_work__loses_nothing_whatever_comes_between_its_statements(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WORK)
-def test_work__loses_nothing_of_a_transaction_that_commits_between_its_statements(
+def test_work__loses_nothing_of_a_transaction_committed_between_its_statements(
     rival: Rival, name: str
 ) -> None:
     for story in at_each_statement(rival, name, "commit", begins=True):
         story.check()
 
 
-# Who counts meanwhile
+# Counts meanwhile
 
 
 @pytest.mark.slow
@@ -236,12 +237,12 @@ def test_work__loses_nothing_of_a_transaction_that_commits_between_its_statement
     ],
     indirect=["rival"],
 )
-def test_count__is_right_whatever_comes_between_its_statements(
+def test_count__is_right_with_any_work_between_its_statements(
     rival: Rival, meanwhile: str, is_nested: bool
 ) -> None:
     def count() -> list[int]:
         counts = []
-        for each in RANGES:  # one by one, so that each has statements of its own
+        for each in RANGES:  # one by one, so that each takes separate statements
             with transaction.atomic(using=rival.alias) if is_nested else nullcontext():
                 counts += counting.count_users_of_ranges([each])
         return counts
@@ -263,7 +264,7 @@ def test_count__is_right_whatever_comes_between_its_statements(
     assert number
 
 
-# Who waits, goes on afterwards
+# Processes that wait, and continue afterwards
 
 
 @pytest.fixture
@@ -282,7 +283,7 @@ TABLES = {
 
 @pytest.mark.parametrize("theirs", ["roll_up", "prune", "repair"])
 @pytest.mark.parametrize("name", ["roll_up", "prune", "repair"])
-def test_work__waits_for_that_of_others(patient: Rival, name: str, theirs: str) -> None:
+def test_work__waits_for_another_process(patient: Rival, name: str, theirs: str) -> None:
     story = Story(patient)
     jobs = []
 
@@ -299,7 +300,7 @@ def test_work__waits_for_that_of_others(patient: Rival, name: str, theirs: str) 
 
 def test_prune__and_a_deletion_that_waits_for_it_both_succeed(patient: Rival) -> None:
     clear()
-    users = people(50)  # so many that databases use their indexes
+    users = people(50)  # enough for databases to use their indexes
     facts = [(who, T + who + n * BUCKET) for who in range(len(users)) for n in range(30)]
     for who, user in enumerate(users):
         record(user, *(t for other, t in facts if other == who))
@@ -319,10 +320,10 @@ def test_prune__and_a_deletion_that_waits_for_it_both_succeed(patient: Rival) ->
         assert_counts(facts)
 
 
-def test_prune__leaves_rows_alone_that_somebody_is_deleting(patient: Rival) -> None:
+def test_prune__skips_rows_that_are_being_deleted(patient: Rival) -> None:
     story = Story(patient)
     if patient.is_sqlite:
-        return  # there nobody prunes meanwhile: see above
+        return  # on SQLite nobody prunes meanwhile: see above
     with at(NOW):
         story.roll_up()
         patient.begin()
@@ -335,7 +336,7 @@ def test_prune__leaves_rows_alone_that_somebody_is_deleting(patient: Rival) -> N
         story.check()
 
 
-def test_roll_up__by_several_who_are_the_first(patient: Rival) -> None:
+def test_roll_up__first_time_in_several_processes(patient: Rival) -> None:
     clear()
     [user] = people(1)
     with at(T):
@@ -361,7 +362,7 @@ def test_roll_up__by_several_who_are_the_first(patient: Rival) -> None:
 def late(
     monkeypatch: pytest.MonkeyPatch, traveller: Any, t: float, do: Callable[[], object]
 ) -> None:
-    """The next commit takes until `t`."""
+    """Delay the next commit until `t`, and call `do` before it."""
     connection = ours()
     commit = connection.commit
 
@@ -374,7 +375,7 @@ def late(
     monkeypatch.setattr(connection, "commit", slow_commit)
 
 
-def test_souvenez__that_returns_when_the_bucket_may_be_rolled_up_leaves_a_mark(
+def test_souvenez__leaves_a_mark_if_it_returns_after_the_bucket_is_due(
     rival: Rival, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clear()
@@ -402,7 +403,7 @@ def test_souvenez__leaves_a_mark_if_it_returns_half_the_grace_period_late(
     assert DirtyBucket.objects.count() == marks
 
 
-def test_souvenez__of_a_bucket_that_is_over_leaves_a_mark() -> None:
+def test_souvenez__of_a_bucket_that_has_ended_leaves_a_mark() -> None:
     [user] = people(1)
     with at(T + BUCKET):
         souvenez(user, when=timestamps.to_datetime(T + BUCKET - 1))
@@ -424,7 +425,7 @@ def test_souvenez__usually_leaves_no_mark() -> None:
     assert not DirtyBucket.objects.exists()
 
 
-# All at once
+# Everything at the same time
 
 SECONDS = 4
 WRITERS = 4
@@ -432,8 +433,8 @@ STAYERS = 6
 
 
 class Crowd:
-    """Threads that record, roll up, prune, delete and count, until the time is over. `facts` is
-    what they were told to be done."""
+    """Threads that record, roll up, prune, delete and count until the time is over. `facts` is the
+    activity that was recorded successfully."""
 
     def __init__(self) -> None:
         self.start = int(time.time()) // BUCKET * BUCKET - 30 * BUCKET
@@ -486,7 +487,7 @@ class Crowd:
         user.delete()
 
     def count(self, chance: random.Random) -> None:
-        """Who was counted once is counted ever after."""
+        """A user who was counted once is counted from then on."""
         first, last = sorted(chance.sample(range(31), 2))
         span = Interval(self.start + first * BUCKET, self.start + last * BUCKET)
         least = brute(list(self.facts), *span)
@@ -504,7 +505,7 @@ class Crowd:
                 while True:
                     work[number](chance)
                     self.done[work[number].__name__] += 1
-                    if self.is_over.is_set():  # each has done its work once
+                    if self.is_over.is_set():  # each has done its work at least once
                         return
             except BaseException as error:
                 self.errors.append(f"{work[number].__name__}: {error!r}")
@@ -521,8 +522,8 @@ class Crowd:
 
 
 @pytest.mark.slow
-@pytest.mark.where("sqlite" not in ours().settings_dict["ENGINE"])  # there they only wait
-def test_all_at_once__nothing_is_lost_and_nobody_fails() -> None:
+@pytest.mark.where("sqlite" not in ours().settings_dict["ENGINE"])  # on SQLite they only wait
+def test_all_at_once__loses_nothing_and_raises_nothing() -> None:
     crowd = Crowd()
     crowd.run()
     assert crowd.errors == []

@@ -1,4 +1,4 @@
-"""Two sites in one process, each in an interpreter of its own, as mod_wsgi has them."""
+"""Two sites in one process, each in a separate interpreter, as mod_wsgi runs them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-# pyroaring can be loaded by one interpreter of a process only
+# pyroaring can be loaded by only one interpreter of a process
 SECOND_SITE = """
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Manifests for Kubernetes: those of the command, and those of docs/kubernetes.md."""
+"""The Kubernetes manifests that the command writes, and those in docs/kubernetes.md."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def written(directory: Path) -> dict[str, list[Json]]:
 
 
 def of_kind(kind: str) -> list[Json]:
-    """The manifests of a kind that the command writes, or the page has."""
+    """The manifests of a kind that the command writes, or that the page has."""
     [*yaml_of_page] = re.findall(r"```yaml\n(.+?)```", PAGE, re.DOTALL)
     found = [each for text in [*manifests().values(), *yaml_of_page] for each in documents(text)]
     return [each for each in found if each["kind"] == kind]
@@ -103,20 +103,20 @@ def test_command__overwrites_no_manifest_without_force(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("namespace", ["", "Shop", "a_b", "-a", "a-", "a.b", "a" * 64, "a\n"])
-def test_command__refuses_what_is_no_namespace(tmp_path: Path, namespace: str) -> None:
+def test_command__refuses_an_invalid_namespace(tmp_path: Path, namespace: str) -> None:
     with pytest.raises(CommandError, match="must be a namespace of up to 63 lower-case"):
         run(tmp_path, "--kubernetes", f"--namespace={namespace}")
     assert [*tmp_path.iterdir()] == []
 
 
-def test_command__refuses_a_namespace_of_other_files(tmp_path: Path) -> None:
+def test_command__refuses_a_namespace_for_other_files(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="add --kubernetes"):
         run(tmp_path, "--namespace=shop")
     assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("kind", sorted(SCHEMAS))
-def test_schema__knows_no_other_field(kind: str) -> None:
+def test_schema__rejects_unknown_fields(kind: str) -> None:
     manifest = {**of_kind(kind)[0], "sepc": {}}
     with pytest.raises(jsonschema.ValidationError, match="sepc"):
         assert_valid(manifest)
@@ -137,7 +137,7 @@ def test_monitor__scrapes_the_page_with_the_token(kind: str, endpoints: str) -> 
     assert f'up{{job=~"{relabeling["replacement"]}"}}' in target["expr"]
 
 
-def test_rules__are_the_shipped_ones_and_prometheus_takes_them(tmp_path: Path) -> None:
+def test_rules__are_the_shipped_ones_and_accepted_by_prometheus(tmp_path: Path) -> None:
     spec = only("PrometheusRule")["spec"]
     assert spec == SHIPPED
     (tmp_path / "rules.json").write_text(json.dumps(spec))
@@ -173,7 +173,7 @@ def test_docs__have_a_deployment_that_is_restricted_and_probed() -> None:
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         asked = container[probe]["httpGet"]
         assert asked["path"] in PAGES
-        assert asked["path"] != "/metrics"  # which needs the token
+        assert asked["path"] != "/metrics"  # it needs the token
         assert asked["port"] == port["name"]
     *_, command = container["command"]
     parser = souvenirs_exporter.Command().create_parser("manage.py", command)
@@ -202,14 +202,14 @@ def test_docs__have_a_service_that_the_monitor_selects() -> None:
     assert port["targetPort"] == container["ports"][0]["name"]
 
 
-def test_docs__sites_pods_are_what_the_monitor_selects() -> None:
+def test_docs__sites_pods_are_selected_by_the_monitor() -> None:
     monitor = only("PodMonitor")["spec"]
     [label] = monitor["selector"]["matchLabels"].items()
     assert f"    {label[0]}: {label[1]}\n" in PAGE
     assert f"- name: {monitor['podMetricsEndpoints'][0]['port']}\n" in PAGE
 
 
-def test_docs__counters_of_the_sites_pods_are_all_there_are() -> None:
+def test_docs__counters_come_only_from_the_sites_pods() -> None:
     [names] = re.findall(r'"name\[\]": \[(.+)\]', PAGE)
     counters = families.RECORDS_NAME, families.QUEUED_NAME, families.WRITE_ERRORS_NAME
     assert names.split(", ") == [f"{name}_total" for name in counters]

@@ -1,4 +1,4 @@
-"""What holds for every store of last-seen times: the table, and Redis in each of its forms."""
+"""Tests for every store of last-seen times: the table, and Redis in each of its forms."""
 
 from __future__ import annotations
 
@@ -45,21 +45,22 @@ def sighting(user_pk: Any, seen: int, latest: int | None = None, **more: Any) ->
 
 
 def record(store: LastSeenStore, user_pk: Any, seen: int, latest: int | None = None) -> None:
-    """As a visit that writes a souvenir."""
+    """Record like a visit that writes a souvenir."""
     with then(store, latest):
         table.touch(sighting(user_pk, seen, latest))
         store.on_table_updated({user_pk: seen}, latest)
 
 
 def touch(store: LastSeenStore, user_pk: Any, seen: int, latest: int | None = None) -> None:
-    """As a later visit of the same hour."""
+    """Record like a later visit in the same hour."""
     with then(store, latest):
         store.touch(sighting(user_pk, seen, latest, has_row=True))
 
 
 @contextmanager
 def then(store: LastSeenStore, latest: int | None) -> Iterator[None]:
-    """When `latest` is the latest time that can be right; and all is written then."""
+    """Run the block when `latest` is the latest time that can be right, and then write
+    everything."""
     with nullcontext() if latest is None else time_machine.travel(latest - 60, tick=False):
         yield
         if isinstance(store, RedisStore):
@@ -79,7 +80,7 @@ def test_get__is_none_for_a_user_never_seen(store: LastSeenStore, user: Any) -> 
     assert store.get(NOBODY) is None
 
 
-def test_touch__moves_a_recorded_user_forward(store: LastSeenStore, user: Any) -> None:
+def test_touch__moves_a_recorded_time_forward(store: LastSeenStore, user: Any) -> None:
     record(store, user.pk, T + 5)
     assert store.get(user.pk) == T + 5
     touch(store, user.pk, T + 65)
@@ -110,13 +111,13 @@ def test_live_visit__keeps_a_time_up_to_latest(store: LastSeenStore, user: Any, 
     assert store.get(user.pk) == T + 60
 
 
-def test_visit_of_the_past__keeps_a_time_to_come(store: LastSeenStore, user: Any) -> None:
+def test_past_visit__keeps_a_future_time(store: LastSeenStore, user: Any) -> None:
     record(store, user.pk, T + 86_400)
     record(store, user.pk, T)
     assert store.get(user.pk) == T + 86_400
 
 
-def test_touch__of_somebody_deleted_makes_nobody(store: LastSeenStore, user: Any) -> None:
+def test_touch__of_a_deleted_user_creates_nothing(store: LastSeenStore, user: Any) -> None:
     record(store, user.pk, T)
     key = user.pk
     user.delete()
@@ -128,21 +129,21 @@ def test_touch__of_somebody_deleted_makes_nobody(store: LastSeenStore, user: Any
 # Counts
 
 
-def test_activity__bounds_are_inclusive(store: LastSeenStore, user: Any) -> None:
+def test_count__bounds_are_inclusive(store: LastSeenStore, user: Any) -> None:
     record(store, user.pk, T)
     since = ask(store, [T - 1, T - 0.5, T, T + 0.5, T + 1], until=T).since
     assert since == {T - 1: 1, T - 0.5: 1, T: 1, T + 0.5: 0, T + 1: 0}
     assert ask(store, [0], until=T - 0.5).since == {0: 0}
 
 
-def test_activity__of_nobody(store: LastSeenStore) -> None:
+def test_count__of_an_empty_store(store: LastSeenStore) -> None:
     activity = ask(store, [0, T])
     assert (activity.since, activity.newest) == ({0: 0, T: 0}, None)
     assert activity.exact_from <= 0
     assert ask(store, []).since == {}
 
 
-def test_activity__newest_is_not_one_that_is_still_to_come(store: LastSeenStore) -> None:
+def test_count__newest_is_not_in_the_future(store: LastSeenStore) -> None:
     for name, seen in {"ana": T, "bob": T + 500, "eve": T + 1_001}.items():
         record(store, User.objects.create(username=name).pk, seen)
     assert ask(store, [T], until=T + 1_000).newest == T + 500
@@ -158,10 +159,10 @@ NOW = T + 7_200
 
 
 @given(ops=st.lists(OPS, max_size=15), cuts=st.lists(st.integers(-5, 125), max_size=6))
-def test_store__is_a_dictionary_of_times(
+def test_store__behaves_like_a_dictionary_of_times(
     store: LastSeenStore, ops: list[Any], cuts: list[int]
 ) -> None:
-    """To the minute: in one, the table keeps the first time and Redis the last."""
+    """To the minute: within one, the table keeps the first time and Redis the last."""
     User.objects.all().delete()
     people = [User.objects.create(username=f"u{number}") for number in range(6)]
     keys = [user.pk for user in people]
@@ -172,7 +173,7 @@ def test_store__is_a_dictionary_of_times(
             model.pop(number, None)
             continue
         if not User.objects.filter(pk=keys[number]).exists():
-            if op == "touch":  # by somebody who does not know yet
+            if op == "touch":  # in a process that does not know about the deletion yet
                 touch(store, keys[number], T + values[0], latest=NOW)
                 continue
             User.objects.create(pk=keys[number], username=f"u{number}")
@@ -182,7 +183,7 @@ def test_store__is_a_dictionary_of_times(
             continue
         seen, live = T + values[0], NOW if values[1] else None
         if op == "touch" and number not in model:
-            continue  # there was a souvenir before
+            continue  # a touch comes after a souvenir
         (record if op == "record" else touch)(store, keys[number], seen, live)
         known = model.get(number, 0)
         model[number] = seen if live and known > NOW else max(known, seen)
@@ -199,7 +200,7 @@ def test_store__is_a_dictionary_of_times(
     assert newest == max((t // 60 for t in times), default=None)
 
 
-# Who exists
+# Deleted and re-created users
 
 
 def test_deleted_user__is_gone(store: LastSeenStore, user: Any) -> None:
@@ -212,9 +213,7 @@ def test_deleted_user__is_gone(store: LastSeenStore, user: Any) -> None:
     assert ask(store, [T]).since == {T: 1}
 
 
-def test_deleted_user__of_a_transaction_that_is_rolled_back_stays(
-    store: LastSeenStore, user: Any
-) -> None:
+def test_deleted_user__in_a_rolled_back_transaction_stays(store: LastSeenStore, user: Any) -> None:
     record(store, user.pk, T)
     key = user.pk
     with suppress(ZeroDivisionError), transaction.atomic(using=router.db_for_write(User)):
@@ -223,7 +222,7 @@ def test_deleted_user__of_a_transaction_that_is_rolled_back_stays(
     assert store.get(key) == T
 
 
-def test_user_made_anew_with_the_same_key__is_a_new_person(store: LastSeenStore, user: Any) -> None:
+def test_recreated_user__is_a_new_person(store: LastSeenStore, user: Any) -> None:
     record(store, user.pk, T)
     key = user.pk
     user.delete()
@@ -235,7 +234,7 @@ def test_user_made_anew_with_the_same_key__is_a_new_person(store: LastSeenStore,
 
 @pytest.mark.where(User._meta.pk.get_internal_type() == "CharField")
 @pytest.mark.parametrize("key", [" ", "é", "a\nb", "1", "whole:", "{x}", "x" * 30])
-def test_any_text__is_a_users_key(store: LastSeenStore, key: str) -> None:
+def test_key__may_be_any_text(store: LastSeenStore, key: str) -> None:
     User.objects.create(pk=key, username="ana")
     record(store, key, T)
     assert store.get(key) == T
@@ -243,7 +242,7 @@ def test_any_text__is_a_users_key(store: LastSeenStore, key: str) -> None:
     assert ask(store, [T]).since == {T: 1}
 
 
-def test_sweep__removes_users_who_do_not_exist(store: LastSeenStore, user: Any) -> None:
+def test_reconcile__removes_users_who_do_not_exist(store: LastSeenStore, user: Any) -> None:
     record(store, user.pk, T)
     store.on_table_updated({NOBODY: T})
     store.reconcile()
@@ -266,7 +265,7 @@ def test_souvenez__each_minute_moves_last_seen(store: LastSeenStore, user: Any) 
     assert Souvenir.objects.count() == 1
 
 
-def test_souvenez__within_a_transaction_last_seen_follows_its_commit(
+def test_souvenez__within_a_transaction_updates_last_seen_at_the_commit(
     store: LastSeenStore, user: Any
 ) -> None:
     with time_machine.travel(NOON, tick=False):
@@ -277,7 +276,7 @@ def test_souvenez__within_a_transaction_last_seen_follows_its_commit(
         assert store.get(user.pk) == NOON.timestamp()
 
 
-def test_souvenez__of_a_transaction_that_is_rolled_back_leaves_nothing(
+def test_souvenez__in_a_rolled_back_transaction_leaves_nothing(
     store: LastSeenStore, user: Any
 ) -> None:
     with suppress(ZeroDivisionError), transaction.atomic(using=ours().alias):
@@ -308,7 +307,7 @@ def test_repair__moves_last_seen(store: LastSeenStore, user: Any) -> None:
     assert store.get(user.pk) == (NOON + HOUR).timestamp()
 
 
-def test_collector__counts_the_same_from_every_store(store: LastSeenStore) -> None:
+def test_collector__counts_the_same_with_every_store(store: LastSeenStore) -> None:
     with time_machine.travel(NOON - 40 * HOUR, tick=False) as clock:
         for number in range(41):
             souvenez(User.objects.create(username=f"u{number}"))
@@ -320,7 +319,7 @@ def test_collector__counts_the_same_from_every_store(store: LastSeenStore) -> No
     assert samples["active_users", "1h"] == 1
     assert samples["active_users", "1d"] == 24
     assert samples["active_users", "7d"] == 40
-    assert samples["calendar_active_users", "day"] == 15  # from 22:00 in UTC
+    assert samples["calendar_active_users", "day"] == 15  # from 22:00 UTC
 
 
 @override_settings(SOUVENIRS_LAST_SEEN_SECONDS=1)

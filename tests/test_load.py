@@ -1,5 +1,5 @@
-"""Many scrapers at once, for a while, of an exporter on PostgreSQL. LOAD_SECONDS=60 is a minute of
-200 of them."""
+"""Many scrapers of an exporter on PostgreSQL at once, for a while. LOAD_SECONDS=60 runs 200 of them
+for a minute."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ for number in range(50):
 
 
 def status(pid: int, name: str) -> int:
-    """A number of /proc/pid/status; of sizes, in KiB."""
+    """A number from /proc/pid/status; sizes are in KiB."""
     text = Path(f"/proc/{pid}/status").read_text()
     (found,) = re.findall(rf"^{name}:\s+(\d+)", text, re.MULTILINE)
     return int(found)
@@ -41,7 +41,7 @@ def status(pid: int, name: str) -> int:
         pytest.param(200, float(os.environ.get("LOAD_SECONDS", 10)), marks=pytest.mark.soak),
     ],
 )
-def test_load__of_many_scrapers(
+def test_exporter__under_load_of_many_scrapers(
     scrapers: int,
     seconds: float,
     postgresql: Entry,
@@ -52,11 +52,12 @@ def test_load__of_many_scrapers(
     run_site(PEOPLE, f"DATABASES = {{'default': {entry!r}}}")
     with exporter(tmp_path, ":0") as (url, process):
         port = int(url.rpartition(":")[2])
-        assert client().get(f"{url}/metrics", timeout=60).ok  # by now it has loaded all it needs
+        # now it has loaded everything it needs
+        assert client().get(f"{url}/metrics", timeout=60).ok
         ends = threading.Event()
 
         def scrape(number: int) -> list[str]:
-            """What was wrong with its scrapes; their number last."""
+            """The failures of its scrapes, followed by their number."""
             wrong, times = [], 0
             headers = {"Accept-Encoding": "gzip"} if number % 2 else {}
             while not ends.is_set():
@@ -97,7 +98,7 @@ def test_load__of_many_scrapers(
             *_, scrapes = results = [each.result(120) for each in scraping]
         assert [wrong for *wrong, _ in results] == [[]] * scrapers
         assert all(int(times) > 0 for *_, times in results), scrapes
-        assert sessions <= 3  # of the collection, of the one before that leaves, of the roller
+        assert sessions <= 3  # of the collection, of the previous one that is ending, of the roller
         assert threads <= scrapers + 10
         assert late < early + 20 * 1024
         print(sum(int(times) for *_, times in results), sessions, threads, early, late)

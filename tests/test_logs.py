@@ -7,7 +7,7 @@ import pytest
 from souvenirs.logs import CauseLogger
 
 
-def test_cause_logger__logs_a_cause_once_until_it_changes_or_all_is_well(
+def test_cause_logger__logs_a_cause_once_until_it_changes_or_is_over(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     log = CauseLogger(logging.getLogger("souvenirs"), "Could not roll up")

@@ -1,4 +1,4 @@
-"""What all commands have in common: options from Python, and databases before `migrate`."""
+"""What all commands share: options from Python, and databases before `migrate`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Done(NamedTuple):
 
 Manage = Callable[..., list[Done]]
 
-# As manage.py does, but one after the other in a process
+# Like manage.py, but for several commands in one process
 MANAGE = """
 import io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -103,7 +103,7 @@ def manage(tmp_path: Path, worker_id: str) -> Iterator[Manage]:
 
 
 def problems(manage: Manage, message: str, commands: Sequence[list[str]] = COMMANDS) -> list[Any]:
-    """The commands that do not fail with this one line."""
+    """The commands that do not fail with exactly this line."""
     done = zip(commands, manage(*commands), strict=True)
     return [(args, *each) for args, each in done if each != (1, "", message)]
 
@@ -119,7 +119,7 @@ def test_before_migrate__every_command_says_so_in_one_line(manage: Manage, tmp_p
     assert problems(manage, message.format(f"{migrations} migrations are")) == []
     [done] = manage(["souvenirs_dashboards", "grafana"])
     assert done.returncode == 0  # it needs no database
-    # Version 1.0.2 has run there
+    # The tables of version 1.0.2 exist there
     [done] = manage(["migrate", "souvenirs", "0001"])
     assert done.returncode == 0, done.stderr
     assert problems(manage, message.format(f"{migrations - 1} migrations are"), COMMANDS[:2]) == []
@@ -157,7 +157,7 @@ def test_call_command__prune_souvenirs(old_souvenir: None, age: Any) -> None:
 
 
 @pytest.mark.parametrize("age", ["90", 0, -1, 0.5, float("inf"), float("nan"), True, timedelta.max])
-def test_call_command__prune_souvenirs_of_no_age(old_souvenir: None, age: Any) -> None:
+def test_call_command__prune_souvenirs_with_an_invalid_age(old_souvenir: None, age: Any) -> None:
     with pytest.raises(CommandError, match=r"argument --older-than: .* is no duration"):
         call("prune_souvenirs", older_than=age)
     assert Souvenir.objects.count() == 2
@@ -187,7 +187,7 @@ def test_call_command__show_usage_from_a_date(old_souvenir: None, when: Any) -> 
         ({"after": 5}, "--after is 5, which cannot be read as a date"),
     ],
 )
-def test_call_command__show_usage_refuses_what_the_command_line_does(
+def test_call_command__show_usage_refuses_the_same_as_the_command_line(
     options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(CommandError) as caught:
@@ -246,12 +246,12 @@ def test_call_command__souvenirs_dashboards(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", ["daily", "monthly", "yearly"])
 @pytest.mark.parametrize("text", ["0001-01-01", "9999-12-31", "9999-12-31T23:59-12:00", "infinity"])
 @pytest.mark.parametrize("name", ["after", "before", "subscription_start"])
-def test_limits__show_usage(old_souvenir: None, name: str, text: str, length: str) -> None:
+def test_date_limits__show_usage(old_souvenir: None, name: str, text: str, length: str) -> None:
     options: Any = {length: True, name: text, "calendar": name != "subscription_start"}
     if (name, text) == ("before", "0001-01-01"):
         assert len(call("show_usage", **options).splitlines()) == 2  # no periods
         return
-    if (name, text) == ("before", "9999-12-31"):  # as if it were now
+    if (name, text) == ("before", "9999-12-31"):  # the same as now
         assert call("show_usage", **options) == call("show_usage", **{**options, name: None})
         return
     with pytest.raises(CommandError) as caught:
@@ -263,7 +263,7 @@ def test_limits__show_usage(old_souvenir: None, name: str, text: str, length: st
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["start", "end"])
 @pytest.mark.parametrize("text", ["0001-01-01", "9999-12-31"])
-def test_limits__souvenirs_history(old_souvenir: None, name: str, text: str) -> None:
+def test_date_limits__souvenirs_history(old_souvenir: None, name: str, text: str) -> None:
     options: Any = {name: text, "step": "1d"}
     if (name, text) in (("start", "0001-01-01"), ("end", "9999-12-31")):
         assert "souvenirs_active_users" in call("souvenirs_history", **options)
@@ -272,7 +272,7 @@ def test_limits__souvenirs_history(old_souvenir: None, name: str, text: str) -> 
         call("souvenirs_history", **options)
 
 
-def test_limits__durations(old_souvenir: None) -> None:
+def test_date_limits__durations(old_souvenir: None) -> None:
     assert (
         call("prune_souvenirs", older_than="292y")
         == "Nothing to do: there are no souvenirs of that age.\n"

@@ -1,4 +1,4 @@
-"""However many users a process serves, what it remembers of them is bounded.
+"""A process remembers a bounded amount, however many users it serves.
 
 `python -m benchmarks.memory` does the same with millions of users, and derives the bound.
 """
@@ -11,7 +11,7 @@ import pytest
 
 BOUND_MIB = 90
 
-# What souvenez and the middleware remember of new users, without a database in the way
+# What souvenez and the middleware remember about new users, without a database involved
 RECORD = """
 import time
 from souvenirs.conf import conf
@@ -54,6 +54,6 @@ print((resident() - before) / 2**20)
 def test_memory__of_any_number_of_users_is_below_the_bound(
     share: int, run_site: Callable[..., str]
 ) -> None:
-    """`share`: of all that may be remembered, a tenth here and all for a release."""
+    """`share`: the part of the maximum to fill, a tenth here and all of it for a release."""
     growth = float(run_site(RECORD.replace("SHARE", str(share)))) * share
     assert 10 < growth < BOUND_MIB  # below 10 it would not have measured anything

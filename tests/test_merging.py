@@ -1,4 +1,4 @@
-"""Two accounts that become one, as docs/recording.md has it."""
+"""Merging two accounts into one, as described in docs/recording.md."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = with_databases
 
 
 def merge(user: Any, other: Any) -> None:
-    """Follow the recipe, whose commands are for a shell."""
+    """Follow the recipe, whose commands are meant for a shell."""
     text = DOCS.read_text().split("## Merging two accounts")[1].split("\n## ")[0]
     code = textwrap.dedent("\n".join(re.findall(r"(?m)^    .*$", text)))
     for step in re.split(r"(python manage\.py .+\n)", code):

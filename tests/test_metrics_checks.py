@@ -63,7 +63,7 @@ REMEDIES = {
 
 
 def ours() -> list[CheckMessage]:
-    """What the registered checks say, of this app."""
+    """What the registered checks report about this app."""
     return [
         message
         for message in run_checks()
@@ -117,7 +117,7 @@ def test_check__is_silent_about(good: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "empty"])
-def test_check__multiprocess_directory_that_is_none(
+def test_check__multiprocess_directory_missing(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -139,7 +139,7 @@ def test_check__shows_no_token() -> None:
         assert "a secret" not in complaint()
 
 
-def test_check__a_token_beside_a_function_opens_nothing() -> None:
+def test_check__a_token_next_to_a_function_has_no_effect() -> None:
     with override_settings(
         SOUVENIRS_METRICS_TOKEN="one", SOUVENIRS_METRICS_AUTHORIZE="tests.test_access.from_inside"
     ):
@@ -153,7 +153,7 @@ def test_check__a_token_beside_a_function_opens_nothing() -> None:
         ({"DEBUG": True}, False),
         ({"SOUVENIRS_METRICS_TOKEN": "one"}, False),
         ({"SOUVENIRS_METRICS_AUTHORIZE": "tests.test_access.from_inside"}, False),
-        ({"ROOT_URLCONF": "tests.test_recipes"}, False),  # which does not serve it
+        ({"ROOT_URLCONF": "tests.test_recipes"}, False),  # it does not serve the page
     ],
 )
 def test_check__warns_of_an_open_endpoint(changes: dict[str, Any], warned: bool) -> None:
@@ -171,10 +171,10 @@ COMMANDS = [
 
 
 @pytest.mark.own_site
-def test_commands__say_nothing_of_the_sites_page_and_check_our_settings(
+def test_commands__do_not_check_the_sites_page_but_our_settings(
     run_site: Callable[..., str], tmp_path: Path
 ) -> None:
-    """They run from cron, which mails what they say."""
+    """They run from cron, which mails their output."""
     run_site("souvenez(django.contrib.auth.get_user_model().objects.create(username='ada'))")
     for command, *args in COMMANDS:
         run = [sys.executable, "-W", "error", "-m", "django", command, *args]

@@ -18,7 +18,7 @@ def test_conf__windows_keep_their_order_and_spelling() -> None:
         assert list(conf.windows.items()) == [("7d", 604_800), ("60m", 3600), ("1h", 3600)]
 
 
-def test_conf__is_read_anew_after_a_change() -> None:
+def test_conf__is_read_again_after_a_change() -> None:
     assert "2h" not in conf.windows
     with override_settings(
         SOUVENIRS_METRICS_WINDOWS=["2h"],

@@ -39,7 +39,7 @@ MINUTE = timedelta(minutes=1)
 
 
 class Backend:
-    """Authenticates in a way of its own; it has what a session needs, and no more."""
+    """A custom authentication backend with only the methods that a session needs."""
 
     def get_user(self, user_pk: Any) -> Any:
         return User.objects.filter(pk=user_pk).first()
@@ -156,7 +156,7 @@ def test_records__a_signed_in_user(signed_in: Client, view: str) -> None:
 
 
 @pytest.mark.parametrize("view", ["plain", "who"])
-def test_records__a_user_of_a_backend_of_the_sites_own(user: User, view: str) -> None:
+def test_records__a_user_of_a_custom_backend(user: User, view: str) -> None:
     backend = f"{__name__}.Backend"
     client = Client()
     with override_settings(AUTHENTICATION_BACKENDS=[backend]):
@@ -171,7 +171,7 @@ def test_records__nobody_for_an_anonymous_request(client: Client, view: str) -> 
     assert seen() == []
 
 
-def test_records__a_user_whom_the_view_authenticated(user: User, client: Client) -> None:
+def test_records__a_user_authenticated_by_the_view(user: User, client: Client) -> None:
     client.get("/by_token/", headers={"Token": "ada"})
     assert seen() == ["ada"]
 
@@ -191,13 +191,13 @@ def test_records__a_user_who_logs_out_within_rest_framework(signed_in: Client) -
     assert seen() == ["ada"]
 
 
-def test_records__the_user_who_stays_where_another_logs_out(signed_in: Client) -> None:
+def test_records__the_remaining_user_if_another_logs_out(signed_in: Client) -> None:
     User.objects.create_user("grace", password="pw")
     signed_in.get("/change/")
     assert seen() == ["grace"]
 
 
-def test_records__whose_view_calls_asouvenez(user: User) -> None:
+def test_records__a_user_whose_view_calls_asouvenez(user: User) -> None:
     client = AsyncClient()
     client.force_login(user)
     assert run(client.get("/async_souvenez/")).content == b"added"
@@ -218,13 +218,13 @@ def test_records__a_session_once_an_hour_and_last_seen_by_the_minute(
         for _ in range(60):
             signed_in.get("/plain/")
             traveller.shift(MINUTE)
-        assert 1 <= len(seen()) <= 2  # the hours of the clock that this hour touches
+        assert 1 <= len(seen()) <= 2  # this hour may span two hours of the clock
         newest = last_seen(user)
         assert newest is not None
         assert newest >= site(start + 58 * MINUTE).replace(microsecond=0)
 
 
-# What the response and the session show of it: nothing
+# The response and the session show nothing of it
 
 
 @pytest.mark.parametrize("view", ["plain", "stream", "async_plain"])
@@ -238,7 +238,7 @@ def test_response__of_a_view_that_ignores_the_user_does_not_vary(
 
 
 @pytest.mark.parametrize("view", ["plain", "who", "secret", "by_token", "stream", "leave"])
-def test_response__is_what_it_is_without_the_middleware(
+def test_response__is_the_same_as_without_the_middleware(
     user: User, view: str, settings: Any
 ) -> None:
     def headers() -> dict[str, str]:
@@ -279,13 +279,13 @@ def test_session__of_a_deleted_user_records_nobody(signed_in: Client, user: User
     assert seen() == []
 
 
-def test_session__that_has_expired_records_nobody(signed_in: Client) -> None:
+def test_session__expired_records_nobody(signed_in: Client) -> None:
     Session.objects.update(expire_date=site(NOON))
     signed_in.get("/plain/")
     assert seen() == []
 
 
-def test_session__of_a_backend_that_is_gone_records_nobody(signed_in: Client) -> None:
+def test_session__of_a_removed_backend_records_nobody(signed_in: Client) -> None:
     with override_settings(AUTHENTICATION_BACKENDS=["tests.test_middleware.NoBackend"]):
         signed_in.get("/plain/")
     assert seen() == []
@@ -335,7 +335,7 @@ def test_session__in_a_cookie_that_changes_costs_no_query(
         client.force_login(User.objects.create(username="bob"))
         client.get("/plain/")
         assert seen() == ["ada", "bob"]
-        # Nobody, and nobody whom a query would have to find
+        # No session, and a forged cookie that must not cause a query
         client.logout()
         client.cookies[settings.SESSION_COOKIE_NAME] = "forged:by:me"
         with django_assert_num_queries(0):
@@ -343,7 +343,7 @@ def test_session__in_a_cookie_that_changes_costs_no_query(
         assert seen() == ["ada", "bob"]
 
 
-def test_session__in_a_cookie_that_stays_is_one_look_up(
+def test_session__in_a_constant_cookie_takes_one_look_up(
     user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
@@ -399,7 +399,7 @@ def test_cost__an_invented_cookie_is_looked_up_once_a_minute(
             client.get("/plain/")
 
 
-def test_cost__a_session_that_was_ended_is_looked_up_once_a_minute(
+def test_cost__an_ended_session_is_looked_up_once_a_minute(
     signed_in: Client, django_assert_num_queries: Any
 ) -> None:
     with time_machine.travel(datetime.now(timezone.utc), tick=False) as traveller:
@@ -411,7 +411,7 @@ def test_cost__a_session_that_was_ended_is_looked_up_once_a_minute(
                 signed_in.get("/plain/")
 
 
-def test_cost__a_flood_does_not_keep_a_session_that_was_good_from_being_recorded(
+def test_cost__a_flood_does_not_stop_a_valid_session_from_being_recorded(
     signed_in: Client, client: Client, user: User
 ) -> None:
     now = datetime.now(timezone.utc).replace(second=1, microsecond=0) + MINUTE
@@ -439,7 +439,7 @@ def test_memory__holds_no_cookie_and_no_identity(signed_in: Client, user: User) 
 
 @pytest.fixture
 def broken_database() -> Iterator[list[bool]]:
-    """Statements on souvenirs' tables fail while the list holds True."""
+    """Statements on souvenirs' tables fail while the list contains True."""
     state = [True]
 
     def refuse(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
@@ -463,7 +463,7 @@ def test_failure__of_the_database_leaves_the_response_alone(
     assert "the server is gone" in record.message
 
 
-def test_failure__of_a_conflict_of_transactions_is_no_reason_to_stop(
+def test_failure__of_conflicting_transactions_does_not_open_the_breaker(
     signed_in: Client, user: User, client: Client
 ) -> None:
     state = ["deadlock detected"]
@@ -479,7 +479,7 @@ def test_failure__of_a_conflict_of_transactions_is_no_reason_to_stop(
     assert seen() == ["ada"]
 
 
-def test_failure__that_asked_no_server_does_not_probe(
+def test_failure__without_a_query_does_not_probe(
     signed_in: Client, broken_database: list[bool]
 ) -> None:
     signed_in.get("/who/")
@@ -559,13 +559,13 @@ def hook(settings: Any) -> Callable[[Callable[..., bool]], None]:
     return use
 
 
-def test_hook__that_refuses_skips(signed_in: Client, hook: Any, results: list[str]) -> None:
+def test_hook__refusal_skips_the_request(signed_in: Client, hook: Any, results: list[str]) -> None:
     hook(nobody)
     signed_in.get("/who/")
     assert (seen(), results) == ([], ["skipped"])
 
 
-def test_hook__is_given_request_and_response(signed_in: Client, hook: Any) -> None:
+def test_hook__gets_request_and_response(signed_in: Client, hook: Any) -> None:
     hook(only_by_get)
     signed_in.post("/who/")
     assert seen() == []
@@ -589,7 +589,7 @@ def test_hook__may_read_the_session_and_the_response_does_not_vary(
     assert not response.cookies
 
 
-def test_hook__that_reads_an_expired_session_does_not_delete_its_cookie(
+def test_hook__may_read_an_expired_session_without_deleting_its_cookie(
     signed_in: Client, hook: Any
 ) -> None:
     Session.objects.update(expire_date=site(NOON))
@@ -598,7 +598,7 @@ def test_hook__that_reads_an_expired_session_does_not_delete_its_cookie(
 
 
 class NamesUser:
-    """Reads request.user on the way out, as middleware outside of ours may."""
+    """Reads request.user on the way out, as middleware outside ours may do."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -613,7 +613,7 @@ def is_grace(request: HttpRequest, response: HttpResponse) -> bool:
     return bool(request.user.get_username() == "grace")
 
 
-def test_hook__that_reads_the_user_does_not_hide_a_later_reading(
+def test_hook__reading_the_user_does_not_hide_a_later_reading(
     signed_in: Client, hook: Any, settings: Any
 ) -> None:
     hook(is_grace)
@@ -624,13 +624,13 @@ def test_hook__that_reads_the_user_does_not_hide_a_later_reading(
 
 
 @pytest.mark.parametrize("view", ["leave", "leave_api"])
-def test_hook__sees_who_logs_out(signed_in: Client, hook: Any, view: str) -> None:
+def test_hook__sees_the_user_who_logs_out(signed_in: Client, hook: Any, view: str) -> None:
     hook(is_grace)
     signed_in.get(f"/{view}/")
     assert seen() == []
 
 
-def test_hook__sees_the_session_of_who_logs_out(signed_in: Client, hook: Any) -> None:
+def test_hook__sees_the_session_of_the_user_who_logs_out(signed_in: Client, hook: Any) -> None:
     session = signed_in.session
     session["hijack_history"] = ["1"]
     session.save()
@@ -644,7 +644,7 @@ def no_such_user(request: HttpRequest, response: HttpResponse) -> bool:
     raise User.DoesNotExist
 
 
-def test_hook__that_raises_does_not_exist_is_noted(
+def test_hook__raising_does_not_exist_is_logged(
     signed_in: Client, hook: Any, results: list[str]
 ) -> None:
     hook(no_such_user)
@@ -652,7 +652,7 @@ def test_hook__that_raises_does_not_exist_is_noted(
     assert (seen(), results) == ([], ["failed"])
 
 
-def test_hook__that_raises_leaves_the_response_alone(
+def test_hook__raising_leaves_the_response_alone(
     signed_in: Client, hook: Any, results: list[str]
 ) -> None:
     hook(explode)
@@ -664,7 +664,7 @@ async def says_no_later(request: HttpRequest, response: HttpResponse) -> bool:
     return False
 
 
-def test_hook__that_is_async_refuses_and_is_logged_once(
+def test_hook__async_refuses_and_is_logged_once(
     signed_in: Client, hook: Any, results: list[str], caplog: Any
 ) -> None:
     hook(says_no_later)
@@ -675,7 +675,7 @@ def test_hook__that_is_async_refuses_and_is_logged_once(
     assert "SOUVENIRS_SHOULD_RECORD must not be async" in record.message
 
 
-def test_hook__is_not_asked_where_there_is_nothing_to_record(client: Client, hook: Any) -> None:
+def test_hook__is_not_called_without_anything_to_record(client: Client, hook: Any) -> None:
     hook(explode)
     client.get("/who/")
     assert failures.breaker._unlogged == 0
@@ -685,7 +685,7 @@ def test_hook__is_not_asked_where_there_is_nothing_to_record(client: Client, hoo
 # Sync and async
 
 
-def test_is_async__as_what_it_wraps() -> None:
+def test_is_async__like_the_wrapped_view() -> None:
     async def view(request: HttpRequest) -> HttpResponse:
         return HttpResponse()
 

@@ -29,7 +29,7 @@ from benchmarks.migrate import MIGRATION_OF_1_0_2, TABLES_OF_1_0_2
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.timestamps import to_seconds
 
-OLD = "old"  # alias of the database that is migrated: another one than the other tests use
+OLD = "old"  # alias of the database that is migrated, which no other test uses
 ENGINE = connections["default"].vendor
 pytestmark = pytest.mark.where(ENGINE in TABLES_OF_1_0_2 and not settings.SHAPE)
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +46,7 @@ Row = tuple[int, datetime, int]
 def connected(name: str) -> Iterator[Any]:
     entry = {**connections["default"].settings_dict, "NAME": name}
     if ENGINE == "sqlite":
-        entry["OPTIONS"] = {"init_command": "PRAGMA synchronous = OFF"}  # no power cuts here
+        entry["OPTIONS"] = {"init_command": "PRAGMA synchronous = OFF"}  # no power failures here
     connections.settings[OLD] = entry
     try:
         yield connections[OLD]
@@ -62,7 +62,7 @@ def on_the_server(statement: str) -> None:
 
 @contextmanager
 def copied(name: str, template: str | None = None) -> Iterator[str]:
-    """A database of this name, empty or a copy, that is dropped in the end."""
+    """Create a database of this name, empty or a copy, that is dropped afterwards."""
     if ENGINE == "sqlite":
         if template is not None:
             shutil.copy(template, name)
@@ -84,7 +84,8 @@ def name_of_database(directory: Path, name: str) -> str:
 
 @pytest.fixture(scope="module")
 def template(django_db_blocker: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Name of a database that has the users' tables, made today, and those of 1.0.2, empty."""
+    """The name of a database with the users' tables, created today, and the tables of 1.0.2, all
+    empty."""
     directory = tmp_path_factory.mktemp("template")
     with django_db_blocker.unblock(), copied(name_of_database(directory, "template")) as name:
         with connected(name) as connection:
@@ -98,7 +99,7 @@ def template(django_db_blocker: Any, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def new_database(template: str, django_db_blocker: Any, tmp_path: Path) -> Callable[[], Any]:
-    """Makes an empty database of 1.0.2: a context manager with the connection to it."""
+    """A factory of empty 1.0.2 databases: a context manager that yields the connection."""
 
     @contextmanager
     def make() -> Iterator[Any]:
@@ -114,13 +115,13 @@ def new_database(template: str, django_db_blocker: Any, tmp_path: Path) -> Calla
 
 @pytest.fixture
 def old(new_database: Callable[[], Any]) -> Iterator[Any]:
-    """The connection to a database of 1.0.2 with data."""
+    """The connection to a 1.0.2 database with data."""
     with new_database() as connection:
         fill(connection)
         yield connection
 
 
-# What is in the old database: users 1 to 25 were active, 26 to 28 will be, 29 and 30 never were
+# The old database: users 1 to 25 were active, 26 to 28 will be, 29 and 30 never were
 
 LAST = datetime(2017, 3, 1, 12, tzinfo=timezone.utc)
 FUTURE = datetime(2090, 1, 1, tzinfo=timezone.utc)
@@ -137,7 +138,7 @@ def old_rows() -> list[Row]:
         rows.append((1 + 2 * number, when, chance.choice(ACTIVE)))
     rows += [(901 + user, LAST - timedelta(days=user), user) for user in ACTIVE]
     rows += [(931 + user, FUTURE + timedelta(days=user), user) for user in (3, *TO_COME)]
-    rows.append((1_000, rows[7][1], rows[7][2]))  # the same once more
+    rows.append((1_000, rows[7][1], rows[7][2]))  # a duplicate
     return rows
 
 
@@ -177,7 +178,7 @@ def raw_rows(connection: Any) -> list[tuple[Any, ...]]:
 
 
 def raw_counts(connection: Any) -> list[int]:
-    """Distinct users of every day, and of all time, as the database counts them."""
+    """The distinct users of every day, and of all time, as the database counts them."""
     days = [LAST + timedelta(days=n) for n in range(-61, 2)]
     query = (
         'SELECT COUNT(DISTINCT user_id) FROM souvenirs_souvenir WHERE "when" >= %s AND "when" < %s'
@@ -198,7 +199,7 @@ def indexes(connection: Any, table: str = "souvenirs_souvenir") -> dict[str, lis
 
 
 def last_seen_of_rows(rows: list[Row]) -> dict[int, int | None]:
-    """What is to be in LastSeen: user -> seen."""
+    """The expected content of LastSeen: user -> seen."""
     seen: dict[int, int | None] = {user: None for _, _, user in rows}
     for _, when, user in rows:
         if when < FUTURE:
@@ -246,7 +247,7 @@ def test_migrate__keeps_all_counts(old: Any) -> None:
     assert raw_counts(old) == before
 
 
-def test_migrate__counts_of_the_new_version_are_those_of_the_old_one(old: Any) -> None:
+def test_migrate__counts_of_the_new_version_equal_those_of_the_old_one(old: Any) -> None:
     *days, _, _ = raw_counts(old)
     migrate()
     counts = [
@@ -259,21 +260,21 @@ def test_migrate__counts_of_the_new_version_are_those_of_the_old_one(old: Any) -
     assert max(counts) > 1
 
 
-def test_migrate__everything_is_where_it_belongs(old: Any) -> None:
+def test_migrate__all_data_is_in_place(old: Any) -> None:
     migrate()
     assert_is_migrated(old)
 
 
-def test_migrate__keys_go_on(old: Any) -> None:
+def test_migrate__keys_continue(old: Any) -> None:
     migrate()
     row = Souvenir.objects.using(OLD).create(user_id=29)
     assert row.pk == 1_001
 
 
-def test_migrate__keys_go_on_beyond_32_bits(old: Any) -> None:
+def test_migrate__keys_continue_beyond_32_bits(old: Any) -> None:
     migrate()
     Souvenir.objects.using(OLD).create(pk=2**31 - 1, user_id=29)
-    if ENGINE == "postgresql":  # whose sequence does not see keys that are given
+    if ENGINE == "postgresql":  # the sequence does not notice keys that are given
         [(sequence,)] = execute(old, "SELECT pg_get_serial_sequence('souvenirs_souvenir', 'id')")
         execute(old, "SELECT setval(%s, %s)", sequence, 2**31 - 1)
     rows = [Souvenir.objects.using(OLD).create(user_id=29) for _ in range(2)]
@@ -284,7 +285,7 @@ def test_migrate__key_has_64_bits(old: Any) -> None:
     query, before, after = {
         "sqlite": (
             "SELECT lower(type) FROM pragma_table_info('souvenirs_souvenir') WHERE name = 'id'",
-            "integer",  # of 64 bits already, and what a key of SQLite's must be
+            "integer",  # already 64 bits, and required for a primary key of SQLite
             "integer",
         ),
         "postgresql": (
@@ -299,7 +300,7 @@ def test_migrate__key_has_64_bits(old: Any) -> None:
     assert execute(old, query) == [(after,)]
 
 
-def test_migrate__rows_of_nobody_stay_impossible(old: Any) -> None:
+def test_migrate__rows_without_a_user_stay_impossible(old: Any) -> None:
     migrate()
     with pytest.raises(IntegrityError), transaction.atomic(using=OLD):
         insert(old, [(5_000, text(LAST), 999)])
@@ -307,7 +308,7 @@ def test_migrate__rows_of_nobody_stay_impossible(old: Any) -> None:
         execute(old, "INSERT INTO souvenirs_lastseen (user_id) VALUES (999)")
 
 
-def test_migrate__deleting_a_user_deletes_what_is_theirs(old: Any) -> None:
+def test_migrate__deleting_a_user_deletes_their_rows(old: Any) -> None:
     migrate()
     User.objects.using(OLD).get(pk=3).delete()
     assert {user for _, _, user in raw_rows(old)} == {*ACTIVE, *TO_COME} - {3}
@@ -347,7 +348,7 @@ def test_migrate__counts_are_read_from_the_covering_index(old: Any) -> None:
 # Last seen
 
 
-def test_migrate__last_seen_is_the_newest_souvenir_that_is_not_to_come(old: Any) -> None:
+def test_migrate__last_seen_is_the_newest_souvenir_not_in_the_future(old: Any) -> None:
     migrate()
     seen = last_seen_rows(old)
     assert seen == last_seen_of_rows(ROWS)
@@ -393,7 +394,7 @@ class InterruptionError(Exception):
 
 
 @pytest.mark.parametrize("batches", [0, 1, 2])
-def test_fill_last_seen__goes_on_after_an_interruption_and_wastes_no_id(
+def test_fill_last_seen__continues_after_an_interruption_and_wastes_no_id(
     old: Any, monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:
     inserted = 0
@@ -415,7 +416,7 @@ def test_fill_last_seen__goes_on_after_an_interruption_and_wastes_no_id(
     assert last_seen_ids(old) == list(range(1, 29))
 
 
-def test_fill_last_seen__leaves_rows_that_are_there(old: Any) -> None:
+def test_fill_last_seen__keeps_existing_rows(old: Any) -> None:
     migrate("0004")
     LastSeen.objects.using(OLD).create(user_id=2, seen=FUTURE)
     migrate()
@@ -423,15 +424,15 @@ def test_fill_last_seen__leaves_rows_that_are_there(old: Any) -> None:
 
 
 def is_write(statement: str) -> bool:
-    """Whether it changes a table of the site. Django notes what is migrated after it has committed
-    the migration, so between these two any site's migration is lost."""
+    """Whether it changes a table of the site. Django records a migration after it has committed it,
+    so any migration is lost if the process is killed between these two."""
     if "django_migrations" in statement:
         return False
     return statement.split()[0] in {"CREATE", "ALTER", "DROP", "INSERT", "UPDATE", "DELETE"}
 
 
 def writes_of_migration(new_database: Callable[[], Any]) -> list[str]:
-    """The statements by which the old database is migrated."""
+    """The writes that migrate the old database."""
     statements: list[str] = []
 
     def note(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
@@ -447,7 +448,7 @@ def writes_of_migration(new_database: Callable[[], Any]) -> list[str]:
 
 @contextmanager
 def dying_after(writes: int, connection: Any) -> Iterator[None]:
-    """The process is killed after so many writes: nothing else reaches the database."""
+    """Kill the process after this many writes: nothing else reaches the database."""
     left = writes
 
     def interrupt(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
@@ -463,7 +464,7 @@ def dying_after(writes: int, connection: Any) -> Iterator[None]:
     del connections[OLD]
 
 
-def test_migrate__goes_on_after_it_was_killed_anywhere(new_database: Callable[[], Any]) -> None:
+def test_migrate__continues_after_it_was_killed_anywhere(new_database: Callable[[], Any]) -> None:
     failures = []
     for number, statement in enumerate(writes_of_migration(new_database)):
         with new_database() as connection:
@@ -484,7 +485,7 @@ LEFTOVERS = {
     "invalid": None,
 }
 
-# Only PostgreSQL builds an index in steps, and leaves a half-built one
+# Only PostgreSQL builds an index in steps, and may leave a half-built one
 on_postgresql = pytest.mark.where(ENGINE == "postgresql")
 
 
@@ -507,7 +508,7 @@ def test_migrate__index_is_valid(old: Any) -> None:
 def test_migrate__replaces_an_index_that_was_left_over(old: Any, kind: str) -> None:
     migrate("0002")
     if kind == "invalid":
-        # Two rows of one user: a unique index fails, and concurrently built it stays behind
+        # With two rows of one user a unique index fails, and if built concurrently it stays behind
         with pytest.raises(IntegrityError):
             execute(
                 old,
@@ -523,7 +524,7 @@ def test_migrate__replaces_an_index_that_was_left_over(old: Any, kind: str) -> N
     assert_is_migrated(old)
 
 
-# Back, and no more migrations
+# Backwards, and no missing migrations
 
 
 def test_migrate__backwards_and_forwards_again(old: Any) -> None:

@@ -1,4 +1,4 @@
-"""The monitoring mixin, evaluated by Jsonnet as those who deploy it do."""
+"""The monitoring mixin, evaluated by Jsonnet as in a deployment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TARGET = "instance:souvenirs_target:up"
 
 
 def evaluate(config: str = "{}") -> Json:
-    """The mixin's alerts, rules and dashboards with this _config, as Jsonnet."""
+    """Evaluate the mixin's alerts, rules and dashboards with this _config, in Jsonnet."""
     wanted = "prometheusAlerts", "prometheusRules", "grafanaDashboards"
     fields = ", ".join(f"{name}: mixin.{name}" for name in wanted)
     changing = f"(import {json.dumps(str(MIXIN))}) + {{ _config+:: {config} }}"
@@ -46,13 +46,13 @@ def rules(evaluated: Json) -> list[Json]:
 
 
 def changed(evaluated: Json) -> list[Json]:
-    """The rules that are not the shipped ones."""
+    """The rules that differ from the shipped ones."""
     shipped = rules({"prometheusAlerts": SHIPPED, "prometheusRules": {"groups": []}})
     return [rule for rule in rules(evaluated) if rule not in shipped]
 
 
 def expressions(value: Any) -> list[str]:
-    """All queries of a dashboard, its variables' and annotations' too."""
+    """All queries of a dashboard, including those of its variables and annotations."""
     if isinstance(value, list):
         return [found for each in value for found in expressions(each)]
     if not isinstance(value, dict):
@@ -63,7 +63,7 @@ def expressions(value: Any) -> list[str]:
     return own + [found for each in value.values() for found in expressions(each)]
 
 
-def test_default__is_what_is_shipped() -> None:
+def test_default__equals_the_shipped_files() -> None:
     evaluated = evaluate()
     assert evaluated["prometheusAlerts"] == SHIPPED
     assert evaluated["prometheusRules"] == {"groups": []}
@@ -72,7 +72,7 @@ def test_default__is_what_is_shipped() -> None:
     }
 
 
-def test_thresholds__each_arrives_in_its_rule() -> None:
+def test_thresholds__each_changes_its_rule() -> None:
     names = [
         rule["record"].removeprefix(THRESHOLD)
         for rule in SHIPPED["groups"][0]["rules"]
@@ -117,12 +117,12 @@ def test_jobs__have_thresholds_and_are_out_of_service() -> None:
 
 
 @pytest.mark.parametrize("config", ["thresholds+: { x: 1 }", "jobThresholds: { shop: { x: 1 } }"])
-def test_threshold__that_no_rule_has_is_refused(config: str) -> None:
+def test_threshold__unknown_is_refused(config: str) -> None:
     with pytest.raises(RuntimeError, match=r"There is no threshold x\. Use one of drop_ratio, "):
         evaluate(f"{{ {config} }}")
 
 
-def test_target_selector__is_of_the_jobs_to_watch() -> None:
+def test_target_selector__selects_the_jobs_to_watch() -> None:
     [rule] = changed(evaluate("""{ targetSelector: 'job=~"shop|blog", env="live"' }"""))
     assert rule["record"] == TARGET
     assert rule["expr"].startswith('up{job=~"shop|blog", env="live"}\nor\n')
@@ -139,7 +139,7 @@ def test_dashboard_selector__is_in_every_query() -> None:
         assert new.replace(f"{{{selector}}}", "").replace(f"{selector}, ", "") == old
 
 
-def test_runbook_prefix__is_that_of_every_alert() -> None:
+def test_runbook_prefix__is_in_every_alert() -> None:
     evaluated = evaluate("{ runbookURLPrefix: 'https://wiki.example.org/' }")
     alerts = [rule for rule in rules(evaluated) if "alert" in rule]
     assert changed(evaluated) == alerts
@@ -148,7 +148,7 @@ def test_runbook_prefix__is_that_of_every_alert() -> None:
     }
 
 
-def test_changed_rules__are_what_prometheus_takes(tmp_path: Path) -> None:
+def test_changed_rules__are_accepted_by_prometheus(tmp_path: Path) -> None:
     evaluated = evaluate(
         "{ thresholds+: { seats: 500 }, jobThresholds: { shop: { seats: 5 } }, outOfService: ['a'],"
         """ targetSelector: 'job="shop"' }"""
@@ -158,7 +158,7 @@ def test_changed_rules__are_what_prometheus_takes(tmp_path: Path) -> None:
     subprocess.run([promtool, "check", "rules", tmp_path / "rules.json"], check=True)
 
 
-def test_docs__their_example_is_evaluated(tmp_path: Path) -> None:
+def test_docs__example_is_valid(tmp_path: Path) -> None:
     page = (Path(__file__).parent.parent / "docs" / "grafana.md").read_text()
     [example] = re.findall(r"(?m)(?:^    .*\n)*^    local mixin = (?:.*\n)+?(?=\n\S)", page)
     call_command("souvenirs_dashboards", str(tmp_path / "out"), stdout=StringIO())

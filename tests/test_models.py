@@ -37,7 +37,7 @@ def seen_of(user: Any) -> float | None:
 
 
 @pytest.mark.slow
-def test_touch__ten_thousand_refreshes_leave_the_next_id_where_it_was(user: Any) -> None:
+def test_touch__ten_thousand_refreshes_use_up_no_id(user: Any) -> None:
     touch(user, T)
     for minute in range(1, 10_001):
         touch(user, T + 60 * minute)
@@ -59,9 +59,7 @@ def test_touch__ten_thousand_refreshes_leave_the_next_id_where_it_was(user: Any)
     ],
     ids=["same", "same slot", "earlier", "none", "live"],
 )
-def test_touch__that_changes_nothing_leaves_the_next_id_where_it_was(
-    user: Any, again: Callable[[Any], None]
-) -> None:
+def test_touch__without_a_change_uses_up_no_id(user: Any, again: Callable[[Any], None]) -> None:
     touch(user, T)
     for _ in range(10):
         again(user)
@@ -74,12 +72,12 @@ def test_touch__that_changes_nothing_leaves_the_next_id_where_it_was(
 # Times
 
 
-def test_touch__makes_the_row(user: Any) -> None:
+def test_touch__creates_the_row(user: Any) -> None:
     touch(user, T + 5)
     assert seen_of(user) == T + 5
 
 
-def test_touch__without_a_time_makes_the_row_only(user: Any) -> None:
+def test_touch__without_a_time_only_creates_the_row(user: Any) -> None:
     touch(user, None)
     assert seen_of(user) is None
 
@@ -90,7 +88,7 @@ def test_touch__without_a_time_keeps_the_time(user: Any) -> None:
     assert seen_of(user) == T
 
 
-def test_touch__gives_a_row_without_a_time_its_time(user: Any) -> None:
+def test_touch__fills_in_the_time_of_a_row_without_one(user: Any) -> None:
     touch(user, None)
     touch(user, T)
     assert seen_of(user) == T
@@ -133,7 +131,7 @@ def test_touch__keeps_a_future_time_without_latest(user: Any) -> None:
     assert seen_of(user) == T + 86_400
 
 
-def test_touch__moves_nobody_else(user: Any) -> None:
+def test_touch__does_not_change_other_users(user: Any) -> None:
     other = User.objects.create(username="bob")
     touch(other, T)
     touch(user, T + 600)
@@ -146,7 +144,7 @@ def test_touch__refresh_is_one_query(user: Any, django_assert_num_queries: Any) 
         touch(user, T + 60)
 
 
-def test_touch__after_somebody_else_made_the_row_meanwhile(
+def test_touch__after_another_process_created_the_row_meanwhile(
     user: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def require_late(user_pk: Any) -> None:
@@ -160,7 +158,7 @@ def test_touch__after_somebody_else_made_the_row_meanwhile(
 
 
 @pytest.mark.where(ours().vendor == "mysql")
-def test_touch__reads_and_locks_nobody_else(user: Any) -> None:
+def test_touch__reads_and_locks_only_its_row(user: Any) -> None:
     User.objects.bulk_create(User(username=f"u{number}") for number in range(50))
     LastSeen.objects.bulk_create(
         LastSeen(user_id=other.pk, seen=column(T + 600))
@@ -194,7 +192,7 @@ def test_souvenir__is_ordered_by_time_with_the_newest_first(user: Any) -> None:
     assert list(found) == sorted(map(site, days), reverse=True)
 
 
-def test_souvenir__is_of_now_by_default(user: Any) -> None:
+def test_souvenir__time_defaults_to_now(user: Any) -> None:
     before = datetime.now(timezone.utc)
     row = Souvenir.objects.create(user_id=user.pk)
     assert site(before) <= row.when <= site(datetime.now(timezone.utc))
@@ -241,7 +239,7 @@ def test_last_seen__str(user: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["create", "save", "bulk_create"])
-def test_orm__last_seen_follows(how: str) -> None:
+def test_orm__updates_last_seen(how: str) -> None:
     user, other = User.objects.create(username="ada"), User.objects.create(username="grace")
     now = datetime.now(timezone.utc).replace(microsecond=0)
     times = [now - timedelta(hours=hours) for hours in (5, 2, 9)]
@@ -259,7 +257,7 @@ def test_orm__last_seen_follows(how: str) -> None:
         assert seen_of(other) == times[1].timestamp()
 
 
-def test_orm__a_time_to_come_makes_the_row_only() -> None:
+def test_orm__a_future_time_only_creates_the_row() -> None:
     user = User.objects.create(username="ada")
     Souvenir.objects.create(
         user_id=user.pk, when=site(datetime.now(timezone.utc) + timedelta(days=1))
@@ -267,7 +265,7 @@ def test_orm__a_time_to_come_makes_the_row_only() -> None:
     assert LastSeen.objects.get().seen is None
 
 
-def test_orm__bulk_create_makes_few_queries(django_assert_max_num_queries: Any) -> None:
+def test_orm__bulk_create_takes_few_queries(django_assert_max_num_queries: Any) -> None:
     users = [User(username=f"user {number}") for number in range(500)]
     User.objects.bulk_create(users)
     keys = list(User.objects.values_list("pk", flat=True))

@@ -1,4 +1,4 @@
-"""Where tables were emptied and ids begin with 1 again, what bitmaps hold names no newcomer."""
+"""If tables were emptied and ids begin with 1 again, the ids in bitmaps belong to no new user."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ WAYS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def begin_anew(models: Iterable[Any]) -> None:
-    """Empty these tables, and have them give the same ids again."""
+def truncate(models: Iterable[Any]) -> None:
+    """Empty these tables and reset their sequences."""
     for model in models:
         connection = connections[router.db_for_write(model)]
         table = connection.ops.quote_name(model._meta.db_table)
@@ -62,7 +62,7 @@ def begin_anew(models: Iterable[Any]) -> None:
 
 
 def held() -> set[int]:
-    """The ids that the history holds."""
+    """The ids in the history."""
     known = {mark.member for mark in DeletedMember.objects.all()}
     for _, members in rollups.iter_members(
         Rollup.objects.values_list("pk", flat=True), ours().alias
@@ -96,7 +96,7 @@ HOWS = [visit, bulk, by_sql, by_sql_and_repair]
 
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("way", WAYS)
-def test_newcomers__are_not_who_the_history_names(
+def test_newcomers__get_no_id_that_the_history_has(
     way: str, how: Callable[[list[Any]], None]
 ) -> None:
     old = people(5)
@@ -105,7 +105,7 @@ def test_newcomers__are_not_who_the_history_names(
     roll_up(T + 35 * DAY)
     known = held()
     assert len(known) == 5
-    begin_anew(WAYS[way])
+    truncate(WAYS[way])
     User.objects.all().delete()
     newcomers = [User.objects.create(username=f"new{number}") for number in range(3)]
     with at(NOW):
@@ -114,20 +114,20 @@ def test_newcomers__are_not_who_the_history_names(
     ids = set(LastSeen.objects.values_list("pk", flat=True))
     assert len(ids) == 3
     assert not ids & known
-    assert max(ids) <= max(known) + 3  # and they are as dense as they were
+    assert max(ids) <= max(known) + 3  # and they are as dense as before
     assert not active_users_between(to_when(PAST.start), to_when(PAST.end)).exists()
     both = Interval(PAST.start, PRESENT.end)
     assert counting.count_users_of_ranges([PAST, PRESENT, both]) == [5, 3, 8]
 
 
-def test_newcomers__are_not_who_was_deleted_before_a_roll_up() -> None:
+def test_newcomers__get_no_id_deleted_before_a_roll_up() -> None:
     old = people(3)
     for user in old:
         record(user, T)
     User.objects.all().delete()
     known = held()
     assert len(known) == 3
-    begin_anew([LastSeen])
+    truncate([LastSeen])
     newcomers = people(2)
     with at(NOW):
         visit(newcomers)
@@ -141,12 +141,12 @@ def test_newcomers__without_a_history_begin_with_one() -> None:
     (user,) = people(1)
     record(user, T)
     roll_up(T + DAY)
-    begin_anew([Rollup, *OURS])
+    truncate([Rollup, *OURS])
     visit([user])
     assert LastSeen.objects.get().pk == 1
 
 
-def test_visit__of_a_known_user_asks_for_no_ids() -> None:
+def test_visit__of_a_known_user_queries_no_ids() -> None:
     (user,) = people(1)
     with at(NOW):
         souvenez(user)
@@ -160,7 +160,7 @@ def no_ids(execute: Any, sql: str, *args: Any) -> Any:
 
 
 def empty(last: Any) -> None:
-    begin_anew([LastSeen])
+    truncate([LastSeen])
 
 
 def delete(last: Any) -> None:

@@ -1,4 +1,4 @@
-"""What is installed: from a wheel, and from an editable install."""
+"""The installed files: from a wheel, and from an editable install."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ pytestmark = pytest.mark.own_site
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what git knows of, so that nothing is built into the working tree."""
+    """A copy of the files under version control, so that nothing is built into the working tree."""
     path = tmp_path_factory.mktemp("checkout")
     tracked = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -82,7 +82,7 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def install(path: Path, *arguments: str | Path) -> Path:
-    """The Python of a new environment, in which `pip install` was run with the arguments."""
+    """The Python of a new environment in which `pip install` was run with these arguments."""
     venv.create(path)
     python = path / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps"]
@@ -91,7 +91,8 @@ def install(path: Path, *arguments: str | Path) -> Path:
 
 
 def assert_complete(python: Path) -> dict[str, list[str]]:
-    """The files of each package in the environment. None of those expected is missing."""
+    """Assert that none of the expected files of each package is missing; return its files in the
+    environment."""
     listing = subprocess.run(
         [python, "-c", LIST_FILES], check=True, capture_output=True, text=True, cwd=python.parent
     )
@@ -109,7 +110,7 @@ def with_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel__has_types_migrations_and_operators_files(wheel: Path, with_wheel: Path) -> None:
     files = assert_complete(with_wheel)
     code = [name for name in files["souvenirs_metrics.grafana"] if name.endswith(".py")]
-    assert code == ["__init__.py"]  # and not the generator
+    assert code == ["__init__.py"]  # without the generator
     top_level = {name.split("/")[0] for name in ZipFile(wheel).namelist()}
     assert top_level == {
         "souvenirs", "souvenirs_metrics", f"django_souvenirs-{souvenirs.__version__}.dist-info",
@@ -143,7 +144,7 @@ def test_editable_install__has_types_migrations_and_operators_files(
 def test_wheel__has_the_command_that_writes_operators_files(
     with_wheel: Path, tmp_path: Path
 ) -> None:
-    # Dependencies are those of this environment
+    # The dependencies come from this environment
     [packages] = with_wheel.parents[1].glob("lib/python*/site-packages")
     dependencies = [path for path in sys.path if path.endswith("site-packages")]
     (packages / "dependencies.pth").write_text("\n".join(dependencies))

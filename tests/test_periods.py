@@ -16,21 +16,21 @@ from souvenirs.periods import Interval, parse_duration
 
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
 
-# From which year on the tests look at a zone. All of its offsets are whole minutes since.
+# The first year in which the tests look at a zone. Since then, all its offsets are whole minutes.
 ZONES = {
     "America/New_York": 1940,
     "Asia/Kolkata": 1940,
     "Australia/Lord_Howe": 1940,  # half an hour of daylight saving
     "Pacific/Apia": 1940,  # had no 30 December 2011
-    "America/St_Johns": 1940,  # clocks went back at 00:01, over midnight, up to 2011
-    "America/Toronto": 1900,  # clocks went from 23:30 to 00:30 on 30 March 1919
-    "America/Havana": 1940,  # clocks go from 00:00 to 01:00 and from 01:00 to 00:00
-    "Asia/Beirut": 1940,  # clocks go from 00:00 to 01:00 and from 00:00 to 23:00
+    "America/St_Johns": 1940,  # clocks were set back at 00:01, across midnight, until 2011
+    "America/Toronto": 1900,  # clocks jumped from 23:30 to 00:30 on 30 March 1919
+    "America/Havana": 1940,  # clocks jump from 00:00 to 01:00 and from 01:00 to 00:00
+    "Asia/Beirut": 1940,  # clocks jump from 00:00 to 01:00 and from 00:00 to 23:00
     "UTC": 1940,
 }
 LAST_YEAR = 2037
 
-# What the dates of one calendar period have in common, and no date of another one has
+# What all dates of one calendar period have in common, and no date of another one has
 KEYS: dict[str, Callable[[date], object]] = {
     "day": lambda day: day,
     "week": lambda day: day.strftime("%G-W%V"),
@@ -50,7 +50,8 @@ def wall(t: float, zone: ZoneInfo) -> datetime:
 
 @cache
 def transitions(name: str) -> list[int]:
-    """When the zone's clocks are changed: found by looking at them every day, then every minute."""
+    """The times at which the zone's clocks change, found by checking every day, then every
+    minute."""
     zone = ZoneInfo(name)
     found = []
     for day in range(unix(ZONES[name], 1, 1), unix(LAST_YEAR, 1, 1), DAY):
@@ -63,9 +64,9 @@ def transitions(name: str) -> list[int]:
 
 @cache
 def local_day(minute: int, zone: ZoneInfo) -> date:
-    """The latest date that the zone's clocks have shown by this minute: the day has begun.
+    """The latest date that the zone's clocks have shown by this minute: that day has begun.
 
-    Clocks are never set back by as much as 26 hours, so it does to watch them for so long.
+    Clocks are never set back by as much as 26 hours, so the last 26 hours suffice.
     """
     return max(wall(minute - past, zone).date() for past in range(0, 26 * HOUR, MINUTE))
 
@@ -76,7 +77,7 @@ def day_of(t: float, zone: ZoneInfo) -> date:
 
 @st.composite
 def zones_and_instants(draw: st.DrawFn) -> tuple[ZoneInfo, float]:
-    """A zone and an instant in it: anywhere, near a change of its clocks, or near a midnight."""
+    """A zone and a time in it: anywhere, near a change of its clocks, or near a midnight."""
     name = draw(st.sampled_from(list(ZONES)))
     zone = ZoneInfo(name)
     places = [st.integers(unix(ZONES[name], 1, 3), unix(LAST_YEAR, 1, 1))]
@@ -176,7 +177,7 @@ def length_of_day(day: date, zone: ZoneInfo) -> float:
         ("America/Havana", date(2024, 3, 10), 23),
         ("America/Havana", date(2024, 11, 3), 25),
         ("Asia/Beirut", date(2022, 3, 27), 23),
-        ("America/St_Johns", date(2010, 11, 6), 24),  # 00:00 came, then 23:01 to 23:59 once more
+        ("America/St_Johns", date(2010, 11, 6), 24),  # 00:00 came, then 23:01 to 23:59 again
         ("America/St_Johns", date(2010, 11, 7), 25),
         ("America/Toronto", date(1919, 3, 30), 23.5),
         ("America/Toronto", date(1919, 3, 31), 23.5),
@@ -196,14 +197,14 @@ def test_midnight__where_clocks_went_from_2330_to_0030_the_day_begins_with_the_j
     assert periods.midnight(date(1919, 3, 31), TORONTO) == jump
 
 
-def test_day_containing__hour_lived_again_before_midnight_belongs_to_the_new_day() -> None:
+def test_day_containing__hour_repeated_before_midnight_belongs_to_the_new_day() -> None:
     again = unix(2010, 11, 7, 2, 31)
     assert wall(again, ST_JOHNS).strftime("%d %H:%M:%S") == "06 23:01:00"
     assert periods.day_containing(again, ST_JOHNS) == date(2010, 11, 7)
 
 
 def test_midnight__offset_of_odd_seconds() -> None:
-    # St. John's kept 3:30:52 behind Greenwich until 1935
+    # St. John's was 3:30:52 behind Greenwich until 1935
     assert periods.midnight(date(1930, 1, 15), ST_JOHNS) == unix(1930, 1, 15, 3, 30, 52)
 
 
@@ -216,7 +217,7 @@ lengths = st.one_of(
 
 
 @given(zones_and_instants(), lengths)
-def test_slot_containing__holds_the_instant_and_is_no_longer_than_asked(
+def test_slot_containing__contains_the_instant_and_is_at_most_as_long_as_requested(
     place: tuple[ZoneInfo, float], seconds: float
 ) -> None:
     zone, t = place
@@ -270,7 +271,7 @@ def test_slot_containing__hour_is_cut_at_midnight_of_a_half_hour_zone() -> None:
 @pytest.mark.parametrize("name", periods.NAMES)
 @on_odd_midnights
 @given(place=zones_and_instants())
-def test_calendar_period__is_all_of_the_days_with_the_same_key(
+def test_calendar_period__consists_of_the_days_with_the_same_key(
     name: str, place: tuple[ZoneInfo, float]
 ) -> None:
     zone, t = place
@@ -319,12 +320,12 @@ def test_calendar_period__of_a_leap_day(
 
 
 @pytest.mark.parametrize("day", [(2020, 12, 28), (2020, 12, 31), (2021, 1, 1), (2021, 1, 3)])
-def test_calendar_period__iso_week_53_goes_on_in_the_new_year(day: tuple[int, ...]) -> None:
+def test_calendar_period__iso_week_53_continues_in_the_new_year(day: tuple[int, ...]) -> None:
     week = periods.calendar_period("week", unix(*day), ZoneInfo("UTC"))
     assert week == (unix(2020, 12, 28), unix(2021, 1, 4))
 
 
-def test_previous_calendar_period__skips_a_date_that_was_skipped() -> None:
+def test_previous_calendar_period__omits_a_skipped_date() -> None:
     new_years_eve = periods.midnight(date(2011, 12, 31), APIA)
     previous = periods.previous_calendar_period("day", new_years_eve, APIA)
     assert previous == (new_years_eve - DAY, new_years_eve)
@@ -333,7 +334,7 @@ def test_previous_calendar_period__skips_a_date_that_was_skipped() -> None:
 
 @pytest.mark.parametrize("name", ["", "days", "Day", "hour", "decade"])
 @pytest.mark.parametrize("period", [periods.calendar_period, periods.previous_calendar_period])
-def test_calendar_period__unknown_name_is_an_error_that_tells_the_known(
+def test_calendar_period__unknown_name_is_an_error_that_lists_the_known_ones(
     period: Callable[..., Interval], name: str
 ) -> None:
     with pytest.raises(ValueError, match="day, week, month, quarter, year"):
@@ -352,7 +353,7 @@ ITERATORS: dict[str, Callable[..., Iterator[tuple[datetime, datetime]]]] = {
 
 
 def renewals(name: str, start: date) -> Iterator[date]:
-    """The dates that periods begin on: found by looking at each day for whether it is one."""
+    """The dates on which periods begin, found by checking each day."""
     step = {"days": 1, "weeks": 7, "months": 1, "quarters": 3, "years": 12}[name]
     day, days, months = start, 0, 0
     while True:
@@ -371,8 +372,8 @@ def renewals(name: str, start: date) -> Iterator[date]:
 
 
 def first_showing(clock: datetime, zone: ZoneInfo) -> int:
-    """The first minute at which the zone's clocks show this; if they jump over it, as long after
-    the jump as it is from where they jumped."""
+    """The first minute at which the zone's clocks show this; if they skip it, as long after the
+    jump as it is after the time they jumped from."""
     around = int(clock.replace(tzinfo=timezone.utc).timestamp())
     minutes = range(around - 16 * HOUR, around + 16 * HOUR, MINUTE)
     shown = {minute: wall(minute, zone).replace(tzinfo=None, fold=0) for minute in minutes}
@@ -390,7 +391,7 @@ def first_showing(clock: datetime, zone: ZoneInfo) -> int:
     count=st.integers(1, 14),
     rest=st.floats(0, 1),
 )
-def test_iter__begins_at_the_same_time_of_the_zones_clocks(
+def test_iter__begins_at_the_same_local_time(
     name: str, place: tuple[ZoneInfo, float], day: int | None, count: int, rest: float
 ) -> None:
     zone, t = place
@@ -407,7 +408,7 @@ def test_iter__begins_at_the_same_time_of_the_zones_clocks(
     next(dates)
     while len(expected) <= count:
         boundary = first_showing(datetime.combine(next(dates), clock), zone)
-        if boundary > expected[-1]:  # a date that was skipped has no period
+        if boundary > expected[-1]:  # a skipped date has no period
             expected.append(boundary)
     end = datetime.fromtimestamp(
         expected[-2] + max(1, int(rest * (expected[-1] - expected[-2]))), timezone.utc
@@ -420,7 +421,7 @@ def test_iter__begins_at_the_same_time_of_the_zones_clocks(
 
 
 @pytest.mark.parametrize("name", ITERATORS)
-def test_iter__is_a_generator_that_goes_on_without_an_end(name: str) -> None:
+def test_iter__without_an_end_is_an_infinite_generator(name: str) -> None:
     found = ITERATORS[name](datetime(2024, 1, 31))
     assert isinstance(found, GeneratorType)
     assert len([next(found) for _ in range(1_000)]) == 1_000
@@ -459,7 +460,7 @@ def test_iter_quarters__from_the_30th_of_november() -> None:
     ]
 
 
-def test_iter_years__from_29_february_has_it_again_in_leap_years() -> None:
+def test_iter_years__from_29_february_returns_to_it_in_leap_years() -> None:
     assert starts("years", datetime(2016, 2, 29), 5) == [
         "2016-02-29 00:00",
         "2017-02-28 00:00",
@@ -469,7 +470,7 @@ def test_iter_years__from_29_february_has_it_again_in_leap_years() -> None:
     ]
 
 
-def test_iter__the_last_one_is_cut_at_the_very_end() -> None:
+def test_iter__cuts_the_last_one_at_the_end() -> None:
     start, end = datetime(2024, 1, 31), datetime(2024, 3, 10)
     *_, last = periods.iter_months(start, end)
     assert last == (datetime(2024, 2, 29), end)
@@ -485,7 +486,7 @@ def test_iter_days__through_daylight_saving() -> None:
     assert lengths == [24 * HOUR, 23 * HOUR, 24 * HOUR]
 
 
-def test_iter_days__time_that_was_skipped_is_later_on_that_day_only() -> None:
+def test_iter_days__skipped_time_is_later_on_that_day_only() -> None:
     new_york = ZoneInfo("America/New_York")
     assert starts("days", datetime(2024, 3, 9, 2, 30, tzinfo=new_york), 3) == [
         "2024-03-09 02:30",
@@ -494,7 +495,7 @@ def test_iter_days__time_that_was_skipped_is_later_on_that_day_only() -> None:
     ]
 
 
-def test_iter_days__cut_in_the_hour_that_is_lived_again() -> None:
+def test_iter_days__cut_in_the_repeated_hour() -> None:
     new_york = ZoneInfo("America/New_York")
     start = datetime(2024, 11, 3, 1, 30, tzinfo=new_york)
     end = datetime(2024, 11, 3, 1, 15, tzinfo=new_york, fold=1)  # 45 minutes later
@@ -502,7 +503,7 @@ def test_iter_days__cut_in_the_hour_that_is_lived_again() -> None:
     assert after.timestamp() - begin.timestamp() == 45 * MINUTE
 
 
-def test_iter_days__has_none_for_a_date_that_was_skipped() -> None:
+def test_iter_days__has_none_for_a_skipped_date() -> None:
     assert starts("days", datetime(2011, 12, 29, 12, tzinfo=APIA), 3) == [
         "2011-12-29 12:00",
         "2011-12-31 12:00",

@@ -1,4 +1,4 @@
-"""Progress bars of the commands, on a terminal."""
+"""The commands' progress bars on a terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOW = T + 3 * DAY + DAY / 3
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """What a command writes to stderr, a terminal with colours, while the clock stands still."""
+    """The output of a command to stderr, a terminal with colours, while the clock stands still."""
     user = people(1)[0]
     User.objects.update(last_login=to_when(T))
     with at(NOW):
@@ -65,7 +65,7 @@ each_command = pytest.mark.parametrize(
 
 
 @each_command
-def test_progress__is_a_plain_line_in_whole_numbers(
+def test_progress__is_a_plain_line_with_whole_numbers(
     run: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
     command: list[str],
@@ -79,8 +79,9 @@ def test_progress__is_a_plain_line_in_whole_numbers(
     assert end in states[-1]
     if end != "B":
         assert not any(re.search(r"\d\.\d", state) for state in states)
-    assert not re.search(r"\[00:00[^\r\n]*\x1b\[", text)  # a state in colour
-    assert len(re.findall(r"\[00:00[^\r\n]*\n", text)) == (2 if "repair" in text else 1)  # bars
+    assert not re.search(r"\[00:00[^\r\n]*\x1b\[", text)  # a coloured state
+    # finished bars
+    assert len(re.findall(r"\[00:00[^\r\n]*\n", text)) == (2 if "repair" in text else 1)
 
 
 @each_command
@@ -91,9 +92,7 @@ def test_progress__is_not_shown_in_the_first_second(
 
 
 @pytest.mark.parametrize("delay", [0, 1])
-def test_progress__is_taken_away_for_other_lines(
-    monkeypatch: pytest.MonkeyPatch, delay: int
-) -> None:
+def test_progress__is_cleared_for_other_lines(monkeypatch: pytest.MonkeyPatch, delay: int) -> None:
     monkeypatch.setattr(progress, "DELAY_SECONDS", delay)
     stderr = OutputWrapper(Terminal())
     with at(NOW), progress.Progress(stderr, total=2, unit="days") as bar:
@@ -105,7 +104,7 @@ def test_progress__is_taken_away_for_other_lines(
     assert ("0/2" in before, "1/2" in after) == ((True, True) if delay == 0 else (False, False))
 
 
-def test_progress__is_on_terminals_only(
+def test_progress__is_shown_on_terminals_only(
     run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "DELAY_SECONDS", 0)

@@ -49,7 +49,7 @@ FAMILIES = [
 
 
 def written(instants: range, **labels: str) -> dict[int, Samples]:
-    """What is written, by instant, as the reference implementation reads it."""
+    """The written samples by instant, as the reference implementation parses them."""
     text = "".join(prometheus_history.openmetrics(instants, labels))
     gauges, *histogram = re.split("(?=# HELP souvenirs_active_days)", text)
     families = list(text_string_to_metric_families(f"{gauges}# EOF\n" if histogram else gauges))
@@ -70,8 +70,8 @@ def written(instants: range, **labels: str) -> dict[int, Samples]:
 
 
 def by_instant(text: str) -> Iterator[str]:
-    """A family's text, one for each instant: of a histogram with several, the reference
-    implementation takes the samples after the first for duplicates."""
+    """Split a family's text by instant: the reference implementation rejects a histogram with
+    several, because it takes the samples after the first for duplicates."""
     header = "".join(re.findall("(?m)^# [HT].*\n", text))
     lines: dict[str, str] = defaultdict(str)
     for line in re.findall("(?m)^[^#].*\n", text):
@@ -81,7 +81,7 @@ def by_instant(text: str) -> Iterator[str]:
 
 
 def values(instants: range, **labels: str) -> dict[tuple[str, int], float]:
-    """The windows."""
+    """The values of the windows."""
     return {
         (label, t): value
         for t, samples in written(instants, **labels).items()
@@ -93,8 +93,8 @@ def values(instants: range, **labels: str) -> dict[tuple[str, int], float]:
 def brute(
     facts: list[tuple[Any, float]], instants: range, limit: int, first: float
 ) -> dict[tuple[str, int], float]:
-    """The users who were active in each window that does not begin before `first`, at the bound of
-    slots at or before each instant. With limit 0 each instant is such a bound."""
+    """The active users of each window that does not begin before `first`, with both ends at the
+    latest slot boundary at or before them. With limit 0 every instant is a slot boundary."""
     expected = {}
     for name, seconds in conf.windows.items():
         for instant in instants:
@@ -108,7 +108,8 @@ def brute(
 def brute_to_date(
     facts: list[tuple[Any, float]], instant: int, limit: int, first: float
 ) -> dict[str, int]:
-    """Likewise the users since each calendar period began. Midnights are bounds of slots too."""
+    """The same for the users since each calendar period began. Midnights are slot boundaries
+    too."""
     starts = {name: calendar_period(name, instant, souvenirs_conf.zone).start for name in NAMES}
     end = max(instant // limit * limit, starts["day"]) if limit else instant
     return {
@@ -147,7 +148,7 @@ activity = st.lists(st.tuples(st.integers(0, 4), moments), max_size=20)
     start=moments,
     zone=st.sampled_from(["UTC", "Europe/Paris", "Asia/Kolkata", "Australia/Lord_Howe"]),
 )
-def test_openmetrics__is_who_was_active(
+def test_openmetrics__equals_brute_force(
     before: list[tuple[int, int]],
     after: list[tuple[int, int]],
     rolled_up: int | None,
@@ -180,7 +181,8 @@ def test_openmetrics__is_who_was_active(
             first = counting.first_recorded()
             without_rows = progress.watermark(router.db_for_read(Souvenir)).pruned
             facts = [
-                # To the quarter: they count once it is over, as long as a window has some of it
+                # To the quarter: they count when it has ended, as long as a window contains part of
+                # it
                 (
                     who,
                     bucket_containing(t) + BUCKET - 1 if who in deleted or t < without_rows else t,
@@ -206,7 +208,7 @@ def test_openmetrics__is_who_was_active(
                     user.delete()
 
 
-def test_openmetrics__knows_a_user_without_last_seen_again() -> None:
+def test_openmetrics__counts_a_user_whose_last_seen_row_was_lost() -> None:
     ada, bob = people(2)
     for user in (ada, bob):
         record(user, T + 5, T + HOUR + 5, T + 2 * HOUR + 5)
@@ -217,9 +219,9 @@ def test_openmetrics__knows_a_user_without_last_seen_again() -> None:
 
 
 @override_settings(SOUVENIRS_RATELIMIT_SECONDS=0, SOUVENIRS_METRICS_WINDOWS=["1h"])
-@pytest.mark.parametrize("start", [T, T + 125 * MINUTE])  # of which a window begins in the quarter
+@pytest.mark.parametrize("start", [T, T + 125 * MINUTE])  # a window begins in the quarter
 @pytest.mark.parametrize("state", ["rows", "rolled up", "pruned"])
-def test_openmetrics__knows_deleted_users_and_pruned_rows_to_the_quarter(
+def test_openmetrics__counts_deleted_users_and_pruned_rows_to_the_quarter(
     start: int, state: str
 ) -> None:
     ada, bob = people(2)
@@ -248,7 +250,7 @@ def test_openmetrics__escapes_labels() -> None:
 
 
 @override_settings(SOUVENIRS_METRICS_WINDOWS=["1h", "1d"])
-def test_openmetrics__writes_series_by_series_in_the_order_of_time() -> None:
+def test_openmetrics__writes_series_by_series_in_chronological_order() -> None:
     [user] = people(1)
     record(user, T)
     instants = range(T + DAY + 1500, T + DAY + 4500, 1500)
@@ -294,7 +296,7 @@ def test_openmetrics__writes_accounts_as_they_were_at_midnight() -> None:
     assert of(found[T + 2 * DAY], "activated_users") == {"": 3}
 
 
-def test_openmetrics__knows_a_week_that_began_in_another_year() -> None:
+def test_openmetrics__has_a_week_that_began_in_another_year() -> None:
     [user] = people(1)
     new_year = unix(2026, 1, 1)  # a Thursday
     record(user, new_year - 10 * DAY, new_year - 3 * DAY)
@@ -304,7 +306,7 @@ def test_openmetrics__knows_a_week_that_began_in_another_year() -> None:
         assert of(samples, "calendar_active_users") == expected, t
 
 
-@override_settings(TIME_ZONE="Asia/Kolkata")  # where days begin at half past 18 of UTC
+@override_settings(TIME_ZONE="Asia/Kolkata")  # Days begin at 18:30 UTC
 def test_openmetrics__may_begin_between_midnight_and_the_next_slot() -> None:
     [user] = people(1)
     midnight = T + 18 * HOUR + 30 * MINUTE
@@ -346,7 +348,7 @@ def test_openmetrics__reads_each_day_in_nine_queries_at_most() -> None:
     selects = [query["sql"] for query in captured if query["sql"].startswith("SELECT")]
     assert len(selects) <= 9 * days + 20
     rows = [sql for sql in selects if re.search('"?when"? >=', sql.replace("`", '"'))]
-    assert not any("souvenirs_lastseen" in sql for sql in rows)  # all of it is rolled up
+    assert not any("souvenirs_lastseen" in sql for sql in rows)  # everything is rolled up
 
 
 @pytest.mark.own_site
@@ -360,13 +362,13 @@ def test_openmetrics__reads_each_day_in_nine_queries_at_most() -> None:
         (300, 300, 300),
         (300, 70, 280),
         (300, 0, 300),
-        (86_400, 0, 1800),  # "90m" is no multiple of an hour
+        (86_400, 0, 1800),  # 90 minutes is not a multiple of an hour
         (86_400, 3600, 3600),
         (86_400, 900, 1800),
         (86_400, 0.5, 1800),
     ],
 )
-def test_block_size__is_made_of_slots(step: int, limit: float, size: float) -> None:
+def test_block_size__is_a_multiple_of_the_slot(step: int, limit: float, size: float) -> None:
     assert replay.block_size(step, WINDOWS.values(), limit) == size
 
 
