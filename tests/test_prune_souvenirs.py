@@ -33,7 +33,7 @@ def users() -> list[Any]:
     return users
 
 
-def test_prune_souvenirs__deletes_what_is_older_and_keeps_the_counts(users: list[Any]) -> None:
+def test_prune_souvenirs__deletes_older_rows_and_keeps_the_counts(users: list[Any]) -> None:
     old = sum(t < (NOW - 2 * DAY) // 900 * 900 for _, t in FACTS)
     assert 0 < old < len(FACTS)
     assert run("--older-than", "2d") == f"{old} souvenirs are deleted.\n"
@@ -48,7 +48,7 @@ def test_prune_souvenirs__rolls_up_first(users: list[Any]) -> None:
     assert_counts(FACTS)
 
 
-def test_prune_souvenirs__dry_run_says_how_many_and_deletes_none(users: list[Any]) -> None:
+def test_prune_souvenirs__dry_run_reports_the_number_and_deletes_nothing(users: list[Any]) -> None:
     assert run("--older-than", "1h", "--dry-run") == "0 souvenirs would be deleted.\n"
     with at(NOW):
         call_command("rollup_souvenirs", stdout=io.StringIO())
@@ -57,7 +57,7 @@ def test_prune_souvenirs__dry_run_says_how_many_and_deletes_none(users: list[Any
 
 
 @pytest.mark.parametrize("text", ["0d", "12", "soon", "-1d", ""])
-def test_prune_souvenirs__refuses_what_is_no_duration(text: str, users: list[Any]) -> None:
+def test_prune_souvenirs__refuses_invalid_durations(text: str, users: list[Any]) -> None:
     with pytest.raises(CommandError, match="is no duration") as caught:
         run(f"--older-than={text}")
     assert repr(text) in str(caught.value)
@@ -132,5 +132,5 @@ assert not Souvenir.objects.exists()
 
 
 @pytest.mark.own_site
-def test_prune_souvenirs__goes_on_after_kills(run_site: Callable[..., str]) -> None:
+def test_prune_souvenirs__continues_after_kills(run_site: Callable[..., str]) -> None:
     assert run_site(KILLED).splitlines() == ["267", "245", "245 souvenirs are deleted."]

@@ -1,4 +1,4 @@
-"""Old souvenirs go, and the numbers of the past stay."""
+"""Old souvenirs are deleted, and the numbers of the past stay."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def times() -> list[float]:
     return [timestamps.to_seconds(when) for when in rows]
 
 
-def test_prune__keeps_what_is_younger(users: list[Any]) -> None:
+def test_prune__keeps_younger_rows(users: list[Any]) -> None:
     roll_up(NOW)
     with at(NOW):
         deleted = pruning.prune(DAY)
@@ -58,7 +58,7 @@ def test_prune__keeps_what_is_younger(users: list[Any]) -> None:
         assert_counts(FACTS)
 
 
-def test_prune__deletes_nothing_that_is_not_rolled_up(users: list[Any]) -> None:
+def test_prune__deletes_only_rolled_up_rows(users: list[Any]) -> None:
     with at(NOW):
         assert pruning.prune(0) == 0
     roll_up(T + DAY)
@@ -68,7 +68,7 @@ def test_prune__deletes_nothing_that_is_not_rolled_up(users: list[Any]) -> None:
         assert_counts(FACTS)
 
 
-def test_prune__goes_by_batches(users: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune__works_in_batches(users: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruning, "BATCH_SIZE", 7)
     roll_up(NOW)
     told: list[int] = []
@@ -83,7 +83,7 @@ def test_prune__goes_by_batches(users: list[Any], monkeypatch: pytest.MonkeyPatc
     assert set(told[:-1]) == {7}
 
 
-def test_prune__that_is_interrupted_goes_on_the_next_time(
+def test_prune__continues_after_an_interruption(
     users: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "BATCH_SIZE", 7)
@@ -102,9 +102,9 @@ def test_prune__that_is_interrupted_goes_on_the_next_time(
         assert pruning.prune(0) == 0
 
 
-def test_prune__sets_bounds_of_pruned_history_back_to_the_quarter(users: list[Any]) -> None:
+def test_prune__floors_bounds_in_pruned_history_to_the_quarter(users: list[Any]) -> None:
     roll_up(NOW)
-    t = FACTS[0][1]  # the only ones of their quarter: user 0 to 3, 100 seconds apart
+    t = FACTS[0][1]  # the only ones in their quarter: users 0 to 3, 100 seconds apart
     bounds = [Interval(t + 150, t + HOUR), Interval(t - HOUR, t + 150), Interval(t + 150, t + 250)]
     assert counting.count_users_of_ranges(bounds) == [2, 2, 1]
     with at(NOW):
@@ -117,7 +117,7 @@ def test_prune__sets_bounds_of_pruned_history_back_to_the_quarter(users: list[An
         )
 
 
-def test_prune__souvenirs_that_come_afterwards_are_added(users: list[Any]) -> None:
+def test_prune__adds_souvenirs_that_come_afterwards(users: list[Any]) -> None:
     roll_up(NOW)
     with at(NOW):
         pruning.prune(0)
@@ -131,18 +131,18 @@ def test_prune__souvenirs_that_come_afterwards_are_added(users: list[Any]) -> No
         assert_counts(facts)
 
 
-def test_prune__rows_that_the_rollups_do_not_know_are_not_lost(users: list[Any]) -> None:
+def test_prune__does_not_lose_rows_missing_from_rollups(users: list[Any]) -> None:
     roll_up(NOW)
     record(users[0], T + 9 * HOUR)
     facts = [*FACTS, (0, T + 9 * HOUR)]
-    DirtyBucket.objects.all().delete()  # as if somebody had written past us
+    DirtyBucket.objects.all().delete()  # as if rows had been written without a mark
     with at(NOW):
         pruning.prune(0)
         assert_counts(facts)
 
 
 def at_once(*work: Callable[[], object]) -> None:
-    """Does all of it at once, in threads, and raises what one of them raises."""
+    """Run all of it at the same time in threads; raise the first error."""
     errors: list[BaseException] = []
     barrier = threading.Barrier(len(work))
 
@@ -166,7 +166,7 @@ def at_once(*work: Callable[[], object]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.where(ours().vendor != "sqlite")  # in memory, SQLite lets nobody wait
-def test_prune__several_at_once_while_people_are_recorded(
+def test_prune__several_at_once_while_users_are_recorded(
     users: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "BATCH_SIZE", 16)

@@ -1,4 +1,4 @@
-"""Visits that the middleware leaves to the writer: what is written, whoever holds rows."""
+"""Visits that the middleware leaves to the writer: what is written, even if rows are locked."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ T = unix(2024, 5, 14, 10)
 
 @pytest.fixture(autouse=True)
 def queued(transactional_db: None) -> Iterator[None]:
-    """Visits wait for the writer, whose thread writes when the test says so."""
+    """Visits wait for the writer, whose thread only writes when a test flushes."""
     with override_settings(SOUVENIRS_FLUSH_SECONDS=60):
         yield
         testing.forget()
 
 
 def visit(user: Any) -> None:
-    """A request whose view has loaded the user."""
+    """Make a request whose view has loaded the user."""
     request = HttpRequest()
     request.user = user
     response = HttpResponse()
@@ -57,7 +57,7 @@ def visit(user: Any) -> None:
 
 
 def visits() -> list[tuple[Any, float]]:
-    """All souvenirs: who, when."""
+    """All souvenirs: (user, time)."""
     rows = Souvenir.objects.order_by("when").values_list("user_id", "when")
     return [(user, timestamps.to_seconds(when)) for user, when in rows]
 
@@ -67,7 +67,7 @@ def seen() -> dict[Any, float]:
 
 
 def restart() -> None:
-    """As another process sees it, or this one after a restart."""
+    """Forget what this process knows, like another process or a restart."""
     throttle.clear()
 
 
@@ -89,7 +89,7 @@ def test_visit__makes_no_query_and_is_written_by_the_thread(
     assert results == ["added"]
 
 
-def test_visits__of_a_slot_are_one_row_and_move_last_seen_by_the_minute(
+def test_visits__in_a_slot_write_one_row_and_last_seen_every_minute(
     results: list[str],
 ) -> None:
     [user] = people(1)
@@ -107,8 +107,8 @@ def test_visits__of_a_slot_are_one_row_and_move_last_seen_by_the_minute(
     assert len(results) == 65 + memory_hits
 
 
-def test_visits__that_waited_are_written_with_their_times() -> None:
-    """As after an outage: each slot has its row, and last-seen is the last."""
+def test_visits__that_waited_keep_their_times() -> None:
+    """As after an outage: each slot has its row, and last-seen is the latest time."""
     [user] = people(1)
     for minute in range(0, 150, 7):
         with at(T + minute * MINUTE):
@@ -153,8 +153,8 @@ def test_two_processes__write_one_row() -> None:
     assert sorted(visits(), key=str) == sorted([(user.pk, T) for user in users], key=str)
 
 
-def test_visit__in_a_slot_that_only_last_seen_knows_of_has_a_row() -> None:
-    """`souvenez` with a longer limit moves last-seen without a row of the usual slot."""
+def test_visit__in_a_slot_known_only_to_last_seen_has_a_row() -> None:
+    """`souvenez` with a longer limit updates last-seen without a row in the usual slot."""
     [user] = people(1)
     with at(T):
         souvenez(user, ratelimit=DAY)
@@ -166,7 +166,7 @@ def test_visit__in_a_slot_that_only_last_seen_knows_of_has_a_row() -> None:
     assert [t for _, t in visits()] == [T, T + HOUR + 2 * MINUTE]
 
 
-def test_visit__of_nobody_is_dropped_and_remembered(results: list[str]) -> None:
+def test_visit__of_a_missing_user_is_dropped_and_remembered(results: list[str]) -> None:
     users = people(2)
     for each in [users[0], User(pk=NOBODY), users[1]]:
         visit(each)
@@ -177,14 +177,14 @@ def test_visit__of_nobody_is_dropped_and_remembered(results: list[str]) -> None:
 
 
 def equates_case() -> bool:
-    """Whether the database takes two keys that differ in case for one."""
+    """Whether the database considers keys equal that differ only in case."""
     return IS_MYSQL and isinstance(User._meta.pk, models.CharField)
 
 
 @pytest.mark.where(equates_case())
 @pytest.mark.parametrize("names", [["Bob", "bob"], ["bob"], ["BOB", "bob", "Bob"]])
 @pytest.mark.parametrize("is_known", [True, False])
-def test_visits__by_keys_that_the_database_takes_for_one_are_one_users(
+def test_visits__with_keys_that_the_database_considers_equal_are_one_users(
     names: list[str], is_known: bool, write_errors: list[int]
 ) -> None:
     others = people(3)
@@ -205,7 +205,7 @@ def test_visits__by_keys_that_the_database_takes_for_one_are_one_users(
 
 
 @pytest.mark.where(not isinstance(User._meta.pk, models.UUIDField))
-def test_visit__of_a_key_that_the_column_cannot_hold_is_dropped(results: list[str]) -> None:
+def test_visit__with_a_key_that_does_not_fit_the_column_is_dropped(results: list[str]) -> None:
     [user] = people(1)
     huge = 2**40 if isinstance(user.pk, int) else f"{user.pk}{'x' * 300}"
     for key in (huge, user.pk):
@@ -226,7 +226,7 @@ def test_visit__keeps_its_microseconds() -> None:
     assert dict(visits()) == {entry.user_pk: entry.first for entry in queued}
 
 
-def test_visit__of_a_user_who_got_the_key_of_another_is_recorded() -> None:
+def test_visit__of_a_user_with_a_reused_key_is_recorded() -> None:
     [user] = people(1)
     with at(T):
         visit(user)
@@ -255,10 +255,10 @@ def test_batch__takes_a_handful_of_statements() -> None:
     newcomers = statements(T)
     assert len(visits()) == 100
     assert newcomers <= 16
-    assert statements(T + MINUTE) <= 6  # a minute: the rows' locks, the times
-    assert statements(T + HOUR) <= 9  # an hour: the users' locks, and souvenirs, too
+    assert statements(T + MINUTE) <= 6  # in a new minute: row locks, times
+    assert statements(T + HOUR) <= 9  # in a new hour: also user locks and souvenirs
     restart()
-    assert statements(T + HOUR + MINUTE) <= 7  # is the row of each written?
+    assert statements(T + HOUR + MINUTE) <= 7  # has each row been written?
     assert len(visits()) == 200
 
 
@@ -273,7 +273,7 @@ def test_batch__marks_the_buckets_that_have_ended(t: float) -> None:
     assert marked == ([T] if t == T + BUCKET else [])
 
 
-def test_batch__whose_statements_take_until_a_bucket_has_ended_marks_it() -> None:
+def test_batch__marks_a_bucket_that_ends_during_its_statements() -> None:
     users = people(2)
     with at(T + BUCKET - 2) as traveller:
         visit(users[0])
@@ -290,7 +290,7 @@ def test_batch__whose_statements_take_until_a_bucket_has_ended_marks_it() -> Non
 
 
 def test_numbers__equal_brute_force(django_db_blocker: Any) -> None:
-    """Random visits of several processes, flushed at random times, rolled up in between."""
+    """Random visits of several processes, flushed at random times, with roll-ups in between."""
     chance = random.Random(7)
     users = people(12)
     facts: list[tuple[Any, float]] = []
@@ -318,12 +318,12 @@ def test_numbers__equal_brute_force(django_db_blocker: Any) -> None:
         assert last - MINUTE < seen()[user] <= last
 
 
-# Whoever holds rows
+# Locked rows
 
 
 @contextmanager
 def elsewhere(do: Callable[[], object], using: str) -> Iterator[threading.Event]:
-    """`do` is done in a transaction of another session, which stays open in the block."""
+    """Call `do` in a transaction of another session, which stays open in the block."""
     is_done, may_end = threading.Event(), threading.Event()
     errors: list[BaseException] = []
 
@@ -371,19 +371,19 @@ def insert_row(user: Any) -> None:
 @pytest.mark.parametrize("can_skip", [True, False] if IS_MYSQL else [True])
 @pytest.mark.parametrize("is_known", [True, False])
 @pytest.mark.parametrize("hold", [lock_user, lock_last_seen, insert_row])
-def test_row__that_somebody_holds_delays_nobody_else(
+def test_locked_row__delays_no_other_user(
     hold: Callable[[Any], object],
     is_known: bool,
     can_skip: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if not can_skip:  # as MariaDB 10.5
+    if not can_skip:  # like MariaDB 10.5
         monkeypatch.setattr(ours().features, "has_select_for_update_skip_locked", False)
     if IS_ROUTED and (hold is lock_user or not is_known):
-        return  # nothing of users is locked from there
+        return  # the batch locks nothing in the users' database
     if hold is lock_last_seen and not is_known:
         return  # there is no such row
-    # New keys: beside one that was deleted a moment ago, InnoDB locks the gap to its neighbours
+    # New keys: next to a row deleted a moment ago, InnoDB locks the gap up to its neighbours
     users = [User.objects.create(username=uuid4().hex) for _ in range(4)]
     held = users[1]
     if is_known:
@@ -403,7 +403,7 @@ def test_row__that_somebody_holds_delays_nobody_else(
     assert held.pk in {user for user, t in visits() if t > T}
 
 
-def test_rows__that_somebody_holds_delay_nobody_even_if_they_are_a_batch(
+def test_locked_rows__delay_no_other_user_even_if_they_fill_a_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(writing, "BATCH_SIZE", 1)
@@ -419,7 +419,7 @@ def test_rows__that_somebody_holds_delay_nobody_even_if_they_are_a_batch(
 
 
 @pytest.mark.where("postgresql" in settings.DATABASES["default"]["ENGINE"])
-def test_transaction__that_makes_the_table_skip_ids_delays_nobody() -> None:
+def test_open_transaction__with_a_new_row_delays_no_other_user() -> None:
     users = people(3)
     record(users[2], T - DAY)
     held = LastSeen.objects.get().pk
@@ -435,10 +435,10 @@ def test_transaction__that_makes_the_table_skip_ids_delays_nobody() -> None:
 
 @pytest.mark.parametrize("is_known", [True, False])
 @pytest.mark.parametrize("statement", [1] if IS_ROUTED else [1, 2, 3])
-def test_user__who_is_deleted_while_a_batch_is_written_is_dropped(
+def test_user__deleted_while_a_batch_is_written_is_dropped(
     statement: int, is_known: bool, results: list[str], write_errors: list[int]
 ) -> None:
-    """Before any of the statements that look for the user's rows, and lock them."""
+    """The user is deleted before each of the statements that look up and lock the user's rows."""
     users = people(3)
     gone = users[1].pk
     for user in users:
@@ -479,7 +479,7 @@ def delete(user_pk: Any) -> None:
 
 
 @pytest.mark.where(not IS_ROUTED)
-def test_site__that_locks_one_user_and_deletes_another_is_no_deadlocks_victim() -> None:
+def test_site__locking_one_user_and_deleting_another_causes_no_deadlock() -> None:
     is_locked = threading.Event()
     errors: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""The subjects of the page: each is a module that nothing else names."""
+"""The readers of the page's subjects: each is a module that no other code names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Moon(Reader):
 
 @pytest.fixture
 def moon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Another module in the package."""
+    """An additional module in the package."""
     (tmp_path / "moon.py").write_text(READER)
     monkeypatch.setattr(readers, "__path__", [*readers.__path__, str(tmp_path)])
     yield
@@ -45,7 +45,7 @@ def moon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @in_transaction
-def test_a_module_in_the_package__is_a_subject_of_the_page(moon: None) -> None:
+def test_module__in_the_package_is_a_subject_of_the_page(moon: None) -> None:
     collector = SouvenirsCollector()
     assert [reader.name for reader in load_readers()] == [
         "recording", "build", "active_users", "rollup_lag", "moon", "previous_periods", "accounts",
@@ -66,7 +66,7 @@ def test_a_module_in_the_package__is_a_subject_of_the_page(moon: None) -> None:
         ("CACHES", {"default": {"BACKEND": "nowhere.Cache"}}),
     ],
 )
-def test_a_setting_that_fails_each_visit__shows_on_the_page(
+def test_setting__that_fails_each_visit_shows_on_the_page(
     name: str, value: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with override_settings(**{name: value}):
@@ -78,12 +78,12 @@ def test_a_setting_that_fails_each_visit__shows_on_the_page(
     assert "nowhere" in record.message
 
 
-def test_readers__have_names_and_places_of_their_own() -> None:
+def test_readers__have_unique_names_and_places() -> None:
     for values in ([r.name for r in load_readers()], [r.order for r in load_readers()]):
         assert len(set(values)) == len(values)
 
 
-def test_families__of_the_contract_are_read_once_each() -> None:
+def test_families__of_the_contract_are_each_read_once() -> None:
     kinds = (Gauge, GaugeHistogram, Info)
     contract = [value for value in vars(families).values() if isinstance(value, kinds)]
     read = SouvenirsCollector().families

@@ -1,4 +1,5 @@
-"""The recipes in docs/recording.md, as they stand there, with the packages that they are for."""
+"""The recipes in docs/recording.md, run as they are written there, with the packages that they are
+for."""
 
 from __future__ import annotations
 
@@ -28,13 +29,14 @@ DOCS = Path(__file__).parent.parent / "docs" / "recording.md"
 pytestmark = [
     with_databases,
     pytest.mark.urls(__name__),
-    # django-hijack and the recipe for staff want the fields of Django's own user model
+    # django-hijack and the recipe for staff need the fields of Django's default user model
     pytest.mark.where(not {"uuid", "string"} & site_settings.SHAPE),
 ]
 
 
 class Token(BaseAuthentication):
-    """As rest_framework.authtoken, whose header has the token; here, the user's name."""
+    """Like rest_framework.authtoken, which has the token in the header; here it is the user's
+    name."""
 
     def authenticate(self, request: Request) -> tuple[Any, None] | None:
         scheme, _, name = request.headers.get("Authorization", "").partition(" ")
@@ -67,7 +69,7 @@ urlpatterns = [
 
 
 def recipes() -> dict[str, Callable[..., bool]]:
-    """The functions of the docs, by the words in bold before them ("" for the first)."""
+    """The functions in the docs, by the bold text before them ("" for the first)."""
     found = {}
     blocks = re.split(r"\n(?=\*\*)", DOCS.read_text().split("## Which requests count")[1])
     for block in blocks:
@@ -104,7 +106,7 @@ def seen() -> list[str]:
     return sorted(names[row.user_id] for row in Souvenir.objects.all())
 
 
-def test_recipes__are_all_tested_here() -> None:
+def test_recipes__are_all_tested() -> None:
     assert sorted(RECIPES) == [
         "", "API clients", "Bots and health checks", "Impersonation",
         "Impersonation by django-impersonate", "Staff",
@@ -170,8 +172,9 @@ def test_impersonation__by_django_impersonate(
         ours + (not is_outside), "impersonate.middleware.ImpersonateMiddleware"
     )
     settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "impersonate"]
-    settings.IMPERSONATE = {"DISABLE_LOGGING": True}  # or it needs a table
-    more = [*urlpatterns, path("impersonate/", include("impersonate.urls"))]  # once it is installed
+    settings.IMPERSONATE = {"DISABLE_LOGGING": True}  # otherwise it needs a table
+    # after it is installed
+    more = [*urlpatterns, path("impersonate/", include("impersonate.urls"))]
     monkeypatch.setitem(globals(), "urlpatterns", more)
     clear_url_caches()
     if has_recipe:

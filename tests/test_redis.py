@@ -1,4 +1,4 @@
-"""The store of last-seen times on Redis: its settings, keys, round trips, and how it heals."""
+"""The Redis store of last-seen times: its settings, keys, round trips, and how it recovers."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def wipe(store: RedisStore) -> None:
         server.flushall()
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-# Where things are
+# Where the data is
 
 
 @with_databases
-def test_activity__is_one_round_trip_to_each_server(
+def test_count__takes_one_round_trip_to_each_server(
     store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.on_table_updated({NOBODY: 1_700_000_000})
@@ -89,7 +89,7 @@ def test_activity__is_one_round_trip_to_each_server(
 
 
 @with_databases
-def test_activity__asks_no_database(
+def test_count__queries_no_database(
     store: RedisStore, django_assert_num_queries: Any, clock: Any
 ) -> None:
     souvenez(User.objects.create(username="ana"))
@@ -128,7 +128,7 @@ def test_keys__are_spread_over_a_cluster_evenly(cluster_entry: Any) -> None:
 
 
 @with_databases
-def test_key_prefix__keeps_sites_apart(redis_entry: Any) -> None:
+def test_key_prefix__separates_sites(redis_entry: Any) -> None:
     with using({**redis_entry, "KEY_PREFIX": "one."}) as one:
         one.on_table_updated({NOBODY: 5})
         with using({**redis_entry, "KEY_PREFIX": "two."}) as two:
@@ -139,7 +139,7 @@ def test_key_prefix__keeps_sites_apart(redis_entry: Any) -> None:
         assert len(found) == 2 * 16
 
 
-# How it is reached
+# Connecting
 
 
 @with_databases
@@ -277,7 +277,7 @@ def test_check__warns_of_a_server_that_may_evict_keys(
             server.config_set("maxmemory-policy", "allkeys-lru")
             assert "souvenirs.W002" in (shown := deploy_check(capsys))
             assert "allkeys-lru" in shown
-            server.config_set("maxmemory-policy", "volatile-lru")  # but no key of ours expires
+            server.config_set("maxmemory-policy", "volatile-lru")  # our keys never expire
             assert "souvenirs.W002" not in deploy_check(capsys)
             server.config_set("maxmemory-policy", "noeviction")
 
@@ -291,7 +291,7 @@ def test_check__warns_of_an_old_server(
 
 
 @pytest.mark.parametrize("command", ["info", "eval"])
-def test_check__tells_that_a_command_is_forbidden(
+def test_check__reports_a_forbidden_command(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with servers.redis() as (url, _):
@@ -304,7 +304,7 @@ def test_check__tells_that_a_command_is_forbidden(
             assert command in shown
 
 
-def test_check__tells_that_the_server_is_away(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check__reports_a_server_that_is_down(capsys: pytest.CaptureFixture[str]) -> None:
     entry = {**REDIS, "LOCATION": f"redis://127.0.0.1:{servers.free_port()}"}
     with override_settings(SOUVENIRS_LAST_SEEN_STORE=entry):
         call_command("check")
@@ -312,7 +312,7 @@ def test_check__tells_that_the_server_is_away(capsys: pytest.CaptureFixture[str]
         assert "souvenirs.W003" in deploy_check(capsys)
 
 
-# Visits wait for nobody
+# Visits do not wait
 
 
 @with_databases
@@ -340,7 +340,7 @@ def test_visit__is_written_by_another_thread_a_moment_later(
 
 
 @with_databases
-def test_deletion__of_more_users_than_may_be_pending_leaves_redis_whole(
+def test_deletion__of_more_users_than_may_be_pending_leaves_redis_complete(
     store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     users = User.objects.bulk_create(User(username=f"u{number}") for number in range(120))
@@ -357,7 +357,7 @@ def test_deletion__of_more_users_than_may_be_pending_leaves_redis_whole(
 
 
 @pytest.mark.own_site
-def test_process__that_ends_writes_what_is_left(redis_entry: Any) -> None:
+def test_process__writes_pending_times_when_it_exits(redis_entry: Any) -> None:
     script = (
         "import sys, django; from django.conf import settings\n"
         f"settings.configure(SOUVENIRS_LAST_SEEN_STORE={redis_entry!r},"
@@ -373,12 +373,12 @@ def test_process__that_ends_writes_what_is_left(redis_entry: Any) -> None:
         assert (store.shards.get(b"1"), store.shards.get(b"2")) == (5, 6)
 
 
-# It heals
+# Recovery
 
 
 @pytest.fixture
 def visits(store: RedisStore, clock: Any) -> dict[str, datetime]:
-    """Users by when they were last seen: some in the middle of their hours."""
+    """Users by the time when they were last seen, some in the middle of their hours."""
     times = {}
     clock.move_to(NOON - 30 * HOUR)
     for number in range(31):
@@ -400,18 +400,18 @@ def test_wiped__is_noticed_and_filled_from_the_table(
     before = collect()
     assert windows(before) == {"1h": 1, "1d": 24, "7d": 31, "30d": 31}
     assert before["up",] == 1
-    assert told(caplog) == []
+    assert warnings_in(caplog) == []
 
     wipe(store)
     for cause in ["Redis is being refilled", "Redis has been refilled"]:
         samples = collect()
         assert samples["up",] == 0
-        # To the hour: from its beginning on, so there is one more than in 24 hours
+        # Counted from the beginning of the hour, so there is one more than in 24 hours
         assert windows(samples) == {"1d": 24, "7d": 31, "30d": 31}
         for period in ("day", "week", "month"):
             key = ("calendar_active_users", period)
             assert samples[key] == before[key]
-        (line,) = [line for line in told(caplog) if not line.startswith("Filled")]
+        (line,) = [line for line in warnings_in(caplog) if not line.startswith("Filled")]
         assert line.startswith(f"Left windows 1h out of the metrics: {cause}, so ")
         caplog.clear()
 
@@ -428,10 +428,11 @@ def test_wiped__is_noticed_and_filled_from_the_table(
 
 @pytest.mark.slow
 @with_databases
-def test_windows__are_back_as_soon_as_they_are_known(
+def test_windows__return_as_soon_as_they_are_known(
     store: RedisStore, clock: Any, visits: Any
 ) -> None:
-    """Those that begin before the shards were filled are counted from the beginning of an hour."""
+    """Windows that begin before the shards were filled are counted from the beginning of an
+    hour."""
     durations = {"10m": 10, "1h": 60, "90m": 90, "2h": 120, "1d": 24 * 60}
     bob = User.objects.create(username="bob")
     for _ in range(4):
@@ -459,9 +460,7 @@ def test_windows__are_back_as_soon_as_they_are_known(
 
 
 @with_databases
-def test_wiped__on_a_site_where_nobody_is_loses_nothing(
-    store: RedisStore, clock: Any, visits: Any
-) -> None:
+def test_wiped__on_a_quiet_site_loses_nothing(store: RedisStore, clock: Any, visits: Any) -> None:
     clock.shift(3 * HOUR)
     before = collect()
     wipe(store)
@@ -472,7 +471,7 @@ def test_wiped__on_a_site_where_nobody_is_loses_nothing(
 
 
 @with_databases
-def test_wiped__where_the_table_is_kept_too_loses_nothing(redis_entry: Any, clock: Any) -> None:
+def test_wiped__with_the_table_written_too_loses_nothing(redis_entry: Any, clock: Any) -> None:
     with using({**redis_entry, "WITH_TABLE": True}) as store:
         for number in range(3):
             souvenez(User.objects.create(username=f"u{number}"))
@@ -491,7 +490,7 @@ def test_wiped__where_the_table_is_kept_too_loses_nothing(redis_entry: Any, cloc
 @pytest.mark.slow
 @with_databases
 def test_move__to_redis_and_back_leaves_no_gap(redis_entry: Any, clock: Any) -> None:
-    """As docs/scaling.md has it."""
+    """As described in docs/scaling.md."""
     user = User.objects.create(username="ana")
     both = {**redis_entry, "WITH_TABLE": True}
     with using(both) as store:
@@ -509,8 +508,8 @@ def test_move__to_redis_and_back_leaves_no_gap(redis_entry: Any, clock: Any) -> 
 
 
 @with_databases
-def test_table__is_copied_again_while_it_is_kept_too(redis_entry: Any, clock: Any) -> None:
-    """Machines that are not deployed yet write the table only."""
+def test_table__is_copied_again_while_it_is_written_too(redis_entry: Any, clock: Any) -> None:
+    """Machines that are not deployed yet write only the table."""
     with using({**redis_entry, "WITH_TABLE": True}) as store:
         user = User.objects.create(username="ana")
         with override_settings(SOUVENIRS_LAST_SEEN_STORE=stores.DATABASE):
@@ -524,7 +523,7 @@ def test_table__is_copied_again_while_it_is_kept_too(redis_entry: Any, clock: An
 
 
 @with_databases
-def test_one_shard__that_is_lost_is_filled_and_the_others_stay(
+def test_lost_shard__is_filled_and_the_others_stay(
     store: RedisStore, clock: Any, visits: Any
 ) -> None:
     key = store.shards.key_of(member_of(User.objects.get(username="u7").pk))
@@ -537,7 +536,7 @@ def test_one_shard__that_is_lost_is_filled_and_the_others_stay(
 
 
 @with_databases
-def test_filling__takes_no_newer_time_away_and_leaves_out_those_to_come(
+def test_resync__keeps_newer_times_and_leaves_out_future_ones(
     store: RedisStore, clock: Any
 ) -> None:
     user, other = (User.objects.create(username=name) for name in "ab")
@@ -551,7 +550,7 @@ def test_filling__takes_no_newer_time_away_and_leaves_out_those_to_come(
 
 
 @with_databases
-def test_filling__is_done_by_one_at_a_time(store: RedisStore, clock: Any, visits: Any) -> None:
+def test_resync__runs_once_at_a_time(store: RedisStore, clock: Any, visits: Any) -> None:
     wipe(store)
     assert store.shards.lock(60)
     assert resync.resync(store.shards) is None
@@ -561,7 +560,7 @@ def test_filling__is_done_by_one_at_a_time(store: RedisStore, clock: Any, visits
 
 
 @with_databases
-def test_wiped_while_it_is_filled__is_noticed(
+def test_wiped__during_a_resync_is_noticed(
     store: RedisStore, clock: Any, visits: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = resync._batches
@@ -582,9 +581,7 @@ def test_wiped_while_it_is_filled__is_noticed(
 
 @with_databases
 @pytest.mark.own_site
-def test_restarted__with_users_who_are_deleted_counts_none_of_them(
-    tmp_path: Path, clock: Any
-) -> None:
+def test_restarted__with_deleted_users_counts_none_of_them(tmp_path: Path, clock: Any) -> None:
     with servers.ExitStack() as stack:
         nodes = servers.RedisNodes(stack, tmp_path)
         port = servers.free_port()
@@ -604,7 +601,7 @@ def test_restarted__with_users_who_are_deleted_counts_none_of_them(
 
 @with_databases
 @pytest.mark.own_site
-def test_restarted__with_data_of_before_is_noticed(tmp_path: Path, clock: Any) -> None:
+def test_restarted__with_old_data_is_noticed(tmp_path: Path, clock: Any) -> None:
     with servers.ExitStack() as stack:
         nodes = servers.RedisNodes(stack, tmp_path)
         port = servers.free_port()
@@ -627,7 +624,7 @@ def test_restarted__with_data_of_before_is_noticed(tmp_path: Path, clock: Any) -
 
 
 @with_databases
-def test_rollup_souvenirs__fills_and_repair_sweeps(
+def test_rollup_souvenirs__resyncs_and_repair_reconciles(
     store: RedisStore, clock: Any, visits: Any
 ) -> None:
     wipe(store)
@@ -639,7 +636,7 @@ def test_rollup_souvenirs__fills_and_repair_sweeps(
 
 
 @with_databases
-def test_scrapes__sweep_bit_by_bit(store: RedisStore, clock: Any, visits: Any) -> None:
+def test_scrapes__reconcile_shard_by_shard(store: RedisStore, clock: Any, visits: Any) -> None:
     store.on_table_updated({NOBODY: 5})
     for _ in range(16):
         collect()
@@ -648,10 +645,10 @@ def test_scrapes__sweep_bit_by_bit(store: RedisStore, clock: Any, visits: Any) -
 
 
 @with_databases
-def test_sweep__removes_what_is_no_key_of_a_user(
+def test_reconcile__removes_members_that_are_not_keys_of_users(
     store: RedisStore, clock: Any, visits: Any
 ) -> None:
-    """The users' keys may have been of another type once."""
+    """The users' keys may have had another type before."""
     keys = [b"550e8400-e29b-41d4-a716-446655440000x", b"\xf0no text"]
     store.shards.write(dict.fromkeys(keys, Move(5)), LATER)
     for _ in range(16):
@@ -661,7 +658,7 @@ def test_sweep__removes_what_is_no_key_of_a_user(
 
 @pytest.mark.slow
 @with_databases
-def test_filling__that_fails_is_told_once_a_minute(
+def test_resync__failure_is_logged_once_a_minute(
     redis_entry: Any, clock: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with servers.redis() as (url, process), using({**redis_entry, "LOCATION": url}) as store:
@@ -670,4 +667,4 @@ def test_filling__that_fails_is_told_once_a_minute(
         with frozen(process.pid):
             for _ in range(4):
                 collect()
-        assert sum("Filling Redis" in line for line in told(caplog)) <= 1
+        assert sum("Filling Redis" in line for line in warnings_in(caplog)) <= 1

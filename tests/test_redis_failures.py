@@ -1,7 +1,7 @@
 """The Redis of last-seen times fails in many ways, and the site goes on.
 
-No request fails or waits for long, nothing that was to be written is lost, scrapes go on to answer,
-and all is over when the server works again.
+No request fails or waits for long, no pending write is lost, scrapes keep answering, and everything
+is back to normal when the server works again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ pytestmark = [
 
 clock = failing.clock
 
-SECONDS = 0.3  # how long the site here waits for Redis
+SECONDS = 0.3  # how long the site waits for Redis
 NOON = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 NAMES = ["ada", "barbara", "edith", "grace", "hedy", "joan"]
@@ -56,7 +56,7 @@ urlpatterns = [path("who/", who)]
 
 
 class Case(NamedTuple):
-    """A way to fail. loses: what was in Redis may be gone. entry: the store's setting."""
+    """A kind of failure. loses: the data in Redis may be lost. entry: the store's setting."""
 
     entry: dict[str, Any]
     broken: Callable[[], Any]
@@ -116,7 +116,7 @@ def cluster_node_frozen(stack: ExitStack, request: Any) -> Case:
 
 
 def cluster_node_killed(stack: ExitStack, request: Any) -> Case:
-    """It comes back without what it had."""
+    """It comes back empty."""
     nodes = stack.enter_context(servers.redis_cluster())
 
     @contextmanager
@@ -149,7 +149,7 @@ def cluster_failover(stack: ExitStack, request: Any) -> Case:
 
 
 def port_of_ada() -> int:
-    """Of the node that has the first one who visits."""
+    """The port of the node that has the first visitor."""
     shards = store().shards
     key = shards.key_of(member_of(User.objects.get(username="ada").pk))
     port: int = shards.client.get_node_from_key(key).port
@@ -166,12 +166,12 @@ def wait_for_cluster(nodes: servers.RedisNodes, *ports: int) -> None:
 def wait_for_sentinel(url: str, master: int) -> None:
     sentinel: Any = redis.Sentinel([("127.0.0.1", servers.port_of(url))])  # type: ignore
 
-    def is_told() -> bool:
-        with suppress(redis.ConnectionError):  # while it finds out whether that one is well
+    def has_switched() -> bool:
+        with suppress(redis.ConnectionError):  # while it checks whether that master is well
             return bool(sentinel.discover_master("souvenirs") == ("127.0.0.1", master))
         return False
 
-    servers.wait_until(is_told)
+    servers.wait_until(has_switched)
 
 
 def sentinel_failover(stack: ExitStack, request: Any) -> Case:
@@ -229,11 +229,11 @@ def site(entry: dict[str, Any]) -> Iterator[None]:
 
 
 class Crowd:
-    """Users who are signed in. results: those of their visits, as the signal tells them."""
+    """Signed-in users. results: the results of their visits, according to the signal."""
 
     def __init__(self) -> None:
         self.results: list[str] = []
-        self.asking: list[str] = []  # the threads that ask Redis
+        self.asking: list[str] = []  # the threads that use Redis
         self.clients = {name: Client() for name in NAMES}
         for name, client in self.clients.items():
             client.force_login(User.objects.create(username=name))
@@ -242,7 +242,7 @@ class Crowd:
         self.results.extend([result] * count)
 
     def visit(self) -> None:
-        """All visit a page, one after the other, and wait for no Redis."""
+        """All users visit a page, one after the other, without waiting for Redis."""
         self.results.clear()
         self.asking.clear()
         for name, client in self.clients.items():
@@ -278,7 +278,7 @@ def store() -> RedisStore:
     return made
 
 
-def test_redis__that_fails_does_no_harm_and_nothing_is_lost(
+def test_redis__failure_does_no_harm_and_loses_nothing(
     case: Case,
     crowd: Crowd,
     clock: BreakerClock,
@@ -311,7 +311,7 @@ def test_redis__that_fails_does_no_harm_and_nothing_is_lost(
         del crowd.clients["hedy"]
 
     clock.pass_period()
-    collect()  # it is filled, if something was lost
+    collect()  # this resyncs it if something was lost
     samples = collect()
     expected = {"1h": 6, "1d": 6, "7d": 6, "30d": 6}
     if case.loses:
@@ -335,7 +335,7 @@ def test_redis__that_fails_does_no_harm_and_nothing_is_lost(
 
 
 def times() -> dict[str, datetime]:
-    """Who is in Redis."""
+    """The users in Redis."""
     shards = store().shards
     found = {user.username: shards.get(member_of(user.pk)) for user in User.objects.all()}
     return {
@@ -343,10 +343,10 @@ def times() -> dict[str, datetime]:
     }
 
 
-def test_sentinel__that_names_another_master_is_followed(
+def test_sentinel__change_of_master_is_followed(
     crowd: Crowd, clock: BreakerClock, traveller: Any
 ) -> None:
-    """As an operator has it do; test_redis__that_fails... has masters that fail."""
+    """A failover started by an operator; in test_redis__failure... masters fail."""
     with (
         servers.redis_sentinel() as (url, nodes),
         site(entry(url, SENTINEL="souvenirs")),
@@ -359,10 +359,10 @@ def test_sentinel__that_names_another_master_is_followed(
         servers.wait_until(lambda: nodes.ask(replica, "get", "after") == "that\n")
         servers.redis_cli("-p", str(servers.port_of(url)), "sentinel", "failover", "souvenirs")
         wait_for_sentinel(url, replica)
-        nodes.ask(master, "replicaof", "127.0.0.1", str(replica))  # Sentinel gets to it later
+        nodes.ask(master, "replicaof", "127.0.0.1", str(replica))  # Sentinel does this later
         traveller.shift(MINUTE)
         crowd.visit()
-        for _ in range(2):  # it may find out by its first try
+        for _ in range(2):  # the first try may only discover the change
             clock.pass_period()
             store().flush()
         assert not store().writer.pending
@@ -370,7 +370,7 @@ def test_sentinel__that_names_another_master_is_followed(
         assert times() == dict.fromkeys(NAMES, NOON + MINUTE)
 
 
-def test_address__where_nothing_answers(crowd: Crowd, clock: BreakerClock, traveller: Any) -> None:
+def test_address__without_a_redis_server(crowd: Crowd, clock: BreakerClock, traveller: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
         for more in ({}, {"CLUSTER": True}, {"SENTINEL": "souvenirs"}):
@@ -383,12 +383,12 @@ def test_address__where_nothing_answers(crowd: Crowd, clock: BreakerClock, trave
                     for _ in range(3):
                         collect()
                         assert last_seen(User.objects.get(username="ada"))
-                    assert crowd.asking == []  # until the breaker lets somebody try
+                    assert crowd.asking == []  # until the breaker allows a probe
                     clock.pass_period()
                     traveller.shift(MINUTE)
 
 
-def test_outbox__that_overflows_has_redis_filled_anew(
+def test_pending_writes__overflow_causes_a_resync(
     crowd: Crowd, clock: BreakerClock, traveller: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pending, "MAX_PENDING", 4)
@@ -407,10 +407,10 @@ def test_outbox__that_overflows_has_redis_filled_anew(
         assert set(times()) == set(NAMES)
 
 
-def test_outbox__is_written_once_redis_works_again_with_no_further_visit(
+def test_pending_writes__are_written_after_the_outage_without_another_visit(
     crowd: Crowd, clock: BreakerClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "PROBE_SECONDS", 0.1)  # of the thread that writes
+    monkeypatch.setattr(writer, "PROBE_SECONDS", 0.1)  # for the thread that writes
     with servers.redis() as (url, process), site(entry(url)):
         store().resync()
         with frozen(process.pid):
@@ -421,7 +421,7 @@ def test_outbox__is_written_once_redis_works_again_with_no_further_visit(
         servers.wait_until(lambda: set(times()) == set(NAMES))
 
 
-def test_outbox__of_two_nodes_waits_for_the_one_that_is_away(
+def test_pending_writes__wait_for_the_node_that_is_down(
     crowd: Crowd, clock: BreakerClock, request: Any
 ) -> None:
     with ExitStack() as stack:
@@ -445,7 +445,7 @@ def test_outbox__of_two_nodes_waits_for_the_one_that_is_away(
         assert store().get(elsewhere) == 7
 
 
-def test_outbox__stays_with_the_parent_of_a_fork(crowd: Crowd) -> None:
+def test_pending_writes__stay_with_the_parent_of_a_fork(crowd: Crowd) -> None:
     with site(entry(f"redis://127.0.0.1:{servers.free_port()}")):
         crowd.visit()
         assert store().writer.pending
@@ -456,9 +456,7 @@ def test_outbox__stays_with_the_parent_of_a_fork(crowd: Crowd) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
-def test_database__that_is_away_leaves_the_windows_of_redis(
-    crowd: Crowd, missing_table: Any
-) -> None:
+def test_database__outage_leaves_the_windows_of_redis(crowd: Crowd, missing_table: Any) -> None:
     with servers.redis() as (url, _), site(entry(url)):
         store().resync()
         crowd.visit()
@@ -468,7 +466,7 @@ def test_database__that_is_away_leaves_the_windows_of_redis(
                 assert windows(samples) == dict.fromkeys(["1h", "1d", "7d", "30d"], 6)
 
 
-def test_rollup_souvenirs__rolls_up_while_redis_is_away(
+def test_rollup_souvenirs__rolls_up_while_redis_is_down(
     crowd: Crowd, traveller: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     away = entry(f"redis://127.0.0.1:{servers.free_port()}")
@@ -477,6 +475,6 @@ def test_rollup_souvenirs__rolls_up_while_redis_is_away(
         traveller.shift(HOUR)
         call_command("rollup_souvenirs", verbosity=0, repair=True)
     assert Rollup.objects.get(kind=Rollup.BUCKET).active_users == len(NAMES)
-    told = " ".join(errors(caplog))
-    assert "Filling Redis with last-seen times failed" in told
-    assert "Could not sweep" in told
+    logged = " ".join(errors(caplog))
+    assert "Filling Redis with last-seen times failed" in logged
+    assert "Could not sweep" in logged

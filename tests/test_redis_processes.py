@@ -1,4 +1,5 @@
-"""Several processes of a site on one Redis: in whatever order they write, all is right."""
+"""Several processes of a site with one Redis: whatever the order of their writes, the result is
+right."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 
 
 class Process:
-    """Stands for one: it has a store and a memory of its own. Nothing is written but by hand."""
+    """Simulates a process: it has a separate store and memory. Nothing is written automatically."""
 
     def __init__(self, entry: dict[str, Any]) -> None:
         params = {key: value for key, value in entry.items() if key != "BACKEND"}
@@ -66,15 +67,15 @@ class Process:
             return what(*arguments, **more)
 
     def do_while_frozen(self, server: Any, what: Callable[..., Any], *arguments: Any) -> None:
-        """What it has to write waits, then."""
+        """Do it while the server is frozen; the resulting writes wait."""
         with frozen(server.pid):
             self.do(what, *arguments)
             assert not self.write()
 
     def write(self) -> bool:
-        """What its thread does; and five seconds have passed since it tried before. False if Redis
-        is away."""
-        for _ in range(2):  # it may have a connection to a server that has ended
+        """Do what its thread does, as if five seconds had passed since the last attempt. Return
+        False if Redis is down."""
+        for _ in range(2):  # it may have a connection to a server that has stopped
             self.store.breaker.untried()
             if self.store.flush():
                 self.store.writer.confirm_pending()
@@ -119,7 +120,7 @@ def seen_in_redis(site: RedisStore, user_pk: int = 5) -> datetime | None:
     return None if seen is None else datetime.fromtimestamp(seen, timezone.utc)
 
 
-def test_time__that_waited_takes_no_newer_one_back(
+def test_pending_time__does_not_replace_a_newer_one(
     site: RedisStore, processes: list[Process], user: Any, clock: Any, server: Any
 ) -> None:
     a, b = processes
@@ -134,7 +135,7 @@ def test_time__that_waited_takes_no_newer_one_back(
     assert seen_in_redis(site) == NOON + 6 * MINUTE
 
 
-def test_first_souvenir__that_waited_loses_no_later_time(
+def test_pending_first_souvenir__loses_no_later_time(
     site: RedisStore, processes: list[Process], user: Any, clock: Any, server: Any
 ) -> None:
     a, b = processes
@@ -146,7 +147,7 @@ def test_first_souvenir__that_waited_loses_no_later_time(
     assert seen_in_redis(site) == NOON + 30 * MINUTE
 
 
-def test_first_souvenir__of_a_process_that_ended_is_made_good_by_the_next_visit(
+def test_lost_first_souvenir__is_restored_by_the_next_visit(
     site: RedisStore, processes: list[Process], user: Any, clock: Any, server: Any
 ) -> None:
     a, b = processes
@@ -157,7 +158,7 @@ def test_first_souvenir__of_a_process_that_ended_is_made_good_by_the_next_visit(
     assert seen_in_redis(site) == NOON + 5 * MINUTE
 
 
-def test_first_souvenir__of_a_process_that_ended_is_made_good_by_scrapes(
+def test_lost_first_souvenir__is_restored_by_scrapes(
     site: RedisStore, processes: list[Process], user: Any, clock: Any, server: Any
 ) -> None:
     processes[0].do_while_frozen(server, souvenez, user)
@@ -166,7 +167,7 @@ def test_first_souvenir__of_a_process_that_ended_is_made_good_by_scrapes(
     assert windows(collect())["1d"] == 1
 
 
-def test_deleted_user__is_not_made_by_a_time_that_waited(
+def test_deleted_user__is_not_recreated_by_a_pending_time(
     site: RedisStore, processes: list[Process], user: Any, clock: Any, server: Any
 ) -> None:
     a, b = processes
@@ -177,7 +178,7 @@ def test_deleted_user__is_not_made_by_a_time_that_waited(
     assert site.shards.count([0], 2**40).since == {0: 0}
 
 
-def test_deletion__that_waited_leaves_a_new_user_with_the_same_key(
+def test_pending_deletion__keeps_a_new_user_with_the_same_key(
     site: RedisStore, processes: list[Process], user: Any, clock: Any, server: Any
 ) -> None:
     a, b = processes
@@ -191,7 +192,7 @@ def test_deletion__that_waited_leaves_a_new_user_with_the_same_key(
     assert seen_in_redis(site) == NOON + HOUR
 
 
-def test_time__of_a_wrong_clock_is_made_good_after_a_wipe(
+def test_time__of_a_wrong_clock_is_corrected_after_a_wipe(
     site: RedisStore, processes: list[Process], user: Any, clock: Any
 ) -> None:
     a, _ = processes
@@ -207,9 +208,7 @@ def test_time__of_a_wrong_clock_is_made_good_after_a_wipe(
     assert seen_in_redis(site) == NOON + 20 * MINUTE
 
 
-def test_longer_limit__of_a_caller_leaves_the_table_no_further_behind(
-    site: RedisStore, user: Any, clock: Any
-) -> None:
+def test_longer_limit__does_not_delay_the_table(site: RedisStore, user: Any, clock: Any) -> None:
     with override_settings(SOUVENIRS_METRICS_WINDOWS=["3h"]):
         clock.move_to(NOON.replace(hour=1))
         for when in (NOON.replace(hour=1), NOON):
@@ -222,7 +221,7 @@ def test_longer_limit__of_a_caller_leaves_the_table_no_further_behind(
             assert windows(collect()) == {"3h": 1}
 
 
-def test_bulk_create__waits_for_nobody_and_is_written_later(
+def test_bulk_create__does_not_wait_and_is_written_later(
     site: RedisStore, user: Any, clock: Any, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "PROBE_SECONDS", 0.1)
@@ -236,7 +235,7 @@ def test_bulk_create__waits_for_nobody_and_is_written_later(
     servers.wait_until(lambda: seen_in_redis(site) == NOON)
 
 
-def test_fork__while_a_thread_asks_a_cluster_hangs_nobody(cluster_entry: Any) -> None:
+def test_fork__while_a_thread_uses_a_cluster_does_not_hang(cluster_entry: Any) -> None:
     with using(cluster_entry) as store:
         store.on_table_updated({1: 5})
         store.flush()
@@ -247,7 +246,7 @@ def test_fork__while_a_thread_asks_a_cluster_hangs_nobody(cluster_entry: Any) ->
         assert os.waitpid(pid, 0)[1] == 0
 
 
-def test_exit__soon_after_a_failure_writes_nevertheless(site: RedisStore) -> None:
+def test_exit__soon_after_a_failure_still_writes(site: RedisStore) -> None:
     site.breaker.failure(TimeoutError())
     with site.writer._starting:
         site.writer._thread = threading.current_thread()
@@ -256,7 +255,7 @@ def test_exit__soon_after_a_failure_writes_nevertheless(site: RedisStore) -> Non
     assert site.shards.get(b"1") == 5
 
 
-def test_sender__that_has_died_is_replaced(site: RedisStore) -> None:
+def test_writer_thread__is_replaced_after_it_died(site: RedisStore) -> None:
     dead = threading.Thread(target=int)
     dead.start()
     dead.join()
@@ -276,7 +275,8 @@ STEPS = {
 
 
 class World:
-    """A site of three processes, an exporter, and what users really did. Each step may fail."""
+    """A site of three processes, an exporter, and what users really did. Every step may meet a
+    failure."""
 
     def __init__(self, seed: int, stack: ExitStack, path: Path) -> None:
         self.random = random.Random(seed)
@@ -322,7 +322,7 @@ class World:
         self.clock.shift(timedelta(seconds=seconds * self.random.uniform(0.5, 1)))
 
     def write(self) -> None:
-        """All processes write, in any order."""
+        """All processes write, in random order."""
         for process in self.random.sample(self.processes, len(self.processes)):
             assert process.write() or self.state != "up"
 
@@ -331,7 +331,7 @@ class World:
         number = self.somebody()
         self.someone_serving().do(self.users.pop(number).delete)
         self.seen.pop(number, None)
-        for process in self.processes:  # a new user with the key is a new person a slot later
+        for process in self.processes:  # a new user with the key is a new person one slot later
             process.handled.clear()
         throttle._local.clear()
         self.write()
@@ -352,10 +352,10 @@ class World:
             self.nodes.ask(self.port, "del", key)
 
     def lose(self) -> None:
-        outbox = self.someone_serving().store.writer.pending
-        with outbox._lock:
-            outbox._moves.clear()
-            outbox._overflowed = True
+        pending = self.someone_serving().store.writer.pending
+        with pending._lock:
+            pending._moves.clear()
+            pending._overflowed = True
 
     def freeze(self) -> None:
         if self.state == "up":
@@ -414,8 +414,9 @@ SEEDS = range(int(os.environ.get("SOAK_SEEDS", "3")))
 @pytest.mark.parametrize(
     "seed", [pytest.param(seed, marks=pytest.mark.soak if seed else []) for seed in SEEDS]
 )
-def test_site__whatever_happens_in_whatever_order(seed: int, tmp_path: Path) -> None:
-    """By hand, for longer: SOAK_SEEDS=100 pytest tests/test_redis_processes.py -k whatever"""
+def test_site__with_all_events_in_random_order(seed: int, tmp_path: Path) -> None:
+    """For a longer run by hand: SOAK_SEEDS=100 pytest tests/test_redis_processes.py -k
+    random_order"""
     with ExitStack() as stack:
         world = World(seed, stack, tmp_path)
         steps = [step.replace(" ", "_") for step in STEPS]

@@ -1,4 +1,5 @@
-"""Rows that were changed past the ORM's save: repaired, the history agrees with them again."""
+"""Rows that were changed without the ORM's save: after a repair, the history agrees with them
+again."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ def users() -> list[Any]:
 
 
 def insert(user: Any, t: float) -> None:
-    """By SQL, which nobody hears of."""
+    """Insert by SQL, which sends no signal."""
     field: Any = Souvenir._meta.get_field("user")
     key = field.get_db_prep_save(user.pk, ours())
     when = ours().ops.adapt_datetimefield_value(to_when(t))
@@ -68,7 +69,7 @@ def test_repair__counts_rows_that_were_inserted_by_sql(users: list[Any]) -> None
     extra = [(3, T + 5), (3, T - 3 * DAY), (0, T + 2 * DAY)]
     for who, t in extra:
         insert(users[who], t)
-    assert counting.count_users_of_ranges([DAYS[0]]) == [3]  # not known
+    assert counting.count_users_of_ranges([DAYS[0]]) == [3]  # not counted yet
     run_repair()
     assert_counts([*FACTS, *extra], DAYS)
     seen = last_seen(users[3])
@@ -84,7 +85,7 @@ def test_repair__counts_rows_at_their_new_times(users: list[Any]) -> None:
     assert_counts([*facts, (0, T + 4 * DAY)], DAYS)
 
 
-def test_repair__leaves_nothing_of_rows_that_were_deleted(users: list[Any]) -> None:
+def test_repair__removes_deleted_rows_from_the_history(users: list[Any]) -> None:
     Souvenir.objects.filter(when__gte=to_when(T + DAY)).delete()
     run_repair()
     assert_counts([(who, t) for who, t in FACTS if t < T + DAY], DAYS)
@@ -105,10 +106,10 @@ def test_repair__counts_rows_of_loaddata(users: list[Any], tmp_path: Path) -> No
     assert last_seen(users[3]) == to_when(T + 40 * HOUR)
 
 
-def test_repair__makes_days_of_the_new_time_zone(users: list[Any]) -> None:
+def test_repair__creates_days_of_the_new_time_zone(users: list[Any]) -> None:
     with override_settings(TIME_ZONE="Pacific/Auckland"):
         facts = FACTS
-        if not settings.USE_TZ:  # the same times on clocks are other instants
+        if not settings.USE_TZ:  # the same local times are other instants
             facts = known_facts(users)
         run_repair()
         zone = conf.zone
@@ -127,10 +128,10 @@ def known_facts(users: list[Any]) -> list[tuple[int, float]]:
 
 
 @pytest.mark.where(settings.USE_TZ)
-def test_repair__in_the_middle_of_a_month_forgets_days_of_the_old_time_zones_month(
+def test_repair__in_the_middle_of_a_month_drops_days_of_the_old_time_zones_month(
     users: list[Any],
 ) -> None:
-    now = unix(2024, 4, 30, 20)  # April is over in Auckland, and not in Honolulu
+    now = unix(2024, 4, 30, 20)  # April is over in Auckland, but not in Honolulu
     with override_settings(TIME_ZONE="Pacific/Auckland"):
         Rollup.objects.all().delete()
         Watermark.objects.all().delete()
@@ -146,7 +147,7 @@ def test_repair__in_the_middle_of_a_month_forgets_days_of_the_old_time_zones_mon
         ]
 
 
-def test_repair__keeps_what_is_pruned_and_who_is_deleted(users: list[Any]) -> None:
+def test_repair__keeps_pruned_history_and_deleted_users(users: list[Any]) -> None:
     with at(NOW):
         pruning.prune(3 * DAY)
         users[1].delete()
@@ -157,7 +158,7 @@ def test_repair__keeps_what_is_pruned_and_who_is_deleted(users: list[Any]) -> No
     assert_counts(FACTS, DAYS)
 
 
-def test_repair__makes_last_seen_rows(users: list[Any]) -> None:
+def test_repair__creates_last_seen_rows(users: list[Any]) -> None:
     expected = {row.user_id: row.seen for row in LastSeen.objects.all()}
     LastSeen.objects.filter(user_id=users[0].pk).delete()
     LastSeen.objects.filter(user_id=users[1].pk).update(seen=to_when(T - DAY))
@@ -166,7 +167,7 @@ def test_repair__makes_last_seen_rows(users: list[Any]) -> None:
     assert {row.user_id: row.seen for row in LastSeen.objects.all()} == expected
 
 
-def test_repair__makes_last_seen_rows_of_many_users(
+def test_repair__creates_last_seen_rows_of_many_users(
     users: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repair, "BATCH_SIZE", 2)
@@ -175,7 +176,7 @@ def test_repair__makes_last_seen_rows_of_many_users(
     assert LastSeen.objects.count() == 3
 
 
-def test_repair__changes_nothing_where_all_is_right(users: list[Any]) -> None:
+def test_repair__changes_nothing_if_everything_is_right(users: list[Any]) -> None:
     def state() -> list[Any]:
         fields = ("kind", "start", "end", "active_users")
         return sorted(Rollup.objects.values_list(*fields))

@@ -1,5 +1,5 @@
-"""Last-seen times in the hour that clocks show twice: windows are never short, and exact wherever
-the database's column knows the two apart."""
+"""Last-seen times in the hour that occurs twice on local clocks: windows are never short, and they
+are exact if the database column distinguishes the two passes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.people import User, ours, with_databases
 TURNS = {
     "Europe/Paris": (2024, 10, 27, 1),
     "America/Havana": (2024, 11, 3, 5),  # from one o'clock to midnight
-    "Australia/Lord_Howe": (2024, 4, 6, 15),  # half an hour
+    "Australia/Lord_Howe": (2024, 4, 6, 15),  # by half an hour
 }
 
 
@@ -35,7 +35,7 @@ def shown(t: float, zone: str) -> datetime:
 
 
 @pytest.mark.parametrize("zone", TURNS)
-def test_repeated_hour__is_what_clocks_show_twice(zone: str) -> None:
+def test_repeated_hour__contains_all_repeated_times(zone: str) -> None:
     turn = turn_of(zone)
     times = range(turn - 3 * HOUR, turn + 3 * HOUR, 5 * MINUTE)
     walls = [shown(t, zone) for t in times]
@@ -63,7 +63,7 @@ def zone(request: Any) -> Iterator[str]:
 
 @with_databases
 def test_count__around_the_repeated_hour(zone: str) -> None:
-    """Each minute somebody new is seen, and somebody who was seen before it returns."""
+    """Each time, a new user is seen and an earlier one returns."""
     turn = turn_of(zone)
     is_exact = settings.USE_TZ or ours().features.supports_timezones
     store = DatabaseStore({})

@@ -34,7 +34,7 @@ for days in (0, 40):
 
 
 class Replica:
-    """The replica of a primary, which can be stopped and started."""
+    """The replica of a primary; it can be stopped and started."""
 
     def __init__(self, primary: Entry, entry: Entry, path: Path) -> None:
         self.primary, self.entry, self._path = primary, entry, path
@@ -51,7 +51,7 @@ class Replica:
         return in_postgresql(self.entry, database)
 
     def catch_up(self, database: str) -> None:
-        """Waits until the replica has all that the primary has now."""
+        """Wait until the replica has everything that the primary has now."""
         with in_postgresql(self.primary) as session:
             (position,) = session.execute("SELECT pg_current_wal_lsn()").fetchone() or ()
         with self.session("postgres") as session:
@@ -82,7 +82,7 @@ def replica() -> Iterator[Replica]:
 
 @pytest.fixture
 def site(replica: Replica) -> tuple[Entry, str]:
-    """A new database, and settings of a site that has scrapes read its replica."""
+    """A new database, and the settings of a site whose scrapes read from the replica."""
     entry = new_database(replica.primary)
     databases = {"default": entry, "replica": {**replica.entry, "NAME": entry["NAME"]}}
     return entry, f"DATABASES = {databases!r}\nSOUVENIRS_METRICS_DATABASE = 'replica'\n"
@@ -98,14 +98,14 @@ def page(url: str) -> dict[str, float]:
 ACTIVE_USERS = 'souvenirs_active_users{window="1h"}'
 
 
-def test_replica__is_read_and_the_primary_is_written_to(
+def test_replica__is_read_and_the_primary_written(
     replica: Replica, site: tuple[Entry, str], run_site: RunSite, tmp_path: Path
 ) -> None:
     entry, settings = site
     run_site(ACTIVE.format(name="ada"), settings)
     replica.catch_up(entry["NAME"])
     with exporter(tmp_path, ":0") as (url, _):
-        # Both, and the time it takes a rolled up day to come over
+        # Both at once, after the time that a rolled-up day takes to be replicated
         wait_until(lambda: page(url)["souvenirs_rollup_lag_seconds"] == 0)
         found = page(url)
         assert found["souvenirs_up"] == 1
@@ -115,7 +115,7 @@ def test_replica__is_read_and_the_primary_is_written_to(
             session.execute("SELECT pg_wal_replay_pause()")
             try:
                 run_site(ACTIVE.format(name="grace"), settings)
-                behind = page(url)  # what the replica knows is told, as it is
+                behind = page(url)  # the replica's data is exposed as it is
             finally:
                 session.execute("SELECT pg_wal_replay_resume()")
         assert behind["souvenirs_up"] == behind[ACTIVE_USERS] == 1
@@ -123,7 +123,7 @@ def test_replica__is_read_and_the_primary_is_written_to(
     assert "Left" not in (tmp_path / "exporter.log").read_text()
 
 
-def test_replica__that_is_stopped(
+def test_replica__stopped(
     replica: Replica, site: tuple[Entry, str], run_site: RunSite, tmp_path: Path
 ) -> None:
     entry, settings = site

@@ -61,7 +61,7 @@ def now() -> Iterator[datetime]:
 
 
 def join(name: str, when: datetime, is_active: bool = True) -> Any:
-    """A user who joined then, where the site's users do such a thing."""
+    """Create a user who joined then, if the user model has a date_joined."""
     user = User(username=name)
     if hasattr(user, "date_joined"):
         user.date_joined, user.is_active = site(when), is_active
@@ -74,7 +74,7 @@ def record(user: Any, *times: datetime) -> None:
 
 
 def make_history(times: Iterable[datetime] = TIMES) -> None:
-    """At each time somebody joins, and is not seen again."""
+    """At each time a new user joins, and is not seen again."""
     for i, when in enumerate(times):
         record(join(f"user{i}", when), when)
 
@@ -221,7 +221,7 @@ def test_customer__numbering_counts_from_the_subscription_start(
     name: str, start: int | None, end: int | None, now: datetime
 ) -> None:
     after, before = (year and datetime(year, 2, 24, 22, tzinfo=PARIS) for year in (start, end))
-    # It is about periods and labels: the thousands of days need no counts
+    # This test is about periods and labels: the thousands of days need no counts
     function = f"{__name__}.uncounted" if name == "days" else None
     with override_settings(SOUVENIRS_USAGE_REPORTS_FUNCTION=function):
         whole = [
@@ -275,14 +275,14 @@ def test_calendar__begins_with_the_first_souvenir(name: str, now: datetime) -> N
 
 
 @pytest.mark.parametrize("name", CALENDAR)
-def test_calendar__without_souvenirs_is_the_running_period(name: str, now: datetime) -> None:
+def test_calendar__without_souvenirs_is_the_current_period(name: str, now: datetime) -> None:
     [usage] = CALENDAR[name]()
     assert at(usage, "start") < NOW == at(usage, "end")
     assert usage["usage"]["active_users"] == 0
 
 
 @pytest.mark.parametrize("report", [*CUSTOMER.values(), *CALENDAR.values()])
-def test_report__recent_is_the_last_ones(
+def test_report__recent_is_the_latest_periods(
     report: Callable[..., Iterator[dict[str, Any]]], now: datetime
 ) -> None:
     make_history()
@@ -303,7 +303,7 @@ def test_complete__only_once_the_whole_period_has_passed() -> None:
         assert first["period"]["complete"] is expected
 
 
-def test_complete__not_where_end_has_cut_a_past_period(now: datetime) -> None:
+def test_complete__not_if_end_has_cut_a_past_period(now: datetime) -> None:
     usages = reports.calendar_monthly_usage(date(2016, 1, 1), date(2016, 3, 15))
     assert [usage["period"]["complete"] for usage in usages] == [True, True, False]
 
@@ -323,7 +323,7 @@ def test_usage_for_periods__is_complete_when_its_end_has_passed(now: datetime) -
 # Zones
 
 
-def test_customer__periods_keep_the_time_of_their_zones_clocks() -> None:
+def test_customer__periods_keep_their_local_time() -> None:
     start = datetime(2024, 1, 31, 22, tzinfo=ZoneInfo("America/New_York"))
     usages = list(reports.customer_monthly_usage(start, end=start + 150 * DAY))
     assert [at(u, "start").astimezone(start.tzinfo).strftime("%m-%d %H") for u in usages] == [
@@ -335,7 +335,7 @@ def test_customer__periods_keep_the_time_of_their_zones_clocks() -> None:
     ]
 
 
-def test_customer__utc_start_from_the_database_is_seen_in_the_sites_zone() -> None:
+def test_customer__utc_start_from_the_database_is_converted_to_the_sites_zone() -> None:
     start = datetime(2024, 1, 31, tzinfo=PARIS).astimezone(timezone.utc)
     usages = list(reports.customer_monthly_usage(start, end=date(2024, 6, 1)))
     assert [at(u, "start").astimezone(PARIS).strftime("%m-%d %H") for u in usages] == [
@@ -347,7 +347,7 @@ def test_customer__utc_start_from_the_database_is_seen_in_the_sites_zone() -> No
     ]
 
 
-def test_calendar__periods_are_the_sites_whatever_zone_start_has() -> None:
+def test_calendar__periods_are_in_the_sites_zone_for_any_zone_of_start() -> None:
     start = datetime(2024, 2, 29, 23, 30, tzinfo=timezone.utc)  # 1 March in Paris
     usages = list(reports.calendar_monthly_usage(start, date(2024, 5, 1)))
     assert [usage["labels"]["calendar_year_month"] for usage in usages] == ["2024-03", "2024-04"]
@@ -356,7 +356,7 @@ def test_calendar__periods_are_the_sites_whatever_zone_start_has() -> None:
 
 
 @pytest.mark.parametrize("start", [date(2024, 3, 30), datetime(2024, 3, 30)])
-def test_report__dates_and_naive_bounds_are_the_sites(start: date) -> None:
+def test_report__dates_and_naive_bounds_are_in_the_sites_zone(start: date) -> None:
     for usages in [
         list(reports.daily_usage(start, start, date(2024, 4, 2))),
         list(reports.calendar_daily_usage(start, date(2024, 4, 2))),
@@ -369,7 +369,7 @@ def test_report__dates_and_naive_bounds_are_the_sites(start: date) -> None:
         assert lengths == [86_400, 82_800, 86_400]
 
 
-def test_report__datetimes_are_as_the_site_has_them() -> None:
+def test_report__datetimes_are_aware_or_naive_like_the_sites() -> None:
     for report in [*CUSTOMER.values(), *CALENDAR.values()]:
         usages = list(report(SUBSCRIPTION_START, end=SUBSCRIPTION_START + 40 * DAY))
         for usage in usages:
@@ -377,7 +377,7 @@ def test_report__datetimes_are_as_the_site_has_them() -> None:
                 assert (usage["period"][name].tzinfo is not None) == site_settings.USE_TZ
 
 
-def test_calendar__no_day_for_a_date_that_was_skipped() -> None:
+def test_calendar__has_no_day_for_a_skipped_date() -> None:
     with override_settings(TIME_ZONE="Pacific/Apia"):
         usages = list(reports.calendar_daily_usage(date(2011, 12, 29), date(2012, 1, 1)))
     assert [u["labels"]["calendar_date"] for u in usages] == ["2011-12-29", "2011-12-31"]
@@ -394,7 +394,7 @@ seconds = st.integers(FIRST, FIRST + 400 * 24 * HOUR) | st.integers(
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[tuple[int, bool, list[int]]]:
-    """For each user when they joined, whether they are active, and when they were seen."""
+    """For each user: when they joined, whether they are active, and when they were seen."""
     person = st.tuples(seconds, st.booleans(), st.lists(seconds, max_size=12))
     return draw(st.lists(person, max_size=6))
 
@@ -432,7 +432,7 @@ def brute_force(
     start=st.none() | seconds,
     end=seconds,
 )
-def test_customer__counts_as_brute_force_does(
+def test_customer__equals_brute_force(
     name: str,
     history: list[tuple[int, bool, list[int]]],
     zone: str,
@@ -466,14 +466,14 @@ KEYS: dict[str, Callable[[date], object]] = {
 
 @pytest.mark.parametrize("name", CALENDAR)
 @given(history=histories(), zone=st.sampled_from(ZONES), start=seconds, end=seconds)
-def test_calendar__counts_as_brute_force_does(
+def test_calendar__equals_brute_force(
     name: str, history: list[tuple[int, bool, list[int]]], zone: str, start: int, end: int
 ) -> None:
     def day_of(t: float) -> date:
         return datetime.fromtimestamp(t, ZoneInfo(zone)).date()
 
-    # The session's zone of the database is another one than that of these tests where USE_TZ is
-    # False: there the zone stays
+    # If USE_TZ is False, the zone stays: the database session's zone would be another one than that
+    # of these tests
     zone = zone if site_settings.USE_TZ else site_settings.TIME_ZONE
     key = KEYS[name]
     with override_settings(TIME_ZONE=zone):
@@ -487,21 +487,21 @@ def test_calendar__counts_as_brute_force_does(
         last = timestamps.to_datetime(end)
         days = sorted({day_of(t) for t in range(start, end, 6 * HOUR)} | {day_of(end - 1)})
         keys = list(dict.fromkeys(key(day) for day in days))
-        if end <= start:  # `start` is moved back to where its period begins
+        if end <= start:  # `start` is moved back to the beginning of its period
             keys = [key(day_of(start))] if key(day_of(start)) == key(day_of(end - 1)) else []
         assert [next(iter(usage["labels"].values())) for usage in usages] == keys
         for usage in usages:
             assert usage["usage"] == brute_force(history, at(usage, "start"), at(usage, "end"))
             label = next(iter(usage["labels"].values()))
             assert usage["usage"]["active_users"] == sum(
-                # (without time zones, an hour that clocks show twice is told apart by nobody)
+                # (without time zones, nothing distinguishes the two passes of a repeated hour)
                 any(key(day_of(t)) == label and timestamps.to_datetime(t) < last for t in seen)
                 for _, _, seen in history
             )
 
 
 @given(history=histories(), pairs=st.lists(st.tuples(seconds, seconds), max_size=8))
-def test_usage_for_periods__counts_as_brute_force_does(
+def test_usage_for_periods__equals_brute_force(
     history: list[tuple[int, bool, list[int]]], pairs: list[tuple[int, int]]
 ) -> None:
     make(history)
@@ -519,8 +519,8 @@ def test_usage_for_periods__counts_as_brute_force_does(
 
 
 def count_queries(report: Callable[[int], Iterator[dict[str, Any]]]) -> list[int]:
-    """How many queries the report of one year takes, and that of three: more days than SQLite may
-    have parameters."""
+    """The number of queries of the report of one year and of three years, which have more days than
+    SQLite allows parameters."""
     make_history()
     maintenance.roll_up()
     counts = []
@@ -533,7 +533,9 @@ def count_queries(report: Callable[[int], Iterator[dict[str, Any]]]) -> list[int
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CUSTOMER)
-def test_customer__queries_are_as_many_however_many_periods(name: str, now: datetime) -> None:
+def test_customer__takes_as_many_queries_for_any_number_of_periods(
+    name: str, now: datetime
+) -> None:
     few, many = count_queries(
         lambda years: CUSTOMER[name](SUBSCRIPTION_START, NOW - years * 365 * DAY)
     )
@@ -542,7 +544,9 @@ def test_customer__queries_are_as_many_however_many_periods(name: str, now: date
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CALENDAR)
-def test_calendar__queries_are_as_many_however_many_periods(name: str, now: datetime) -> None:
+def test_calendar__takes_as_many_queries_for_any_number_of_periods(
+    name: str, now: datetime
+) -> None:
     few, many = count_queries(lambda years: CALENDAR[name](NOW - years * 365 * DAY))
     assert few == many
 
@@ -560,7 +564,7 @@ def test_report__periods_that_are_left_out_are_not_counted(now: datetime) -> Non
     assert counted == [4, 5]
 
 
-def test_report__is_a_generator_that_asks_nothing_yet() -> None:
+def test_report__is_a_lazy_generator() -> None:
     with capture_queries() as queries:
         for report in [*CUSTOMER.values(), *CALENDAR.values()]:
             report(SUBSCRIPTION_START)
@@ -571,7 +575,7 @@ def test_report__is_a_generator_that_asks_nothing_yet() -> None:
 
 
 @has_date_joined
-def test_registered_users_as_of__counts_who_had_joined() -> None:
+def test_registered_users_as_of__counts_users_who_had_joined() -> None:
     join("ada", NOW - DAY)
     join("grace", NOW - DAY, is_active=False)
     join("mary", NOW)
@@ -602,7 +606,9 @@ def test_registered_users_as_of__without_date_joined_is_unknown_and_not_queried(
 
 
 @has_date_joined
-def test_accounts__without_a_column_is_active_everybody_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accounts__without_is_active_count_everybody_as_active(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     join("ada", NOW - DAY)
     join("grace", NOW - DAY, is_active=False)
     column = accounts.column
@@ -618,14 +624,14 @@ def test_accounts__without_a_column_is_active_everybody_is(monkeypatch: pytest.M
 
 
 def put(function: Callable[..., Any]) -> str:
-    """The dotted path of a function."""
+    """Make the function available; return its dotted path."""
     globals()["function_of_the_site"] = function
     return f"{__name__}.function_of_the_site"
 
 
 def with_pages(pairs: Iterable[tuple[datetime, datetime]]) -> Iterator[dict[str, Any]]:
     for usage in reports._usage_for_periods(pairs):
-        del usage["period"]["complete"]  # 1.0.2 had none
+        del usage["period"]["complete"]  # 1.0.2 did not have it
         usage["usage"]["pages"] = 42
         yield usage
 
@@ -643,7 +649,7 @@ def no_dictionaries(pairs: Iterable[tuple[datetime, datetime]]) -> list[dict[str
     return []
 
 
-def test_usage_reports_function__that_leaves_periods_out_is_an_error(now: datetime) -> None:
+def test_usage_reports_function__must_not_leave_out_periods(now: datetime) -> None:
     with (
         override_settings(SOUVENIRS_USAGE_REPORTS_FUNCTION=f"{__name__}.no_dictionaries"),
         pytest.raises(ValueError, match="gave 0 dictionaries for 1 periods"),

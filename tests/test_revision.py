@@ -1,4 +1,4 @@
-"""The revision of closed history differs after each transaction that changed what it says."""
+"""The revision of closed history changes with each transaction that changes closed history."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_revision__differs_after_a_change_of_closed_history(
         change(users[0])
         after = revision()
         assert after != before
-        maintenance.roll_up()  # what is marked
+        maintenance.roll_up()  # what is marked as dirty
         assert revision()[:1] != before[:1] or after.deletions != before.deletions
 
 
@@ -103,7 +103,7 @@ def test_revision__differs_after_closed_history_is_rolled_up() -> None:
         assert revision() not in (before, marked)
 
 
-def test_revision__stays_as_the_present_is_recorded_and_rolled_up() -> None:
+def test_revision__stays_while_the_present_is_recorded_and_rolled_up() -> None:
     users = people(2)
     record(users[0], PAST)
     roll_up(NOW)
@@ -118,8 +118,8 @@ def test_revision__stays_as_the_present_is_recorded_and_rolled_up() -> None:
     assert revision() == before
 
 
-def test_revision__differs_when_a_transaction_of_yesterday_commits() -> None:
-    """It begins, and writes its mark, when that day is not over."""
+def test_revision__differs_after_a_transaction_of_yesterday_commits() -> None:
+    """It begins, and writes its mark, before that day has ended."""
     [user] = people(1)
     record(user, PAST)
     roll_up(TODAY - HOUR)
@@ -135,7 +135,7 @@ def test_revision__differs_when_a_transaction_of_yesterday_commits() -> None:
     assert after != revision()
 
 
-def test_revision__follows_rows_that_come_without_a_mark_around_midnight() -> None:
+def test_revision__notices_rows_without_a_mark_around_midnight() -> None:
     users = people(2)
     record(users[0], PAST)
     roll_up(TODAY - HOUR)
@@ -147,7 +147,7 @@ def test_revision__follows_rows_that_come_without_a_mark_around_midnight() -> No
         assert revision() != before
 
 
-def test_revision__is_one_number_more_for_each_deletion_whenever_it_is_counted() -> None:
+def test_revision__counts_each_deletion_once() -> None:
     users = people(4)
     record(users[0], PAST)
     roll_up(NOW)
@@ -164,7 +164,7 @@ def test_revision__is_one_number_more_for_each_deletion_whenever_it_is_counted()
     assert revision().deletions == before + 3
 
 
-def test_revision__is_another_one_after_the_tables_were_emptied() -> None:
+def test_revision__differs_after_the_tables_were_emptied() -> None:
     [user] = people(1)
     record(user, PAST)
     roll_up(NOW)

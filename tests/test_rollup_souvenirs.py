@@ -46,7 +46,7 @@ def users() -> list[Any]:
     return users
 
 
-def test_rollup_souvenirs__rolls_up_all(users: list[Any]) -> None:
+def test_rollup_souvenirs__rolls_up_everything(users: list[Any]) -> None:
     told = run()
     assert told == f"The history is rolled up ({Rollup.objects.count()} intervals).\n"
     assert progress.watermark(ours().alias).rolled_up == progress.due_until(NOW)
@@ -71,7 +71,7 @@ def test_rollup_souvenirs__repairs(users: list[Any]) -> None:
     assert_counts(facts)
 
 
-def test_rollup_souvenirs__says_that_there_was_nothing_to_do(users: list[Any]) -> None:
+def test_rollup_souvenirs__reports_that_there_was_nothing_to_do(users: list[Any]) -> None:
     assert run().startswith("The history is rolled up (")
     assert run() == "Nothing to do: the history is rolled up.\n"
     assert run("--repair").startswith("The history is rolled up (")
@@ -82,7 +82,7 @@ def test_rollup_souvenirs__refuses_unknown_options() -> None:
         run("--fast")
 
 
-def test_roll_up__that_is_interrupted_goes_on_where_it_stopped(users: list[Any]) -> None:
+def test_roll_up__continues_where_it_was_interrupted(users: list[Any]) -> None:
     def interrupt(step: Interval) -> None:
         raise KeyboardInterrupt
 
@@ -114,7 +114,7 @@ def queries_of(days: int, souvenirs: int) -> int:
     return len(captured)
 
 
-def test_roll_up__takes_queries_for_each_day_and_not_for_each_souvenir() -> None:
+def test_roll_up__takes_queries_per_day_not_per_souvenir() -> None:
     taken = {}
     for days, souvenirs in [(1, 10), (1, 300), (2, 10), (4, 10)]:
         taken[days, souvenirs] = queries_of(days, souvenirs)
@@ -155,7 +155,7 @@ print(count_active_users(), Souvenir.objects.count())
 
 
 @pytest.mark.own_site
-def test_rollup_souvenirs__goes_on_after_a_kill(run_site: Callable[..., str]) -> None:
+def test_rollup_souvenirs__continues_after_a_kill(run_site: Callable[..., str]) -> None:
     told = run_site(KILLED)
     assert told.splitlines()[-1] == "3 90"
     assert told.startswith("The history is rolled up (")

@@ -1,4 +1,4 @@
-"""Rollups and rows together count what brute force counts over what happened."""
+"""Counts from rollups and rows together equal brute force over what happened."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = with_databases
 
 HOUR, DAY = 3_600, 86_400
 START = unix(2024, 3, 29, 23)  # Paris: 30 March, 00:00
-DAYS = 4  # clocks change on the second; a month ends with it
+DAYS = 4  # clocks change on the second day, and a month ends with it
 
 
 def to_when(t: float) -> datetime:
@@ -56,7 +56,7 @@ ranges = st.lists(st.builds(Interval, instants, instants), min_size=1, max_size=
     asked=ranges,
     at=instants,
 )
-def test_count__is_that_of_the_rows_however_much_is_rolled_up_of_them(
+def test_count__equals_that_of_the_rows_for_any_state_of_rollups(
     history: list[tuple[tuple[int, float], float]],
     rolls: list[float],
     asked: list[Interval],
@@ -81,13 +81,13 @@ def test_count__is_that_of_the_rows_however_much_is_rolled_up_of_them(
         assert {user.pk for user in active_users_between(start, end)} == expected[0]
 
 
-# Zones whose days do not begin at quarters of an hour, and times about which they are odd
+# Zones whose days do not begin at quarters of an hour, and the times at which they are irregular
 ODD = [
-    ("Africa/Monrovia", unix(1972, 1, 7)),  # 44 minutes and 30 seconds behind, until then
+    ("Africa/Monrovia", unix(1972, 1, 7)),  # 44 minutes and 30 seconds behind UTC until then
     ("Europe/Amsterdam", unix(1937, 6, 30)),  # 19 minutes and 32 seconds ahead
-    ("Australia/Lord_Howe", unix(2024, 4, 6, 15)),  # half an hour back
+    ("Australia/Lord_Howe", unix(2024, 4, 6, 15)),  # set back by half an hour
     ("Pacific/Apia", unix(2011, 12, 30, 10)),  # a day is skipped
-    ("Asia/Kathmandu", unix(1985, 12, 31, 18)),  # a quarter of an hour forward
+    ("Asia/Kathmandu", unix(1985, 12, 31, 18)),  # set forward by a quarter of an hour
 ]
 near = st.integers(-3 * 96, 3 * 96).map(lambda n: n * BUCKET)
 far = st.sampled_from([-90, -65, -33, -31, 0, 0, 0, 32, 64]).map(lambda n: n * DAY)
@@ -95,7 +95,8 @@ shifts = st.builds(lambda a, b, c: a + b + c, near, far, st.sampled_from([0, 0, 
 
 
 @pytest.mark.slow
-@pytest.mark.where(django_settings.USE_TZ)  # else times that clocks show twice are but one
+# otherwise the two passes of a repeated time are the same
+@pytest.mark.where(django_settings.USE_TZ)
 @pytest.mark.parametrize(("zone", "center"), ODD)
 @given(
     history=st.lists(st.tuples(st.integers(0, 3), shifts), min_size=1, max_size=15),
@@ -103,7 +104,7 @@ shifts = st.builds(lambda a, b, c: a + b + c, near, far, st.sampled_from([0, 0, 
     asked=st.lists(st.tuples(shifts, shifts), min_size=1, max_size=12),
     buckets=st.none() | st.integers(1, 9),
 )
-def test_count__is_that_of_the_rows_in_odd_time_zones(
+def test_count__equals_that_of_the_rows_in_irregular_time_zones(
     zone: str,
     center: int,
     history: list[tuple[int, float]],
@@ -139,7 +140,7 @@ def unaligned() -> Iterator[Rollup]:
 
 
 @pytest.mark.where(django_settings.USE_TZ)
-def test_roll_up__goes_on_at_a_quarter_of_an_hour_where_months_do_not_begin_at_one() -> None:
+def test_roll_up__continues_at_a_quarter_of_an_hour_if_months_do_not_begin_at_one() -> None:
     clear()
     users = people()
     month = unix(1971, 12, 1, 0, 44) + 30
@@ -156,7 +157,7 @@ def watermark() -> int:
     return progress.watermark(ours().alias).rolled_up
 
 
-def test_roll_up__after_the_clock_was_set_back_does_live_souvenirs_again() -> None:
+def test_roll_up__after_the_clock_was_set_back_includes_live_souvenirs() -> None:
     clear()
     users = people()
     for t, who in [(START + DAY, 0), (START + HOUR, 1)]:
@@ -170,7 +171,7 @@ def test_roll_up__after_the_clock_was_set_back_does_live_souvenirs_again() -> No
         assert counting.count_users_of_ranges(day) == [1, 2]
 
 
-def test_roll_up__makes_few_rollups_of_a_long_time_without_users() -> None:
+def test_roll_up__creates_few_rollups_for_a_long_time_without_users() -> None:
     clear()
     users = people()
     steps: list[Interval] = []
@@ -185,7 +186,7 @@ def test_roll_up__makes_few_rollups_of_a_long_time_without_users() -> None:
     assert len(steps) < 25
 
 
-def test_roll_up__a_souvenir_of_long_ago_gets_its_day_and_month() -> None:
+def test_roll_up__an_old_souvenir_gets_its_day_and_month() -> None:
     clear()
     users = people()
     with time_machine.travel(START + 40 * DAY, tick=False):
@@ -197,7 +198,7 @@ def test_roll_up__a_souvenir_of_long_ago_gets_its_day_and_month() -> None:
     assert sorted(kinds) == [Rollup.BUCKET, Rollup.DAY, Rollup.MONTH]
 
 
-def test_roll_up__a_late_souvenir_counts_in_a_day_and_a_month_that_are_closed() -> None:
+def test_roll_up__a_late_souvenir_counts_in_a_closed_day_and_month() -> None:
     clear()
     users = people()
     spans = [calendar_period(name, START, ZoneInfo("Europe/Paris")) for name in ("day", "month")]
@@ -231,7 +232,7 @@ def test_lag__is_the_age_of_the_oldest_bucket_that_is_due() -> None:
         assert lag(START + 3 * HOUR) == 0
 
 
-def test_roll_up__in_small_steps_is_as_in_one() -> None:
+def test_roll_up__in_small_steps_gives_the_same_result() -> None:
     clear()
     users = people()
     with time_machine.travel(START + 2 * DAY, tick=False):

@@ -1,7 +1,7 @@
-"""Each alert, changed in one way or another, fails a story in prometheus/tests.
+"""Each alert, changed in any way, fails a story in prometheus/tests.
 
-All mutants of a file's alerts stand beside one another in one rules file, each with its own name
-and its own copy of the stories' tests, so that promtool evaluates a story once for all of them.
+All mutants of a file's alerts are in one rules file, each with its own name and its own copy of the
+stories' tests, so that promtool evaluates a story once for all of them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ pytestmark = [pytest.mark.own_site, pytest.mark.soak]
 OPPOSITE = {"==": "!=", "!=": "==", ">": "<=", "<=": ">", "<": ">=", ">=": "<"}
 OUT_OF_SERVICE = "unless on (job) souvenirs:site:out_of_service > 0"
 SCALES = (0.8, 1.25)
-# Their stories are of weeks, and have a moment every two hours
+# Their stories last weeks, with a sample every two hours
 SLOW = {"SouvenirsChurnHigh", "SouvenirsNoNewUsers", "SouvenirsStickinessFalling"}
-# These change nothing: there is a median of days and weeks only
+# These change nothing: only days and weeks have a median
 EQUIVALENT = {'SouvenirsNoNewUsers: period=~"day|week" replaced with nothing'}
-# From a set operator to the next one, or to the end of what it is in
+# From a set operator to the next one, or to the end of the expression that contains it
 CLAUSE = re.compile(
     r"\s(?:and|or|unless)\b(?:[^()]|\((?:[^()]|\([^()]*\))*\))*?(?=\s(?:and|or|unless)\b|\s*\)|\s*\Z)"
 )
@@ -39,7 +39,7 @@ Rule = dict[str, Any]
 
 
 def mutants(alert: Rule) -> Iterator[tuple[str, Rule]]:
-    """What is changed, and the alert with it."""
+    """Yield (the change, the changed alert)."""
     expr = alert["expr"]
     for found in re.finditer(r"[=!<>]=|[<>]", re.sub(r"\{[^}]*\}", blank, expr)):
         yield f"{found[0]} flipped", with_expr(alert, found, OPPOSITE[found[0]])
@@ -48,7 +48,7 @@ def mutants(alert: Rule) -> Iterator[tuple[str, Rule]]:
             scaled = f"({found[0]} * {scale} + {scale - 1} * ({found[0]} == bool 0))"
             yield f"{found[1]} * {scale}", with_expr(alert, found, scaled)
     for found in re.finditer(r'(\w+)(=~?"[^"]*"),? ?', expr):
-        # Of two weeks at a time, nothing can be divided
+        # With two weeks, the division has no result
         other = 'week="2"' if found[1] == "week" else ""
         yield f"{found[0]} replaced with {other or 'nothing'}", with_expr(alert, found, other)
     for found in CLAUSE.finditer(expr):
@@ -70,12 +70,12 @@ def with_expr(alert: Rule, found: re.Match[str], text: str) -> Rule:
 
 
 def in_service_always(expr: str) -> str:
-    """The expression on records that know no site out of service."""
+    """The expression on records for which no site is out of service."""
     return re.sub(r"job:souvenirs_(site|watched|threshold|stickiness):", r"job:always_\1:", expr)
 
 
 def records() -> list[Rule]:
-    """The records, and copies of those that depend on what is out of service, without that."""
+    """The records, and copies of those that depend on out_of_service, without that condition."""
     plain = [rule for rule in GROUP["rules"] if "record" in rule]
     always = [
         {
@@ -97,8 +97,8 @@ MUTANTS = {
 
 
 def failing(path: Path, directory: Path) -> set[str]:
-    """The alerts, mutants and not, that fail a test of this file of stories."""
-    # As text, for YAML's 0x20 would be 32, and not a series of zeros
+    """The alerts and mutants that fail a test in this file of stories."""
+    # Load everything as text, because YAML would read 0x20 as 32 instead of a series of zeros
     file = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
     tested = {test["alertname"] for group in file["tests"] for test in group["alert_rule_test"]}
     mutants = [rule for name, (_, rule) in MUTANTS.items() if name.split("_")[0] in tested]

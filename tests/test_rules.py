@@ -1,4 +1,4 @@
-"""The rules for Prometheus: they are valid, tested and documented, and an alert arrives."""
+"""The rules for Prometheus: they are valid, tested and documented, and alerts are delivered."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_configuration__is_valid_with_alertmanager(tmp_path: Path) -> None:
 
 
 def with_alertmanager(config: str) -> str:
-    """The example with its comment about Alertmanager taken at its word."""
+    """The example configuration with its lines for Alertmanager uncommented."""
     found, count = re.subn(r"(?m)^# (alerting:| )", r"\1", config)
     assert count == 4
     return found
@@ -93,7 +93,7 @@ def test_rules__pass_their_tests(path: Path) -> None:
     promtool("test", "rules", path)
 
 
-def test_rules__have_one_of_each_name() -> None:
+def test_rules__have_unique_names() -> None:
     rules = [(rule.get("record") or rule["alert"], rule.get("labels")) for rule in GROUP["rules"]]
     assert all(rules.count(rule) == 1 for rule in rules)
     assert set(ALERTS) == NAMES
@@ -120,7 +120,7 @@ def test_rule__uses_metrics_that_exist(rule: dict[str, Any]) -> None:
 
 
 def metrics_of(promql: str) -> set[str]:
-    """The names in an expression that are those of metrics."""
+    """The metric names in an expression."""
     bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\boffset \w+|\b(by|on) \([^)]*\)", "", promql)
     names = re.findall(r"\b[a-z_][\w:]*(?!\w|\s*\()", bare)
     return set(names) - {"and", "or", "unless"}
@@ -154,11 +154,11 @@ def test_threshold__can_be_set_for_a_job(name: str) -> None:
     assert any(f"on (job) group_left () {of_job}" in expr for expr in others)
 
 
-# What people read
+# What users read
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_alert__tells_what_to_do(name: str) -> None:
+def test_alert__says_what_to_do(name: str) -> None:
     alert = ALERTS[name]
     assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
     assert alert["labels"]["severity"] in {"critical", "warning", "info"}
@@ -177,7 +177,7 @@ def test_docs__have_the_alerts_and_no_others() -> None:
     )
 
 
-def test_docs__ask_for_metrics_that_exist() -> None:
+def test_docs__query_metrics_that_exist() -> None:
     code = " ".join(re.findall(r"(?m)^    .+", DOCS))
     ours = {family.name for family in SouvenirsCollector().families} | {
         f"{families.RECORDS_NAME}_total"
@@ -192,12 +192,12 @@ def test_docs__have_the_thresholds() -> None:
     thresholds = {
         name: rule["expr"] for name, rule in RECORDS.items() if name.startswith(THRESHOLD)
     }
-    assert thresholds.pop("souvenirs:threshold:seats") == "vector(0) > 0"  # which is nothing
+    assert thresholds.pop("souvenirs:threshold:seats") == "vector(0) > 0"  # no threshold
     assert "| souvenirs:threshold:seats | none |" in DOCS
     assert {name: f"vector({value})" for name, value in documented.items()} == thresholds
 
 
-# Their tests
+# The rules' tests
 
 
 def minutes(text: str) -> int:
@@ -205,7 +205,8 @@ def minutes(text: str) -> int:
 
 
 def stories(name: str) -> Iterator[tuple[set[str], list[set[tuple[str, str]]]]]:
-    """Of each group of tests about the alert: its jobs, and for whom it fires, time by time."""
+    """For each group of tests of the alert: its jobs, and the labels for which it fires, by
+    time."""
     for path in TESTS:
         for group in yaml.safe_load(path.read_text())["tests"]:
             series = " ".join(one["series"] for one in group["input_series"])
@@ -226,7 +227,7 @@ def stories(name: str) -> Iterator[tuple[set[str], list[set[tuple[str, str]]]]]:
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_alert__is_tested(name: str) -> None:
-    """Somewhere it fires, later it does no more, and for some job it never does."""
+    """It fires in some test and resolves later, and for some job it never fires."""
     fires = resolves = is_silent = False
     for jobs, times in stories(name):
         fired = set().union(*times)
@@ -236,11 +237,11 @@ def test_alert__is_tested(name: str) -> None:
     assert (fires, resolves, is_silent) == (True, True, True)
 
 
-# The way of an alert
+# From Prometheus to the receiver
 
 
 class Receiver(ThreadingHTTPServer):
-    """What a team's webhook is told by Alertmanager."""
+    """Receives what Alertmanager sends to a team's webhook."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Receiving)
@@ -273,7 +274,7 @@ def receiver() -> Iterator[Receiver]:
 
 @contextmanager
 def alertmanager(config: str) -> Iterator[str]:
-    """An Alertmanager with this configuration file, and without a cluster; yields its URL."""
+    """Run an Alertmanager with this configuration file and without a cluster; yield its URL."""
     with servers.directory("alertmanager") as path:
         (path / "alertmanager.yml").write_text(config)
         url = f"http://127.0.0.1:{servers.free_port()}"
@@ -289,7 +290,7 @@ def alertmanager(config: str) -> Iterator[str]:
 
 
 def alertmanager_config(receiver: Receiver) -> str:
-    """The example of the docs, which tells the receiver at once."""
+    """The example in the docs, changed to notify the receiver at once."""
     [example] = re.findall(r"\n\n(    route:\n(?:    .*\n)+)", DOCS)
     config = yaml.safe_load(textwrap.dedent(example))
     config["route"] |= {"group_wait": "0s", "group_interval": "200ms"}
@@ -298,7 +299,7 @@ def alertmanager_config(receiver: Receiver) -> str:
 
 
 def impatient_rules(name: str) -> str:
-    """The rules, with an alert that is as quick as a test has to be."""
+    """The rules, with this alert as quick as a test needs it."""
     rules = yaml.safe_load(RULES.read_text())
     [alert] = [rule for rule in rules["groups"][0]["rules"] if rule.get("alert") == name]
     alert |= {
@@ -323,21 +324,21 @@ def wait_until(is_true: Callable[[], Any], seconds: float = 45) -> bool:
     return True
 
 
-def test_alertmanager__tells_what_says_most(receiver: Receiver) -> None:
+def test_alertmanager__sends_the_most_informative_alert(receiver: Receiver) -> None:
     held_back = {
         ("SouvenirsActiveUsersDrop", "souvenirs", "1h"),
         ("SouvenirsActiveUsersBelowNormal", "souvenirs", "1h"),
         ("SouvenirsActiveUsersBelowNormal", "shop", "1h"),
         ("SouvenirsNoNewUsers", "souvenirs", ""),
     }
-    told = {
+    notified = {
         ("SouvenirsNoActivity", "souvenirs", "1h"),
         ("SouvenirsActiveUsersDrop", "shop", "1h"),
         ("SouvenirsActiveUsersBelowNormal", "shop", "30d"),
         ("SouvenirsNoNewUsers", "shop", ""),
     }
     names = ("alertname", "job", "window")
-    alerts = [{"labels": dict(zip(names, labels))} for labels in held_back | told]
+    alerts = [{"labels": dict(zip(names, labels))} for labels in held_back | notified]
 
     with alertmanager(alertmanager_config(receiver)) as url:
         requests.post(f"{url}/api/v2/alerts", json=alerts, timeout=30).raise_for_status()
@@ -346,18 +347,18 @@ def test_alertmanager__tells_what_says_most(receiver: Receiver) -> None:
             answer = requests.get(f"{url}/api/v2/alerts?inhibited=false", timeout=30).json()
             return {tuple(alert["labels"].get(name, "") for name in names) for alert in answer}
 
-        assert wait_until(lambda: shown() == told)
+        assert wait_until(lambda: shown() == notified)
 
 
 def test_alert__fires_and_resolves_through_alertmanager(
     tmp_path: Path, receiver: Receiver, run_site: Callable[..., str]
 ) -> None:
-    """A table of the site is missing, and then it is back."""
+    """A table of the site disappears, and comes back."""
     run_site(ADA, 'SILENCED_SYSTEM_CHECKS = ["souvenirs_metrics.W001"]')
     database = tmp_path / "site.sqlite3"
     (tmp_path / "souvenirs.rules.yml").write_text(impatient_rules("SouvenirsCollectionFailing"))
 
-    def told(status: str) -> list[dict[str, Any]]:
+    def received(status: str) -> list[dict[str, Any]]:
         return [alert for alert in receiver.alerts if alert["status"] == status]
 
     rename(database, "souvenirs_lastseen", "away")
@@ -373,16 +374,16 @@ def test_alert__fires_and_resolves_through_alertmanager(
             .replace("- souvenirs.rules.yml", f"- {tmp_path / 'souvenirs.rules.yml'}")
         ),
     ):
-        assert wait_until(lambda: told("firing"))
+        assert wait_until(lambda: received("firing"))
         rename(database, "away", "souvenirs_lastseen")
-        assert wait_until(lambda: told("resolved"))
+        assert wait_until(lambda: received("resolved"))
 
     assert {alert["labels"]["alertname"] for alert in receiver.alerts} == {
         "SouvenirsCollectionFailing"
     }
-    firing = told("firing")[0]
+    firing = received("firing")[0]
     assert firing["labels"]["severity"] == "warning"
     assert firing["labels"]["job"] == "souvenirs"
     assert firing["annotations"]["summary"] == "souvenirs cannot read all of its metrics."
     assert firing["annotations"]["runbook_url"] == f"{RUNBOOKS}#souvenirscollectionfailing"
-    assert told("resolved")[0]["fingerprint"] == firing["fingerprint"]
+    assert received("resolved")[0]["fingerprint"] == firing["fingerprint"]

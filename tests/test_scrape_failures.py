@@ -1,5 +1,5 @@
-"""Real servers fail, and /metrics tells all that can be read: a 200 in the scraper's time, with
-souvenirs_up 0 and one line in the log; and it recovers by itself."""
+"""Real servers fail, and /metrics has everything that can be read: it answers 200 within the
+scraper's timeout, with souvenirs_up 0 and one line in the log, and it recovers without help."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ EVERYTHING = ACTIVITY | LAG | PREVIOUS | GROWTH | ACCOUNTS | ALWAYS
 
 
 def scrape(seconds: float = SCRAPE_SECONDS) -> dict[str, Metric]:
-    """Our families on the page, by name; but for those of process counters."""
+    """Our families on the page by name, except those of process counters."""
     headers = {"X-Prometheus-Scrape-Timeout-Seconds": str(seconds)}
     response = Client().get("/metrics", headers=headers)
     assert response.status_code == 200
@@ -98,8 +98,8 @@ def is_up(families: dict[str, Metric]) -> bool:
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What has been logged as an error since it was asked last."""
+def errors(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """The errors logged since the last call."""
 
     def lines() -> list[str]:
         found = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
@@ -115,7 +115,8 @@ def ada() -> User:
 
 
 def be_active(user: User) -> None:
-    """Now, yesterday (which is due to be rolled up), and in the years before (which is)."""
+    """Record activity now, yesterday (which is due to be rolled up), and years before (which is
+    rolled up)."""
     now = datetime.now(timezone.utc)
     souvenez(user, when=now - timedelta(days=800))
     maintenance.roll_up()
@@ -124,12 +125,12 @@ def be_active(user: User) -> None:
     souvenez(user)
 
 
-# The database of souvenirs. That of users is another one, and works
+# The database of souvenirs fails. The users' database is separate, and works
 
 HISTORY = ACTIVITY | LAG | PREVIOUS | GROWTH
 LOST: dict[str, set[str]] = {
     "postgresql_stopped": HISTORY,
-    # There is no time for what would come after
+    # No time remains for the parts after them
     "postgresql_frozen": HISTORY | ACCOUNTS,
     "postgresql_silent": HISTORY | ACCOUNTS,
     "mariadb_frozen": HISTORY | ACCOUNTS,
@@ -146,22 +147,22 @@ LOST: dict[str, set[str]] = {
 
 
 @cases(*AWAY, *REFUSING)
-def test_scrape__of_a_database_that_fails(
-    case: Case, ada: User, request: pytest.FixtureRequest, told: Callable[[], list[str]]
+def test_scrape__of_a_failing_database(
+    case: Case, ada: User, request: pytest.FixtureRequest, errors: Callable[[], list[str]]
 ) -> None:
     lost = LOST[request.node.callspec.id]
     if "before_migrate" not in request.node.callspec.id:
         be_active(ada)
         connections["history"].close()
-    told()
+    errors()
     with case.broken():
-        # Where the deadline does not end it, there is time for a slow machine too
+        # On a case that the deadline does not end, a slow machine needs more time
         found = scrape(SCRAPE_SECONDS if lost >= ACCOUNTS else WAIT_SECONDS)
         assert names(found) == EVERYTHING - lost
         assert is_up(found) == (not lost)
         assert lost >= ACCOUNTS or value(found, "souvenirs_registered_users") == 1
         lines: list[str] = []
-        wait_until(lambda: bool(lines.extend(told()) or lines))
+        wait_until(lambda: bool(lines.extend(errors()) or lines))
         (line,) = lines
         if lost:
             assert line.startswith("Left ")
@@ -172,7 +173,7 @@ def test_scrape__of_a_database_that_fails(
 
 
 def test_scrape__without_the_right_to_read_a_table(
-    postgresql: Entry, keep_history_in: Keep, ada: User, told: Callable[[], list[str]]
+    postgresql: Entry, keep_history_in: Keep, ada: User, errors: Callable[[], list[str]]
 ) -> None:
     entry = new_database(postgresql)
     keep_history_in(entry)
@@ -190,20 +191,20 @@ def test_scrape__without_the_right_to_read_a_table(
     found = scrape()
     assert (
         names(found) == EVERYTHING - ACTIVITY - PREVIOUS - GROWTH
-    )  # which look for who has no ordinal
+    )  # they look for users without an ordinal
     assert not is_up(found)
-    (line,) = told()  # also of the upkeep, which fails for the same cause
+    (line,) = errors()  # the upkeep, which fails with the same cause, logs no other line
     assert line == (
         "Left active_users, previous_periods, closed_periods out of the metrics: ProgrammingError:"
         " permission denied for table souvenirs_lastseen"
     )
 
 
-# It fails while it is read
+# Failures during the collection
 
 
 class Interruption(Reader):
-    """Something happens when it is read, once."""
+    """Does something once, when it is read."""
 
     name, families = "interruption", ()
 
@@ -244,7 +245,7 @@ def test_scrape__of_a_server_that_freezes_meanwhile(
     keep_history_in: Keep,
     ada: User,
     monkeypatch: pytest.MonkeyPatch,
-    told: Callable[[], list[str]],
+    errors: Callable[[], list[str]],
 ) -> None:
     entry = new_database(request.getfixturevalue(engine))
     keep_history_in(entry)
@@ -257,7 +258,7 @@ def test_scrape__of_a_server_that_freezes_meanwhile(
         assert names(found) == ALWAYS | ACTIVITY
         assert value(found, "souvenirs_active_users", "1h") == 1
         assert not is_up(found)
-        (line,) = told()
+        (line,) = errors()
         assert line.startswith(
             "Left rollup_lag, previous_periods, accounts, closed_periods,"
             " active_accounts, segments out of the metrics: the database did not answer within "
@@ -271,19 +272,19 @@ def test_scrape__of_a_server_that_freezes_meanwhile(
 
 
 @pytest.mark.parametrize("engine", ["postgresql", "mariadb"])
-def test_scrape__of_a_connection_that_is_ended_meanwhile(
+def test_scrape__of_a_connection_terminated_meanwhile(
     engine: str,
     request: pytest.FixtureRequest,
     keep_history_in: Keep,
     ada: User,
     monkeypatch: pytest.MonkeyPatch,
-    told: Callable[[], list[str]],
+    errors: Callable[[], list[str]],
 ) -> None:
     entry = new_database(request.getfixturevalue(engine))
     keep_history_in(entry)
     be_active(ada)
 
-    def end() -> None:  # and let no new ones in
+    def end() -> None:  # and accept no new ones
         if engine == "postgresql":
             with in_postgresql(entry, "postgres") as session:
                 name = entry["NAME"]
@@ -307,7 +308,7 @@ def test_scrape__of_a_connection_that_is_ended_meanwhile(
     assert not is_up(found)
     assert names(found) >= ALWAYS | ACTIVITY | ACCOUNTS
     assert names(found) < EVERYTHING
-    (line,) = told()
+    (line,) = errors()
     assert line.startswith("Left rollup_lag")
     connections["history"].close()
     if engine == "postgresql":
@@ -319,7 +320,7 @@ def test_scrape__of_a_connection_that_is_ended_meanwhile(
 
 
 class Pooler:
-    """Takes connections for a PostgreSQL server, and can keep what is asked on them to itself."""
+    """Accepts connections for a PostgreSQL server, and can withhold the queries sent on them."""
 
     def __init__(self, port: int) -> None:
         self.is_silent = False
@@ -342,7 +343,7 @@ class Pooler:
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65_536):
-                is_question = data[:1] in (b"Q", b"P")  # and not the beginning of a session
+                is_question = data[:1] in (b"Q", b"P")  # and not the start of a session
                 if not (self.is_silent and is_question):
                     target.sendall(data)
             target.shutdown(socket.SHUT_RDWR)
@@ -352,11 +353,11 @@ class Pooler:
             each.close()
 
 
-def test_scrape__of_a_server_that_lets_in_and_never_answers(
-    postgresql: Entry, keep_history_in: Keep, ada: User, told: Callable[[], list[str]]
+def test_scrape__of_a_server_that_accepts_but_never_answers(
+    postgresql: Entry, keep_history_in: Keep, ada: User, errors: Callable[[], list[str]]
 ) -> None:
     pooler = Pooler(int(postgresql["PORT"]))
-    # Django itself asks for this zone, as soon as it is connected
+    # Django itself sets this zone when it connects
     entry = {**new_database(postgresql), "PORT": pooler.port, "TIME_ZONE": "Asia/Tokyo"}
     try:
         keep_history_in(entry)
@@ -365,8 +366,8 @@ def test_scrape__of_a_server_that_lets_in_and_never_answers(
         assert is_up(scrape())
         pooler.is_silent = True
         for lines in (1, 0):  # the same cause is logged once a minute
-            assert names(scrape()) - ACCOUNTS == ALWAYS  # which are kept for a minute
-            assert len(told()) == lines
+            assert names(scrape()) - ACCOUNTS == ALWAYS  # accounts are cached for a minute
+            assert len(errors()) == lines
             wait_until(lambda: not collecting())
         pooler.is_silent = False
         assert names(scrape_until(is_up)) == EVERYTHING
@@ -378,14 +379,14 @@ def test_scrape__of_a_server_that_lets_in_and_never_answers(
 def test_scrape__of_a_server_that_never_answers_until_it_is_replaced(
     postgresql: Entry, keep_history_in: Keep, ada: User
 ) -> None:
-    """Such as by a failover, after which the old connections stay silent for hours."""
+    """For example in a failover, after which the old connections stay silent for hours."""
     old, new = Pooler(int(postgresql["PORT"])), Pooler(int(postgresql["PORT"]))
     try:
         keep_history_in({**new_database(postgresql), "PORT": old.port})
         be_active(ada)
         assert is_up(scrape())
         old.is_silent = True
-        for _ in range(3):  # more than one, each on its own connection
+        for _ in range(3):  # more than one, each on a new connection
             assert not is_up(scrape(1))
         connections["history"].close()
         connections["history"].settings_dict["PORT"] = new.port
@@ -408,7 +409,7 @@ def test_scrape__of_a_statement_that_takes_too_long(
     ada: User,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    told: Callable[[], list[str]],
+    errors: Callable[[], list[str]],
 ) -> None:
     entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "history")}
     if engine != "sqlite":
@@ -433,10 +434,10 @@ def test_scrape__of_a_statement_that_takes_too_long(
         found = scrape()
     assert names(found) == EVERYTHING - PREVIOUS - ACCOUNTS - GROWTH
     assert not is_up(found)
-    (line,) = told()
+    (line,) = errors()
     assert line.startswith("Left ")
     wait_until(lambda: not collecting())
-    if engine == "postgresql":  # nor does it run on in the server
+    if engine == "postgresql":  # and it does not continue in the server
         with in_postgresql(entry) as session:
             running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(1000)'"
             wait_until(lambda: session.execute(running).fetchone() == (0,))
@@ -446,7 +447,7 @@ def test_scrape__of_a_statement_that_takes_too_long(
 # The cache fails
 
 
-def test_scrape__while_redis_is_away() -> None:
+def test_scrape__while_redis_is_down() -> None:
     redis = {
         "BACKEND": "django.core.cache.backends.redis.RedisCache",
         "LOCATION": f"redis://127.0.0.1:{servers.free_port()}/0",

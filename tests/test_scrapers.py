@@ -1,4 +1,5 @@
-"""What scrapers send, and what strangers might, over real HTTP to the exporter of a small site."""
+"""What scrapers send, and what strangers might send, over real HTTP to the exporter of a small
+site."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, its body unpacked."""
+    """A response with its body decompressed."""
 
     status: int
     headers: dict[str, str]
@@ -45,7 +46,7 @@ class Answer:
         return self.headers.get("content-type", "")
 
     def samples(self) -> dict[tuple[str, str], float]:
-        """By name and label values. Fails if the body is not what the Content-Type says."""
+        """By name and label values. Fails if the body does not match the Content-Type."""
         text = self.body.decode()
         families: list[Metric]
         if self.content_type.startswith("application/openmetrics-text; version=1.0.0;"):
@@ -57,12 +58,12 @@ class Answer:
             families = list(parse_text(text))
         samples = [sample for family in families for sample in family.samples]
         by_key = {(s.name, " ".join(s.labels.values())): s.value for s in samples}
-        assert len(by_key) == len(samples)  # none is there twice
+        assert len(by_key) == len(samples)  # no sample is there twice
         return by_key
 
 
 def ask(port: int, request: bytes) -> Answer:
-    """Sends these bytes, and reads the one answer to them."""
+    """Send these bytes, and read the response."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(request)
         response = HTTPResponse(connection, method=request.split(b" ")[0].decode("latin-1"))
@@ -81,7 +82,7 @@ def get(port: int, headers: dict[str, str], target: str = "/metrics") -> Answer:
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Of the exporter of a site, whose /metrics demands TOKEN. Three users were active there."""
+    """The port of the exporter of a site with three active users, whose /metrics requires TOKEN."""
     directory = tmp_path_factory.mktemp("site")
     (directory / "site_settings.py").write_text(
         f"{SETTINGS}SOUVENIRS_METRICS_TOKEN = {TOKEN!r}\nLOGGING_CONFIG = None\n"
@@ -98,7 +99,7 @@ for name in "abc":
         yield int(url.rpartition(":")[2])
 
 
-# Those that are known
+# Known scrapers
 
 
 def prometheus_3(escaping: str) -> str:
@@ -117,7 +118,7 @@ PROMETHEUS_2 = (
 PROTOBUF = (
     "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"
 )
-# Accept, Accept-Encoding (None: it sends none), and the Content-Type that it is to get
+# Accept, Accept-Encoding (None: not sent), and the expected Content-Type
 SCRAPERS: dict[str, tuple[str | None, str | None, str]] = {
     "Prometheus 2.5 to 2.39": (
         "application/openmetrics-text; version=0.0.1,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
@@ -138,7 +139,7 @@ SCRAPERS: dict[str, tuple[str | None, str | None, str]] = {
         "gzip",
         OPENMETRICS,
     ),
-    # The receiver of the OpenTelemetry collector and Grafana Alloy scrape with Prometheus's code
+    # The OpenTelemetry collector's receiver and Grafana Alloy scrape with Prometheus's code
     "Prometheus 3, OpenTelemetry collector, Alloy": (
         prometheus_3("allow-utf-8"),
         "gzip",
@@ -154,7 +155,7 @@ SCRAPERS: dict[str, tuple[str | None, str | None, str]] = {
         "gzip",
         f"{OPENMETRICS}; escaping=underscores",
     ),
-    # These two would rename what needs no escaping, and so leave dashboards without data
+    # These two would rename metrics that need no escaping, and thus leave dashboards without data
     "Prometheus 3, metric_name_escaping_scheme: dots": (prometheus_3("dots"), "gzip", OPENMETRICS),
     "Prometheus 3, metric_name_escaping_scheme: values": (
         prometheus_3("values"),
@@ -225,7 +226,7 @@ def test_scraper__gets_what_it_can_read(scraper: str, port: int) -> None:
     accept, accept_encoding, content_type = SCRAPERS[scraper]
     sent = {"Accept": accept, "Accept-Encoding": accept_encoding}
     headers = {name: value for name, value in sent.items() if value is not None}
-    # Not "10" as others, but vmagent's way to write it
+    # Most send "10", but this is how vmagent writes it
     timeout = {"X-Prometheus-Scrape-Timeout-Seconds": "10.000"}
     answer = get(port, {"Authorization": f"Bearer {TOKEN}", **headers, **timeout})
     assert answer.status == 200
@@ -236,12 +237,12 @@ def test_scraper__gets_what_it_can_read(scraper: str, port: int) -> None:
     samples = answer.samples()
     assert samples["souvenirs_up", ""] == 1
     assert samples["souvenirs_active_users", "1h"] == samples["souvenirs_registered_users", ""] == 3
-    assert ("souvenirs_records_total", "added") not in samples  # which the site counts
+    assert ("souvenirs_records_total", "added") not in samples  # this one is counted by the site
 
 
-# Those that are not
+# Arbitrary requests
 
-# Header values may hold any byte but those that end the line
+# Header values may contain any byte except those that end the line
 BYTES = st.binary(max_size=40).map(lambda value: re.sub(rb"[\r\n]", b"", value))
 ACCEPTS = st.one_of(
     st.sampled_from([accept.encode() for accept, _, _ in SCRAPERS.values() if accept]),
@@ -288,7 +289,7 @@ PAIRS = st.builds(
     st.sampled_from([b"name[]", b"name%5B%5D", b"name[]%00", b"name", b""]) | BYTES,
     VALUES | VALUES.map(percent_encoded) | st.sampled_from([b"%", b"%f", b"%ff%00", b"%u0041"]),
 )
-# What http.server takes for white space would end the request's target
+# What http.server considers white space would end the request target
 QUERIES = st.lists(PAIRS, max_size=5).map(
     lambda pairs: re.sub(rb"[\0-\x20\x85\xa0]", b"+", b"&".join(pairs))
 )
@@ -308,7 +309,7 @@ def request(method: bytes, query: bytes, headers: dict[bytes, bytes]) -> bytes:
 @example(query=b"&" * 20_000, headers={}, is_authorized=True)
 @example(query=b"name[]=" + b"x" * 60_000, headers={}, is_authorized=True)
 @example(query=b"", headers={b"Authorization": b"Bearer \xff\xfe"}, is_authorized=False)
-def test_anything__is_answered_as_it_should(
+def test_any_request__gets_the_right_response(
     query: bytes, headers: dict[bytes, bytes], is_authorized: bool, port: int
 ) -> None:
     if is_authorized:
@@ -329,10 +330,10 @@ def test_anything__is_answered_as_it_should(
     path=st.binary(max_size=20),
     headers=HEADERS,
 )
-def test_anything_else__is_refused(
+def test_other_request__is_refused(
     method: bytes, path: bytes, headers: dict[bytes, bytes], port: int
 ) -> None:
-    """Other methods, paths and lines of a request."""
+    """Other methods, paths and request lines."""
     path = re.sub(rb"[\r\n]", b"", path)
     assume(b"/metrics" not in path)
     to_page = request(method, b"", {**headers, **AUTHORIZED})
@@ -349,12 +350,12 @@ def test_anything_else__is_refused(
         (b"GET /metrics HTTP/1.1\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", 431),
     ],
 )
-def test_too_much__is_refused(sent: bytes, status: int, port: int) -> None:
+def test_oversized_request__is_refused(sent: bytes, status: int, port: int) -> None:
     assert ask(port, sent).status == status
     assert get(port, {"Authorization": f"Bearer {TOKEN}"}).status == 200
 
 
-# What none of them gets to see
+# What no response reveals
 
 PEOPLE = """
 from django.contrib.auth import get_user_model
@@ -371,7 +372,7 @@ AUTH_USER_MODEL = "users.StringUser"
 INSTALLED_APPS.append("tests.users")
 """
 TELLING = "lovelace|hopper|ofia|ada@"
-# Every answer of the page, and all that is logged meanwhile from level INFO on
+# Every response of the page, and everything logged meanwhile from level INFO on
 SHOW = """
 import io, logging, sys
 from django.test import override_settings
@@ -390,7 +391,7 @@ def statuses(shown: str) -> list[str]:
     return re.findall(r"^status (\d+) ", shown, re.MULTILINE)
 
 
-def test_pages_and_logs__hold_nothing_of_any_user(run_site: RunSite) -> None:
+def test_pages_and_logs__contain_nothing_about_users(run_site: RunSite) -> None:
     shown = run_site(
         PEOPLE
         + SHOW
@@ -466,12 +467,11 @@ def show(method="GET", path="/metrics"):
 
 
 @pytest.mark.parametrize("served", [SHOW, SHOW_OF_EXPORTER], ids=["site", "exporter"])
-def test_error_pages__say_nothing_of_the_inside(
-    served: str, run_site: RunSite, tmp_path: Path
-) -> None:
+def test_error_pages__reveal_no_internals(served: str, run_site: RunSite, tmp_path: Path) -> None:
     shown = run_site(f"{served}{BROKEN_CASES}print('logged', log.getvalue())\n", BROKEN)
     answers, _, logged = shown.partition("logged")
     assert statuses(answers) == ["405", "404", "401", "403", "500", "500", "200"]
     assert not re.search(f"{INSIDE}|{tmp_path}", answers)
-    assert "SELECT secret FROM /srv/secret.py" in logged  # there, whoever runs the site finds it
+    # in the log, which the site's operator reads
+    assert "SELECT secret FROM /srv/secret.py" in logged
     assert "\nsouvenirs_up 1.0\n" in answers

@@ -1,4 +1,5 @@
-"""Active users and accounts by what users have now, against brute force over what happened."""
+"""Active users and accounts by current attributes of users, compared with brute force over what
+happened."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ from tests.segments.models import Club, ClubMember, Membership, Organization, Su
 
 pytestmark = with_databases
 
-joined = pytest.mark.where("routed" not in site_settings.SHAPE)  # segments are read by a join
+joined = pytest.mark.where("routed" not in site_settings.SHAPE)  # segments are read with a join
 
 NOON = unix(2024, 5, 14, 10)  # in Paris
 PLANS = ["free", "pro"]  # of the choices, "team" is left out
@@ -58,7 +59,7 @@ SECTORS = ["health", "law", None]
 CLUBS = ["chess", "go", "tennis"]
 ROLES = ["owner", "editor", "guest"]
 
-Facts = dict[str, Any]  # what a user has, by segment: a value, or a set of values
+Facts = dict[str, Any]  # the attributes of a user by segment: a value, or a set of values
 
 
 @pytest.fixture(params=["database", "redis"])
@@ -71,7 +72,7 @@ def store(request: Any) -> Iterator[Any]:
 
 
 class Site:
-    """Users, and what each of them has now."""
+    """Users, and the current attributes of each."""
 
     def __init__(self) -> None:
         for model in (Subscription, Membership, ClubMember, Club, Organization):
@@ -115,7 +116,7 @@ class Site:
 
 
 def values_of(have: Facts) -> dict[str, set[Any]]:
-    """The set of a user's values on each path; {None} where there is nothing."""
+    """The set of a user's values on each path; {None} without any."""
     plan, trial, seats, organization = have["subscription"] or (None, None, None, None)
     roles = {role for role, _ in have["memberships"]}
     clubs = {CLUBS[club] for club in have["clubs"]}
@@ -157,7 +158,8 @@ EMPTY: Facts = {"subscription": None, "memberships": [], "clubs": set()}
 
 
 def play(site: Site, ops: list[Any]) -> tuple[dict[int, list[float]], dict[int, Facts]]:
-    """Do it all, visits in the order of time. Return the visits, and what existing users have."""
+    """Perform all steps, visits in chronological order. Return the visits, and the attributes of
+    the existing users."""
     visits: dict[int, list[float]] = defaultdict(list)
     have = dict.fromkeys(range(6), EMPTY)
     for _, number, ago in sorted((op for op in ops if op[0] == "visit"), key=lambda op: -op[2]):
@@ -204,10 +206,10 @@ LENGTHS = {"1h": HOUR, "1d": DAY, "7d": 7 * DAY, "30d": 30 * DAY}
 @override_settings(
     SOUVENIRS_METRICS_SEGMENTS=SEGMENTS, SOUVENIRS_METRICS_ACCOUNTS="memberships__organization"
 )
-def test_metrics__are_what_brute_force_counts(store: Any, ops: list[Any]) -> None:
+def test_metrics__equal_brute_force(store: Any, ops: list[Any]) -> None:
     site = Site()
     visits, have = play(site, ops)
-    # With Redis the table knows the slot, which is an hour of the clock
+    # With Redis the table only knows the slot, which is an hour of the clock
     slot = HOUR if store.name == "redis" else MINUTE
     starts = {
         **{("window", name): (NOON - s) // slot * slot for name, s in LENGTHS.items()},
@@ -242,7 +244,7 @@ def test_metrics__are_what_brute_force_counts(store: Any, ops: list[Any]) -> Non
 
 @pytest.mark.slow
 @given(ops=OPS, days=st.integers(0, 41), rolled_up=st.booleans(), pruned=st.booleans())
-def test_counts_of_the_past__are_what_brute_force_counts(
+def test_counts_of_the_past__equal_brute_force(
     ops: list[Any], days: int, rolled_up: bool, pruned: bool
 ) -> None:
     site = Site()
@@ -291,13 +293,13 @@ def test_by__a_relation_counts_by_its_key(site: Site) -> None:
 
 
 @pytest.mark.parametrize("path", ["plan", "subscription__plann", "username__", ""])
-def test_by__a_path_that_leads_nowhere(site: Site, path: str) -> None:
+def test_by__an_unknown_path(site: Site, path: str) -> None:
     record(site.users[0], NOON)
     with pytest.raises(FieldError):
         count_active_users(by=path)
 
 
-def test_by__a_path_that_leads_to_documents(site: Site) -> None:
+def test_by__a_path_to_a_json_field(site: Site) -> None:
     record(site.users[0], NOON)
     user_pk = site.users[0].pk
     Subscription.objects.create(user_id=user_pk, features={"beta": True})
@@ -305,7 +307,7 @@ def test_by__a_path_that_leads_to_documents(site: Site) -> None:
         count_active_users(by="subscription__features")
 
 
-def test_by__a_path_in_the_report_function_of_a_site(site: Site) -> None:
+def test_by__a_path_with_a_report_function_of_the_site(site: Site) -> None:
     site.set(0, {**EMPTY, "subscription": ("pro", None, None, None)})
     record(site.users[0], NOON)
     with override_settings(SOUVENIRS_USAGE_REPORTS_FUNCTION="tests.test_segments.plain_usage"):
@@ -334,7 +336,7 @@ def show(**options: Any) -> str:
 
 @pytest.fixture
 def may(site: Site) -> Site:
-    """Three users with a plan, one without, and one who is deleted."""
+    """Three users with a plan, one without, and a deleted one."""
     for number, plan in enumerate(["pro", "free", "free"]):
         site.set(number, {**EMPTY, "subscription": (plan, None, None, None)})
     for user in site.users[:5]:
@@ -375,7 +377,7 @@ def test_show_usage__by_table_names_a_partial_period_once(may: Site) -> None:
         ({"plot": True}, "--plot draws one bar for each period: leave out --by"),
     ],
 )
-def test_show_usage__by_mistake(may: Site, options: dict[str, Any], message: str) -> None:
+def test_show_usage__invalid_by(may: Site, options: dict[str, Any], message: str) -> None:
     with pytest.raises(CommandError, match=message):
         show(**options)
 
@@ -469,7 +471,7 @@ def test_check__allows(accounts: Any) -> None:
 
 
 @pytest.mark.where("routed" in site_settings.SHAPE)
-def test_check__refuses_users_in_another_database_than_souvenirs() -> None:
+def test_check__refuses_users_in_another_database() -> None:
     with override_settings(
         SOUVENIRS_METRICS_SEGMENTS={"plan": "subscription__plan"},
         SOUVENIRS_METRICS_ACCOUNTS="subscription__organization",
@@ -489,7 +491,7 @@ def lines(name: str) -> dict[str, float]:
 
 @joined
 @override_settings(SOUVENIRS_METRICS_SEGMENTS={"plan": SEGMENTS["plan"], "lost": "nothing"})
-def test_page__a_segment_that_cannot_be_read_leaves_the_others_alone(
+def test_page__an_unreadable_segment_does_not_affect_the_others(
     may: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     shown = samples()
@@ -503,7 +505,7 @@ def test_page__a_segment_that_cannot_be_read_leaves_the_others_alone(
 
 
 @joined
-def test_page__says_nothing_of_segments_that_are_not_declared(may: Site) -> None:
+def test_page__has_no_segments_unless_declared(may: Site) -> None:
     shown = samples()
     assert not {name for name in shown if "segment" in name or "accounts" in name}
     assert shown["collection_part_success"]["segments",] == 1
@@ -515,12 +517,12 @@ def test_page__says_nothing_of_segments_that_are_not_declared(may: Site) -> None
     SOUVENIRS_METRICS_SEGMENTS={"plan": SEGMENTS["plan"]},
     SOUVENIRS_METRICS_ACCOUNTS="subscription__organization",
 )
-def test_page__keeps_a_reading_for_a_minute_but_not_over_midnight(may: Site) -> None:
+def test_page__caches_a_reading_for_a_minute_but_not_over_midnight(may: Site) -> None:
     may.set(0, {**EMPTY, "subscription": ("pro", None, None, 1)})
     using = router.db_for_write(LastSeen)
 
     def read(now: float) -> tuple[int, float]:
-        """How many queries it took, and today's users with a plan that is free."""
+        """The number of queries, and today's users with the plan "free"."""
         with CaptureQueriesContext(connections[using]) as queries:
             users = segments.read(now, nullcontext)[1]
             accounts.read(now, nullcontext)
@@ -553,9 +555,7 @@ def scope() -> str:
     SOUVENIRS_SCOPE="tests.test_segments.scope",
     SOUVENIRS_METRICS_SEGMENTS={"plan": SEGMENTS["plan"]},
 )
-def test_page__of_each_scope_keeps_its_own_reading(
-    may: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_page__caches_a_reading_per_scope(may: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     collector = SouvenirsCollector()
     connection = connections[router.db_for_write(LastSeen)]
 
@@ -576,7 +576,7 @@ class Clock:
 
 
 @pytest.mark.parametrize(("took", "kept_for"), [(0.1, 60), (3, 60), (10, 200)])
-def test_kept__is_read_in_a_twentieth_of_the_time(took: float, kept_for: float) -> None:
+def test_kept__is_read_at_most_a_twentieth_of_the_time(took: float, kept_for: float) -> None:
     clock, reading = Clock(), caching.CachedReading[float]()
 
     def read() -> float:
@@ -591,7 +591,7 @@ def test_kept__is_read_in_a_twentieth_of_the_time(took: float, kept_for: float) 
         assert reading.get("key", read) > first
 
 
-def test_kept__what_failed_is_not_tried_again_at_once() -> None:
+def test_kept__does_not_retry_a_failure_at_once() -> None:
     clock, reading = Clock(), caching.CachedReading[int]()
     tries = []
 
@@ -608,12 +608,12 @@ def test_kept__what_failed_is_not_tried_again_at_once() -> None:
     assert len(tries) == 2
 
 
-# In the past, for Prometheus
+# Past values, for Prometheus
 
 
 @joined
 @override_settings(SOUVENIRS_METRICS_SEGMENTS={n: SEGMENTS[n] for n in ("plan", "club")})
-def test_history__has_segments_by_present_values_if_asked(site: Site) -> None:
+def test_history__has_segments_by_current_values_on_request(site: Site) -> None:
     site.set(0, {**EMPTY, "subscription": ("pro", None, None, None), "clubs": {0, 1}})
     site.set(1, {**EMPTY, "subscription": ("team", None, None, None)})
     visits = {0: [NOON - 30 * HOUR], 1: [NOON - 3 * HOUR], 2: [NOON - 2 * HOUR], 3: [NOON - HOUR]}

@@ -29,7 +29,7 @@ def test_select__has_a_number_of_periods_for_each_length(period: str) -> None:
     assert select({"period": period}) == Selection(period=period, recent=DEFAULT_RECENT[period])
 
 
-def test_select__takes_all_periods_from_a_start_on() -> None:
+def test_select__with_a_start_has_all_periods_since_then() -> None:
     given_start = {"start": "2024-01-31", "end": "2024-03-01"}
     assert select(given_start) == Selection(start=date(2024, 1, 31), end=date(2024, 3, 1))
     assert select({**given_start, "recent": "2"}).recent == 2
@@ -72,7 +72,7 @@ def test_select__raises_nothing_else(params: dict[str, str]) -> None:
 @pytest.mark.django_db(databases=list(settings.DATABASES))
 @pytest.mark.parametrize("params", [{"recent": "3"}, {"start": "1950-01-01", "recent": "3"}])
 @pytest.mark.parametrize("period", NAMES)
-def test_read__is_the_end_of_the_whole_report(period: str, params: dict[str, str]) -> None:
+def test_read__returns_the_end_of_the_whole_report(period: str, params: dict[str, str]) -> None:
     record(people(1)[0], unix(1980, 1, 1), unix(2023, 12, 31, 22), unix(2024, 2, 29))
     with at(unix(2024, 3, 1, 12)):
         selection = select({"period": period, **params})

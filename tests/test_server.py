@@ -1,4 +1,4 @@
-"""The exporter's server and clients that are slow on purpose, on real sockets."""
+"""The exporter's server and deliberately slow clients, on real sockets."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from souvenirs_metrics.server import Server
 from tests import servers
 
 LIMIT = 0.5  # seconds that the server gives a client
-PACE = 0.05  # seconds between the bytes of a slow client, which keep any timeout per read away
-AMPLE = 3  # and where it has to be in time, on a slow machine too
-PATIENCE = 20  # seconds that a test waits for what has to happen; slow clients go on for longer
-BUFFER = 1 << 17  # bytes that the system keeps of what a client has not read
+PACE = 0.05  # seconds between the bytes of a slow client, so that no timeout per read fires
+AMPLE = 3  # seconds that the server gives a client that must be in time, even on a slow machine
+PATIENCE = 20  # seconds that a test waits for an event; slow clients continue for longer
+BUFFER = 1 << 17  # bytes of unread response that the system buffers
 HEADER = b"GET /-/healthy HTTP/1.1\r\nX: " + 10_000 * b"x"
 
 
@@ -39,13 +39,14 @@ def scheme(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def server(scheme: str, certificate: Path) -> Iterator[Server]:
-    """A server of one client at a time."""
+    """A server that handles one client at a time."""
     tls = None
     if scheme == "https":
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(certificate / "cert", certificate / "key")
     with Server("127.0.0.1", 0, tls, client_seconds=LIMIT, max_requests=1) as server:
-        server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)  # of its clients too
+        # inherited by its clients' sockets
+        server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         thread = threading.Thread(target=server.serve_forever, args=[0.01], daemon=True)
         thread.start()
         yield server
@@ -81,7 +82,7 @@ def connect_socket(server: Server) -> socket.socket:
 
 
 def drip(client: socket.socket, data: bytes) -> None:
-    """Sends byte by byte, until the server closes the connection or all is sent."""
+    """Send byte by byte, until the server closes the connection or everything is sent."""
     client.setblocking(True)
     with suppress(OSError):
         for n in range(len(data)):
@@ -90,7 +91,7 @@ def drip(client: socket.socket, data: bytes) -> None:
 
 
 def client_hello() -> bytes:
-    """How a TLS client begins."""
+    """The first bytes that a TLS client sends."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     with suppress(ssl.SSLWantReadError):
         trusting().wrap_bio(incoming, outgoing).do_handshake()
@@ -123,33 +124,39 @@ def is_served_again(server: Server, scheme: str) -> bool:
 pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
 
 
-def test_server__ends_headers_that_come_byte_by_byte(server: Server, scheme: str) -> None:
+def test_server__closes_connections_that_send_headers_byte_by_byte(
+    server: Server, scheme: str
+) -> None:
     with connect(server, scheme) as client, background(drip, client, HEADER):
         assert is_served_again(server, scheme)
 
 
 @pytest.mark.parametrize("scheme", ["https"], indirect=True)
-def test_server__ends_handshakes_that_come_byte_by_byte(server: Server, scheme: str) -> None:
+def test_server__closes_connections_that_send_the_handshake_byte_by_byte(
+    server: Server, scheme: str
+) -> None:
     hello = client_hello()
     assert len(hello) * PACE > LIMIT
     with connect(server) as client, background(drip, client, hello + HEADER):
         assert is_served_again(server, scheme)
 
 
-def test_server__ends_connections_that_say_nothing(server: Server, scheme: str) -> None:
+def test_server__closes_silent_connections(server: Server, scheme: str) -> None:
     with connect(server):
         assert is_served_again(server, scheme)
 
 
 @pytest.mark.parametrize("scheme", ["https"], indirect=True)
-def test_server__ends_connections_that_say_nothing_after_the_handshake(
+def test_server__closes_connections_that_are_silent_after_the_handshake(
     server: Server, scheme: str
 ) -> None:
     with connect(server, scheme):
         assert is_served_again(server, scheme)
 
 
-def test_server__ends_clients_that_take_the_answer_bit_by_bit(server: Server, scheme: str) -> None:
+def test_server__closes_connections_that_read_the_response_bit_by_bit(
+    server: Server, scheme: str
+) -> None:
     size = 1 << 26
     served = threading.Event()
 

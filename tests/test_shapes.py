@@ -1,4 +1,4 @@
-"""A small site in every shape in which docs/deployment.md has it served, as real processes."""
+"""A small site in every deployment described in docs/deployment.md, as real processes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ GUNICORN = """
 control_socket_disable = True
 graceful_timeout = 3
 """
-# As docs/deployment.md has it
+# As in docs/deployment.md
 CHILD_EXIT = """
 from prometheus_client import multiprocess
 
@@ -96,7 +96,7 @@ class Served:
         return response.text
 
     def samples(self, path: str = "/metrics") -> dict[str, float]:
-        """The samples of a page, by what precedes their value. Fails if one is there twice."""
+        """The samples of a page by name and labels. Fails if one is there twice."""
         lines = [line for line in self.get(path).splitlines() if line and line[0] != "#"]
         samples = {name: float(value) for name, _, value in (x.rpartition(" ") for x in lines)}
         assert len(samples) == len(lines)
@@ -104,14 +104,14 @@ class Served:
 
 
 def write_site(directory: Path, run_site: RunSite, settings: str = "", urls: str = "") -> None:
-    """Makes a site, and its tables. `settings` and `urls` are added to those above."""
+    """Create a site, and its tables. `settings` and `urls` are added to those above."""
     (directory / "site_urls.py").write_text(URLS + urls)
     run_site("", SITE + settings)
 
 
 @contextmanager
 def serving(directory: Path, *command: str, **environ: str) -> Iterator[Served]:
-    """Runs a server of the site, a module of Python, on `{port}`."""
+    """Run a server of the site, a Python module, on `{port}`."""
     url = f"http://127.0.0.1:{(port := servers.free_port())}"
     with servers.running(
         [sys.executable, "-m", *(part.format(port=port) for part in command)],
@@ -169,19 +169,19 @@ def test_one_process__serves_both_formats(tmp_path: Path, run_site: RunSite) -> 
 
 
 class People:
-    """New users, who sign in at a site of several processes. `count`: how many have."""
+    """New users who sign in to a site of several processes. `count`: how many have signed in."""
 
     def __init__(self, site: Served) -> None:
         self.site = site
         self.count = 0
 
     def enter(self) -> int:
-        """Signs somebody in. Returns the process that answered."""
+        """Sign in a new user. Return the process that answered."""
         self.count += 1
         return int(self.site.get(f"/enter/user{self.count}/"))
 
     def meet(self, processes: int) -> set[int]:
-        """Signs people in until so many processes have answered. Returns these."""
+        """Sign in new users until this many processes have answered. Return their pids."""
         pids: set[int] = set()
         with ThreadPoolExecutor(4) as pool:
             while len(pids) < processes:
@@ -195,7 +195,7 @@ def multiprocess(tmp_path: Path) -> dict[str, str]:
     return {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics")}
 
 
-def test_two_workers__are_one_page_whoever_dies(
+def test_two_workers__share_one_page_after_one_was_killed(
     tmp_path: Path, run_site: RunSite, multiprocess: dict[str, str]
 ) -> None:
     write_site(tmp_path, run_site)
@@ -210,18 +210,18 @@ def test_two_workers__are_one_page_whoever_dies(
         wait_for(lambda: int(site.get("/pid/")) not in pids)
         samples = site.samples()
         assert added(samples) == active(samples) == people.count
-        assert samples["site_workers"] == 2  # the live one, and who took the dead one's place
+        assert samples["site_workers"] == 2  # the surviving one and the replacement
         people.enter()
         page = site.get("/metrics")
         assert f'souvenirs_records_total{{result="added"}} {people.count}.0\n' in page
         counts = families(page)
         assert {counts[name] for name in [*GAUGES, "souvenirs_records_total"]} == {1}
 
-        with exporter(tmp_path, ":0", **multiprocess) as (url, _):  # has their counters too
+        with exporter(tmp_path, ":0", **multiprocess) as (url, _):  # has the counters of both, too
             assert added(Served(url).samples()) == people.count
 
 
-def test_workers_that_are_recycled__leave_their_counters(
+def test_recycled_workers__leave_their_counters(
     tmp_path: Path, run_site: RunSite, multiprocess: dict[str, str]
 ) -> None:
     write_site(tmp_path, run_site)
@@ -235,7 +235,7 @@ def test_workers_that_are_recycled__leave_their_counters(
         assert added(samples) == active(samples) == people.count
 
 
-def test_exporter__tells_the_gauges_where_it_may_write_no_counters(
+def test_exporter__serves_the_gauges_if_it_cannot_write_counters(
     tmp_path: Path, run_site: RunSite
 ) -> None:
     write_site(tmp_path, run_site, 'ROOT_URLCONF = "souvenirs_metrics.urls"\n')
@@ -244,7 +244,7 @@ def test_exporter__tells_the_gauges_where_it_may_write_no_counters(
         assert Served(url).samples()["souvenirs_up"] == 1
 
 
-# Beside django-prometheus
+# With django-prometheus
 
 THEIRS = """
 INSTALLED_APPS.insert(0, "django_prometheus")
@@ -291,7 +291,7 @@ def test_django_prometheus__has_its_metrics_on_our_page(
     assert 2 <= ours[requests] < theirs[requests]
     both = [*GAUGES, "souvenirs_records_total", requests, "site_workers"]
     assert {ours_families[name] for name in both} == {1}
-    # Their view knows the default registry only, and in multiprocess mode not even that
+    # Their view only has the default registry, and not even that in multiprocess mode
     has_gauges = register and not is_multiprocess
     assert {theirs_families[name] for name in GAUGES} == {int(has_gauges)}
     assert not has_gauges or active(theirs) == 1
@@ -316,7 +316,7 @@ def test_django_prometheus__wraps_our_database_and_cache(
         assert active(samples) == 2
         queries = f'django_db_execute_total{{alias="default",vendor="{engine.rstrip("3")}"}}'
         assert site.samples()[queries] > samples[queries] > 0  # a scrape's own, and all
-    with gunicorn(tmp_path) as site:  # a process that finds the slots written
+    with gunicorn(tmp_path) as site:  # including the scrape's own
         site.get("/enter/ada/")
         servers.wait_until(lambda: limited(site.samples()) == 1)
         assert added(site.samples()) == 0

@@ -30,7 +30,7 @@ TIMES.append(datetime(2015, 10, 17, 12, tzinfo=PARIS))
 
 @pytest.fixture(autouse=True)
 def history() -> Iterator[None]:
-    """At each of the TIMES somebody joins, is seen, and never again."""
+    """At each of the TIMES a new user joins, is seen, and never again."""
     for i, when in enumerate(TIMES):
         user = User(username=f"user{i}")
         if hasattr(user, "date_joined"):
@@ -268,7 +268,7 @@ def test_plot__is_as_wide_as_the_terminal(columns: int, monkeypatch: pytest.Monk
     assert "2017-04-03  0" in lines
 
 
-def test_plot__of_nobody() -> None:
+def test_plot__without_users() -> None:
     Souvenir.objects.all().delete()
     assert show("--calendar", "--daily", "--plot") == (
         "Active users\n2017-04-04  0\n\nPartial: 2017-04-04 (not over yet, or cut by --before)\n"
@@ -316,7 +316,7 @@ def test_dates__are_read_leniently(text: str) -> None:
     assert period["start"] == "2015-12-24 00:00:00"
 
 
-def test_dates__what_is_left_out_is_the_first() -> None:
+def test_dates__missing_month_or_day_is_the_first() -> None:
     assert first_column("--calendar", "--daily", "--after=January 2017")[-1] == "2017-01-01"
     assert first_column("--calendar", "--daily", "--after=2017")[-1] == "2017-01-01"
 
@@ -388,7 +388,7 @@ def test_errors__exit_with_a_code(args: list[str], capsys: pytest.CaptureFixture
 # Growth, retention, active days
 
 
-def test_growth__prints_changes_and_leaves_blank_what_is_not_known() -> None:
+def test_growth__prints_changes_and_leaves_unknown_ones_blank() -> None:
     assert show("--growth", "--yearly", "--before=2016-01-01") == (
         "year    start       end           active    new    retained    resurrected    churned\n"
         "------  ----------  ----------  --------  -----  ----------  -------------  ---------\n"
@@ -401,7 +401,7 @@ def test_growth__prints_changes_and_leaves_blank_what_is_not_known() -> None:
     )
 
 
-def test_growth__for_machines() -> None:
+def test_growth__in_formats_for_programs() -> None:
     assert show("--growth", "--recent=2", "--csv").splitlines() == [
         "month,start,end,active,new,retained,resurrected,churned,complete",
         "2017-04,2017-04-01,2017-04-04,0,0,0,0,0,false",
@@ -478,6 +478,6 @@ def test_active_days__counts_users_by_days() -> None:
         (["--growth", "--retention"], "not allowed with argument"),
     ],
 )
-def test_growth__of_options_that_exclude_each_other(options: list[str], words: str) -> None:
+def test_growth__with_options_that_exclude_each_other(options: list[str], words: str) -> None:
     with pytest.raises(CommandError, match=words):
         show(*options)

@@ -1,4 +1,5 @@
-"""The tests of a site that has souvenirs: what a request queries does not depend on their order."""
+"""The tests of a site that uses souvenirs: the queries of a request do not depend on the tests'
+order."""
 
 from __future__ import annotations
 
@@ -79,16 +80,17 @@ def run_tests(tmp_path: Path) -> Callable[..., str]:
     return run
 
 
-def test_pytest__records_nobody_unless_asked(run_tests: Callable[..., str]) -> None:
+def test_pytest__records_nobody_by_default(run_tests: Callable[..., str]) -> None:
     assert "5 passed" in run_tests("pytest", tests=TESTS + PYTEST)
 
 
-def test_pytest__leaves_it_to_a_site_that_decides(run_tests: Callable[..., str]) -> None:
+def test_pytest__respects_the_sites_setting(run_tests: Callable[..., str]) -> None:
     said = run_tests("pytest", "-p", "no:randomly", settings="SOUVENIRS_ENABLED = True\n")
-    assert "1 failed, 2 passed" in said  # the first, as the other one's user seems to be recorded
+    # the first test, because the other one's user seems to be recorded
+    assert "1 failed, 2 passed" in said
 
 
-def test_pytest__of_a_project_without_django(run_tests: Callable[..., str]) -> None:
+def test_pytest__in_a_project_without_django(run_tests: Callable[..., str]) -> None:
     said = run_tests("pytest", "-p", "no:django", tests="def test_one():\n    assert True\n")
     assert "1 passed" in said
 
@@ -97,7 +99,7 @@ def test_pytest__records_nobody_in_any_process(run_tests: Callable[..., str]) ->
     assert "5 passed" in run_tests("pytest", "-n", "2", tests=TESTS + PYTEST)
 
 
-def test_pytest__without_the_plugin_obeys_the_setting(run_tests: Callable[..., str]) -> None:
+def test_pytest__without_the_plugin_respects_the_setting(run_tests: Callable[..., str]) -> None:
     said = run_tests("pytest", "-p", "no:souvenirs", settings="SOUVENIRS_ENABLED = False\n")
     assert "3 passed" in said
 
@@ -114,7 +116,7 @@ def test_settings():
 """
 
 
-def test_pytest__of_a_site_without_the_app_changes_nothing(run_tests: Callable[..., str]) -> None:
+def test_pytest__in_a_site_without_the_app_changes_nothing(run_tests: Callable[..., str]) -> None:
     assert "1 passed" in run_tests("pytest", settings=WITHOUT, tests=UNTOUCHED)
     assert "1 failed" in run_tests("pytest", tests=UNTOUCHED)
 
