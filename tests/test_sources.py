@@ -1,4 +1,4 @@
-"""Readers against lines as they are found."""
+"""The readers of backfill sources, with lines as they occur in practice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = with_databases
 
 HOUR = 3_600
 T = 1_700_042_400  # the beginning of an hour: 2023-11-15 11:00 in Paris
-FOLD = 1_729_990_800  # 2024-10-27 03:00 summer time in Paris, when clocks go back by an hour
+FOLD = 1_729_990_800  # 2024-10-27 03:00 summer time in Paris, when clocks are set back by an hour
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_to_seconds(when: Any, seconds: float) -> None:
         {},
     ],
 )
-def test_to_seconds__of_no_time(when: Any) -> None:
+def test_to_seconds__without_a_time(when: Any) -> None:
     with pytest.raises(ValueError, match=r".*"):
         to_seconds(when)
 
@@ -104,7 +104,7 @@ def test_to_seconds__of_no_time(when: Any) -> None:
         ('"user", "when"', f'"12", "{T}"', Entry(2, "12", T)),
     ],
 )
-def test_read_csv__header_says_what_is_where(header: str, row: str, expected: Entry) -> None:
+def test_read_csv__header_names_the_columns(header: str, row: str, expected: Entry) -> None:
     assert list(readers.read_csv([header + "\r\n", row + "\r\n"])) == [expected]
 
 
@@ -117,7 +117,9 @@ def test_read_csv__header_says_what_is_where(header: str, row: str, expected: En
         ("username", "user_id,username,when", f"12,ana,{T}", Entry(2, "ana", T, "username")),
     ],
 )
-def test_read_csv__user_by_chooses(user_by: str, header: str, row: str, expected: Entry) -> None:
+def test_read_csv__user_by_chooses_the_column(
+    user_by: str, header: str, row: str, expected: Entry
+) -> None:
     assert list(readers.read_csv([header, row], Naming(user_by))) == [expected]
 
 
@@ -148,7 +150,7 @@ def test_read_csv__bad_lines() -> None:
     ]
 
 
-def test_read_csv__naming_names_the_columns() -> None:
+def test_read_csv__naming_chooses_the_columns() -> None:
     lines = ["Konto;Tag;when\n", f"ana;{T};{T + 1}\n"]
     naming = Naming("username", "konto", "Tag")
     assert list(readers.read_csv(lines, naming)) == [Entry(2, "ana", T, "username")]
@@ -171,7 +173,7 @@ def test_read_csv__without_a_header_finds_the_delimiter(line: str, expected: Ent
 
 
 @pytest.mark.parametrize("first", ["name,date", "ana", "ana,never", f"ana,/,{T}", "x" * 200_000])
-def test_read_csv__first_line_that_is_no_header_is_an_error(first: str) -> None:
+def test_read_csv__invalid_first_line_is_an_error(first: str) -> None:
     with pytest.raises(BackfillError) as caught:
         list(readers.read_csv(["\n", f"{first}\n", f"ana,{T}\n"]))
     message = str(caught.value)
@@ -193,10 +195,10 @@ def test_read_csv__first_line_that_is_no_header_is_an_error(first: str) -> None:
     ],
 )
 @pytest.mark.parametrize("after", [1, 2, 10_000])
-def test_read_csv__a_stray_quote_costs_its_own_line(
+def test_read_csv__a_stray_quote_affects_only_its_line(
     stray: str, bad: str | None, after: int
 ) -> None:
-    """Also if another one follows, which would be taken for its end."""
+    """Also if another one follows, which could be mistaken for its end."""
     good = [f"{n},/,{T + n}\n" for n in range(1, after + 1)]
     lines = ["user,page,when\n", stray.format(T=T) + "\n", *good, stray.format(T=T) + "\n", *good]
     found = list(readers.read_csv(lines))
@@ -210,7 +212,7 @@ def test_read_csv__a_stray_quote_costs_its_own_line(
     assert rejected == ([bad.format(T=T)] * 2 if bad else [])
 
 
-def test_read_csv__a_quoted_value_may_hold_lines() -> None:
+def test_read_csv__a_quoted_value_may_contain_line_breaks() -> None:
     comment = '"first\n\nthird, with ""quotes"" and commas\n"\n'
     lines = ["user,when,comment\n", *f"1,{T},{comment}".splitlines(keepends=True), f"2,{T},\n"]
     assert list(readers.read_csv(lines)) == [Entry(2, "1", T), Entry(6, "2", T)]
@@ -248,7 +250,7 @@ def test_read_jsonl(line: str, expected: Entry | Bad) -> None:
     assert list(readers.read_jsonl([line])) == [expected]
 
 
-def test_read_jsonl__user_by_chooses() -> None:
+def test_read_jsonl__user_by_chooses_the_key() -> None:
     line = f'{{"user": "ana", "user_id": 12, "when": {T}}}\n'
     assert list(readers.read_jsonl([line, "\n", line])) == [Entry(1, "12", T), Entry(3, "12", T)]
     assert list(readers.read_jsonl([line], Naming("username"))) == [Entry(1, "ana", T, "username")]
@@ -285,13 +287,13 @@ NESTED = f'{{"request": {{"user": {{"id": 12}}, "names": ["ana", "x"]}}, "at": {
         ),
     ],
 )
-def test_read_jsonl__naming_names_the_keys(
+def test_read_jsonl__naming_chooses_the_keys(
     naming: Naming, line: str, expected: Entry | Bad
 ) -> None:
     assert list(readers.read_jsonl([line], naming)) == [expected]
 
 
-def test_read_jsonl__nobodys_records_may_lack_the_key_that_is_named() -> None:
+def test_read_jsonl__records_without_a_user_may_lack_the_key() -> None:
     lines = [f'{{"ts": {T}}}\n', f'{{"user": {{"id": 1}}, "ts": {T}}}\n', '{"user": {}}\n']
     assert list(readers.read_jsonl(lines, Naming(user_field="user.id"))) == [
         Entry(1, None, 0.0),
@@ -338,7 +340,7 @@ def test_read_access_log() -> None:
         Entry(2, "bob", T + 1, "username"),
         Entry(3, None, 0.0, "username"),
         Entry(4, None, 0.0, "username"),
-        Entry(5, None, 0.0, "username"),  # not signed in, but would like to be
+        Entry(5, None, 0.0, "username"),  # a failed attempt to sign in
         Entry(6, "ana", T + 4, "username"),
         Entry(7, "Zoë de Wit", T + 5, "username"),
         Entry(8, 'CORP\\ana "x"', T + 6, "username"),
@@ -348,7 +350,7 @@ def test_read_access_log() -> None:
     ]
 
 
-def test_read_access_log__user_by_chooses() -> None:
+def test_read_access_log__user_by_chooses_the_lookup() -> None:
     [found] = readers.read_access_log(LOG.strip().splitlines()[:1], Naming("email"))
     assert found == Entry(1, "ana", T, "email")
 
@@ -383,7 +385,7 @@ def test_read_access_log__with_a_virtual_host(fields: str, user: str | None) -> 
     assert found == Entry(1, user, T if user else 0.0, "username")
 
 
-def test_read_access_log__has_no_keys_to_be_named() -> None:
+def test_read_access_log__has_no_keys_to_name() -> None:
     with pytest.raises(BackfillError, match="leave out --user-field and --time-field"):
         list(readers.read_access_log(LOG.strip().splitlines(), Naming(user_field="user")))
 
@@ -402,8 +404,8 @@ def test_read_access_log__has_no_keys_to_be_named() -> None:
     ],
     ids=["brackets", "requests", "escapes", "words", "dashes"],
 )
-def test_read_access_log__a_line_takes_time_in_proportion_to_its_length(line: str) -> None:
-    """A pattern that tries all pairs of brackets takes minutes."""
+def test_read_access_log__takes_time_proportional_to_a_lines_length(line: str) -> None:
+    """With a pattern that tries all pairs of brackets, it would take minutes."""
     before = time.process_time()
     [found] = readers.read_access_log([line])
     assert isinstance(found, Bad)
@@ -412,7 +414,7 @@ def test_read_access_log__a_line_takes_time_in_proportion_to_its_length(line: st
 
 
 @pytest.mark.parametrize("name", readers.READERS)
-def test_read__lines_of_over_a_megabyte_are_refused(name: str) -> None:
+def test_read__lines_over_a_megabyte_are_rejected(name: str) -> None:
     good = {
         "csv": f"ana,{T}\n",
         "jsonl": f'{{"username": "ana", "when": {T}}}\n',
@@ -429,7 +431,7 @@ def test_read__lines_of_over_a_megabyte_are_refused(name: str) -> None:
         assert len(each.value) <= 1_000
 
 
-def test_read__names_of_any_length_are_kept_short() -> None:
+def test_read__names_of_any_length_are_shortened() -> None:
     [found] = readers.read_jsonl([f'{{"user": "{"x" * 500_000}", "when": {T}}}'])
     assert found == Bad(1, "unknown user", "x" * 1_000)
 

@@ -1,5 +1,5 @@
-"""The command that writes the files for Grafana and Prometheus, from this tree (test_packaging has
-it from a wheel)."""
+"""The command that writes the files for Grafana and Prometheus, run from the source tree
+(test_packaging runs it from a wheel)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def packaged(name: str) -> bytes:
 
 
 def value(directory: Path, name: str, key: str) -> str:
-    """The value of a key in a YAML file, which is written as JSON."""
+    """The value of a key in a YAML file, in which values are written as JSON."""
     [text] = re.findall(rf"(?m)^ +{key}: (.+)$", (directory / name).read_text(encoding="utf-8"))
     found: str = json.loads(text)
     return found
@@ -68,7 +68,7 @@ def test_command__writes_all_files(tmp_path: Path) -> None:
     assert sorted(said) == sorted(str(tmp_path / "new" / "site" / name) for name in FILES)
 
 
-def test_command__writes_what_prometheus_takes(tmp_path: Path) -> None:
+def test_command__writes_files_that_prometheus_accepts(tmp_path: Path) -> None:
     run(tmp_path)
     config = tmp_path / "prometheus" / "prometheus.yml"
     subprocess.run([program("promtool", "prometheus"), "check", "config", config], check=True)
@@ -92,7 +92,7 @@ def test_command__paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_command__in_a_directory_with_a_strange_name(tmp_path: Path) -> None:
     directory = tmp_path / "my \"site\"\\ 'é': $HOME"
     output = run(directory)
-    # Grafana takes $$ for $, and $HOME for a variable
+    # Grafana replaces $$ with $, and takes $HOME for a variable
     path = value(directory, PROVIDER, "path").replace("$$", "\0")
     assert "$" not in path
     assert path.replace("\0", "$") == str(directory / "grafana/dashboards")
@@ -116,7 +116,7 @@ def test_command__overwrites_nothing_without_force(tmp_path: Path, name: str) ->
     assert (tmp_path / name).read_text() != "mine"
 
 
-def test_command__a_link_that_leads_nowhere_is_there_too(tmp_path: Path) -> None:
+def test_command__does_not_overwrite_a_broken_link(tmp_path: Path) -> None:
     link = tmp_path / DATASOURCE
     link.parent.mkdir(parents=True)
     link.symlink_to(tmp_path / "elsewhere")
@@ -125,7 +125,7 @@ def test_command__a_link_that_leads_nowhere_is_there_too(tmp_path: Path) -> None
     assert contents(tmp_path) == {}
 
 
-def test_command__writes_nothing_where_a_directory_is_a_file(tmp_path: Path) -> None:
+def test_command__writes_nothing_if_a_directory_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "prometheus").write_text("mine")
     with pytest.raises(CommandError, match=r"Cannot write .*prometheus: \w"):
         run(tmp_path)
@@ -136,7 +136,7 @@ def test_command__writes_nothing_where_a_directory_is_a_file(tmp_path: Path) -> 
     "url",
     ["localhost:9090", "prometheus", "", "ftp://a.example", "http://", "http://[a", "http://a b/"],
 )
-def test_command__refuses_what_is_no_url(tmp_path: Path, url: str) -> None:
+def test_command__refuses_an_invalid_url(tmp_path: Path, url: str) -> None:
     with pytest.raises(CommandError, match="like http://localhost:9090, not"):
         run(tmp_path, f"--datasource-url={url}")
     assert contents(tmp_path) == {}

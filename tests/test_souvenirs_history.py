@@ -42,7 +42,7 @@ def users() -> list[Any]:
 
 
 def run(*args: str) -> tuple[str, str]:
-    """What it writes to stdout and to stderr."""
+    """Run the command; return what it writes to stdout and to stderr."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with at(NOW):
         call_command("souvenirs_history", *args, stdout=stdout, stderr=stderr)
@@ -62,19 +62,19 @@ def samples(text: str) -> list[Any]:
 
 
 def instants(*args: str) -> list[int]:
-    """Those of the 1h window."""
+    """The instants of the 1h window."""
     lines, _ = run(*args)
     found = [s.timestamp for s in samples(lines) if s.labels["window"] == "1h"]
     return [int(float(timestamp)) for timestamp in found]
 
 
 def expected(seconds: int, instant: int) -> int:
-    """Users of the window that ends at the last full hour."""
+    """The users of the window that ends at the last full hour."""
     end = instant // HOUR * HOUR
     return len({who for who, t in FACTS if end - seconds <= t < end})
 
 
-def test_souvenirs_history__is_from_the_first_record_until_four_hours_ago(users: list[Any]) -> None:
+def test_souvenirs_history__covers_the_first_record_until_four_hours_ago(users: list[Any]) -> None:
     lines, errors = run()
     assert errors == ""
     windows = {"1h": HOUR, "1d": DAY, "7d": 7 * DAY, "30d": 30 * DAY}
@@ -88,7 +88,7 @@ def test_souvenirs_history__is_from_the_first_record_until_four_hours_ago(users:
     assert {name for name, _ in values} == {"1h", "1d"}
 
 
-def test_souvenirs_history__takes_dates_of_the_sites_zone(users: list[Any]) -> None:
+def test_souvenirs_history__takes_dates_in_the_sites_zone(users: list[Any]) -> None:
     found = instants("--start", "2024-05-16", "--end", "2024-05-16T01:00")
     assert found == list(range(T + DAY, T + DAY + HOUR, 300))
     found = instants("--start", "2024-05-15T23:00+01:00", "--end", "2024-05-15T23:00Z")
@@ -100,7 +100,7 @@ def test_souvenirs_history__aligns_instants_to_the_step(users: list[Any]) -> Non
     assert found == [T + DAY + n * 15 * MINUTE for n in (1, 2, 3)]
 
 
-def test_souvenirs_history__does_not_tell_the_future(users: list[Any]) -> None:
+def test_souvenirs_history__ends_now_at_the_latest(users: list[Any]) -> None:
     assert instants("--start", "2024-05-18", "--end", "2030-01-01") == list(
         range(T + 3 * DAY, NOW, 300)
     )
@@ -133,7 +133,9 @@ def test_souvenirs_history__adds_labels(users: list[Any]) -> None:
         ("__name__=up", "__name__ is reserved"),
     ],
 )
-def test_souvenirs_history__refuses_other_labels(users: list[Any], text: str, message: str) -> None:
+def test_souvenirs_history__refuses_invalid_labels(
+    users: list[Any], text: str, message: str
+) -> None:
     assert message in refused(f"--label={text}")
 
 
@@ -160,7 +162,7 @@ def test_souvenirs_history__exits_with_2_for_bad_options(
     assert "--label: must be name=value" in capsys.readouterr().err
 
 
-def test_souvenirs_history__fails_where_there_is_nothing_to_write(users: list[Any]) -> None:
+def test_souvenirs_history__fails_without_anything_to_write(users: list[Any]) -> None:
     message = refused("--start", "2024-05-16", "--end", "2024-05-15")
     assert "between 2024-05-16 00:00:00+02:00 (inclusive)" in message
     assert "and 2024-05-15 00:00:00+02:00 (exclusive)" in message
@@ -187,7 +189,7 @@ def test_souvenirs_history__writes_to_a_file(users: list[Any], tmp_path: Path) -
     assert path.read_text(encoding="utf-8") == lines
 
 
-def test_souvenirs_history__says_what_file_cannot_be_written(
+def test_souvenirs_history__names_the_file_that_cannot_be_written(
     users: list[Any], tmp_path: Path
 ) -> None:
     message = refused("--output", str(tmp_path / "none" / "history.txt"))
@@ -213,7 +215,7 @@ souvenez(user, when=timestamps.to_datetime(time.time() - 60 * 86400))
 
 @pytest.mark.own_site
 @pytest.mark.parametrize("hours", [5, 1_000])  # less and more than is written at a time
-def test_souvenirs_history__ends_quietly_when_nobody_reads(
+def test_souvenirs_history__exits_quietly_if_the_pipe_is_closed(
     run_site: Callable[..., str], tmp_path: Path, hours: int
 ) -> None:
     run_site(PAST)
@@ -235,7 +237,7 @@ def test_souvenirs_history__ends_quietly_when_nobody_reads(
 
 @pytest.mark.own_site
 @pytest.mark.parametrize("flags", [[], ["--max-block-duration=744h"]])
-def test_souvenirs_history__is_what_prometheus_answers(
+def test_souvenirs_history__is_imported_by_prometheus(
     users: list[Any], tmp_path: Path, flags: list[str]
 ) -> None:
     roll_up(NOW)
@@ -269,7 +271,7 @@ def test_souvenirs_history__is_what_prometheus_answers(
     }
 
 
-# Facts about now: a year does not have them
+# Facts about the present, which have no past values
 LIVE = re.compile("up|ALERTS|souvenirs_(up|build_info|rollup_lag_seconds|collection_.+|.+_total)")
 
 

@@ -11,7 +11,7 @@ from souvenirs.spreadsheets import csv_lines, safe_cell
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
-def test_safe_cell__text_that_would_be_computed_is_text(start: str) -> None:
+def test_safe_cell__marks_formulas_as_text(start: str) -> None:
     assert safe_cell(f"{start}1+1") == f"'{start}1+1"
 
 
@@ -28,7 +28,7 @@ def test_safe_cell__leaves_out_nul_characters(text: str, cell: str) -> None:
 @given(
     st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=2), min_size=1)
 )
-def test_csv_lines__come_back_from_a_reader(rows: list[list[str]]) -> None:
+def test_csv_lines__survive_a_round_trip(rows: list[list[str]]) -> None:
     text = "".join(csv_lines(["a", "b"], rows))
     read = list(csv.reader(io.StringIO(text, newline="")))
     assert read == [["a", "b"], *([safe_cell(cell) for cell in row] for row in rows)]

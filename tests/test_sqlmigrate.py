@@ -1,5 +1,5 @@
-"""`manage.py sqlmigrate` prints what a database administrator may run, on each engine, also before
-anything was migrated."""
+"""`manage.py sqlmigrate` prints SQL that a database administrator may run, on each engine, even
+before anything was migrated."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from django.core.management import call_command
 from django.db import connection, connections
 from django.db.migrations.loader import MigrationLoader
 
-EMPTY = "empty"  # alias of a database that nothing was migrated in
+EMPTY = "empty"  # alias of a database without any migrated tables
 
-pytestmark = pytest.mark.where("routed" not in settings.SHAPE)  # users' migrations are elsewhere
+# the users' migrations are in another database
+pytestmark = pytest.mark.where("routed" not in settings.SHAPE)
 
 
 @pytest.fixture
 def empty(
-    db: None,  # to be run on each engine
+    db: None,  # to run on each engine
     add_database: Any,
     tmp_path: Path,
 ) -> Iterator[Any]:
@@ -59,9 +60,9 @@ def test_sqlmigrate__prints_every_migration(empty: Any, name: str) -> None:
     assert sqlmigrate(name, backwards=True).strip()
 
 
-def test_sqlmigrate__prints_what_migrate_would_do(empty: Any) -> None:
-    """The tables and indexes are the same, whether Django migrates or an administrator runs what
-    was printed for each migration before."""
+def test_sqlmigrate__prints_the_same_changes_as_migrate_makes(empty: Any) -> None:
+    """The tables and indexes are the same, whether Django migrates, or an administrator runs the
+    SQL that was printed for each migration beforehand."""
     printed = [sqlmigrate(name) for name in names()]
     call_command("migrate", "souvenirs", database=EMPTY, verbosity=0)
     migrated = schema(empty)

@@ -1,5 +1,5 @@
-"""Sites in which a user's key means another user in another request: django-tenants, on PostgreSQL,
-and a router that asks which tenant's request it is."""
+"""Sites in which the same key means different users in different requests: django-tenants on
+PostgreSQL, and a router that depends on the request's tenant."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def write(directory: Path, database: dict[str, Any], more: str = "") -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """A database with tenants a and b. Ada is user 1 of each; b has three users, a has one."""
+    """A database with tenants a and b. Ada is user 1 in each; b has three users, a has one."""
     with servers.postgresql() as entry:
         entry = {**entry, "ENGINE": "django_tenants.postgresql_backend"}
         with connect(entry) as connection:
@@ -184,7 +184,8 @@ def database(made: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def run_tenants(database: dict[str, Any], tmp_path: Path) -> RunTenants:
-    """`run_tenants(code, settings="")` runs a process of the site. Returns what it `show`s."""
+    """`run_tenants(code, settings="")` runs a process of the site. Returns the values that it shows
+    with `show`."""
 
     def run_code(code: str, settings: str = "") -> Any:
         write(tmp_path, database, settings)
@@ -194,8 +195,9 @@ def run_tenants(database: dict[str, Any], tmp_path: Path) -> RunTenants:
     return run_code
 
 
-def test_a_tenant__is_made_in_a_transaction_too(run_tenants: RunTenants) -> None:
-    """As Django's admin makes one: PostgreSQL cannot build indexes concurrently there."""
+def test_tenant__can_be_created_in_a_transaction(run_tenants: RunTenants) -> None:
+    """As Django's admin creates one: PostgreSQL cannot build indexes concurrently in a
+    transaction."""
     shown = run_tenants("""
 from tests.tenants.models import Tenant
 with transaction.atomic():
@@ -210,7 +212,7 @@ with schema_context("c"), connection.cursor() as cursor:
 # Recording
 
 
-def test_the_same_key_in_two_tenants_is_two_users(run_tenants: RunTenants) -> None:
+def test_same_key__in_two_tenants_is_two_users(run_tenants: RunTenants) -> None:
     shown = run_tenants("""
 for schema in TENANTS:
     assert client_of(schema).get("/page/").content == b"1"
@@ -220,7 +222,7 @@ show([rows("a"), rows("b"), seen("a"), seen("b")])
     assert shown == [[1], [1], [1], [1]]
 
 
-def test_souvenez__asks_memory_for_the_users_of_the_tenant(run_tenants: RunTenants) -> None:
+def test_souvenez__remembers_users_per_tenant(run_tenants: RunTenants) -> None:
     shown = run_tenants("""
 results = []
 for schema in [*TENANTS, *TENANTS]:
@@ -231,7 +233,7 @@ show([results, rows("a"), rows("b")])
     assert shown == [["added", "added", "rate-limited", "rate-limited"], [1], [1]]
 
 
-def test_claims__are_each_tenants_own(run_tenants: RunTenants) -> None:
+def test_claims__are_per_tenant(run_tenants: RunTenants) -> None:
     """In the cache that processes share."""
     visit = """
 with schema_context("{}"):
@@ -242,9 +244,9 @@ with schema_context("{}"):
     assert run_tenants(visit.format("a")) == "rate-limited"
 
 
-def test_a_session_of_one_tenant__says_nothing_of_another(run_tenants: RunTenants) -> None:
-    """Also where the view does not look at it: then it is looked up, and what was found is
-    remembered."""
+def test_session__of_one_tenant_is_not_valid_in_another(run_tenants: RunTenants) -> None:
+    """Even if the view does not use the session: then the middleware looks it up, and remembers the
+    result."""
     shown = run_tenants("""
 a, b = client_of("a"), client_of("b", "joan")
 stolen = Client(headers={"host": "a.example.org"})
@@ -295,7 +297,7 @@ show({schema: client_of(schema).cookies["sessionid"].value for schema in ["publi
     assert run_tenants('show([rows("a"), rows("b")])') == [[1], [1]]
 
 
-def test_asouvenez__is_in_the_callers_tenant(run_tenants: RunTenants) -> None:
+def test_asouvenez__uses_the_callers_tenant(run_tenants: RunTenants) -> None:
     shown = run_tenants("""
 from asgiref.sync import async_to_sync
 from souvenirs.control import asouvenez
@@ -308,7 +310,7 @@ show(results)
     assert shown == ["added", "added", "rate-limited", "rate-limited"]
 
 
-def test_a_transaction_that_commits_in_another_tenant__leaves_that_one_alone(
+def test_transaction__committed_in_another_tenant_does_not_affect_it(
     run_tenants: RunTenants,
 ) -> None:
     shown = run_tenants("""
@@ -326,7 +328,7 @@ show(results)
     assert shown == [[1, 1], [], [1], [], "added", "rate-limited"]
 
 
-def test_a_rollback__is_recorded_again(run_tenants: RunTenants) -> None:
+def test_rollback__user_is_recorded_again(run_tenants: RunTenants) -> None:
     shown = run_tenants("""
 from souvenirs.recording.throttle import throttle
 with schema_context("a"):
@@ -342,7 +344,7 @@ with schema_context("a"):
     assert shown == [[], "added", True]
 
 
-def test_a_router_that_fails__fails_no_request(run_tenants: RunTenants) -> None:
+def test_router__failure_fails_no_request(run_tenants: RunTenants) -> None:
     shown = run_tenants(
         """
 from prometheus_client import REGISTRY
@@ -354,7 +356,7 @@ show([status, REGISTRY.get_sample_value("souvenirs_records_total", {"result": "f
     assert shown == [200, 1]
 
 
-def test_the_public_schema__without_our_tables_has_its_users_all_the_same(
+def test_public_schema__without_our_tables_keeps_working(
     run_tenants: RunTenants,
 ) -> None:
     shown = run_tenants("""
@@ -371,8 +373,8 @@ show([statuses, rows("a"), metrics("public")["souvenirs_up"]])
 # Metrics
 
 
-def test_metrics__are_the_tenants_own(run_tenants: RunTenants) -> None:
-    """Also at once, and while a result might be reused."""
+def test_metrics__are_per_tenant(run_tenants: RunTenants) -> None:
+    """Also at the same time, and if a result might be reused."""
     shown = run_tenants(
         """
 client_of("a").get("/page/")
@@ -389,8 +391,8 @@ show([[page[name] for name in names] for page in pages])
     assert shown == [[1, 1, 1], [1, 2, 3]] * 8
 
 
-def test_figures_of_closed_periods__are_kept_apart_between_scrapes(run_tenants: RunTenants) -> None:
-    """Even where the histories of two tenants have the same revision."""
+def test_closed_periods__are_cached_per_tenant(run_tenants: RunTenants) -> None:
+    """Even if the histories of two tenants have the same revision."""
     shown = run_tenants(
         """
 now = datetime.now(timezone.utc)
@@ -414,7 +416,7 @@ show([[metrics(schema).get(name) for name in names] for schema in TENANTS * 2])
 
 
 @pytest.mark.parametrize("is_multiprocess", [False, True])
-def test_process_metrics__are_of_all_tenants_and_so_on_nobodys_page(
+def test_process_metrics__cover_all_tenants_and_are_on_no_page(
     is_multiprocess: bool, run_tenants: RunTenants
 ) -> None:
     """The default registry, which a site may serve elsewhere, has them."""
@@ -446,7 +448,7 @@ show([
     assert shown == [[], [], 2]
 
 
-def test_metrics__that_are_registered_are_on_the_tenants_page_once(run_tenants: RunTenants) -> None:
+def test_metrics__registered_ones_are_on_the_tenants_page_once(run_tenants: RunTenants) -> None:
     shown = run_tenants(
         """
 client_of("b").get("/page/")
@@ -458,8 +460,9 @@ show([page.count("\\nsouvenirs_up "), 'souvenirs_active_users{window="1h"} 1.0' 
     assert shown == [1, True]
 
 
-def test_a_scrape__leaves_the_requests_connection_as_it_was(run_tenants: RunTenants) -> None:
-    """It is in the request's thread, and other middleware goes on with that connection."""
+def test_scrape__restores_the_requests_connection(run_tenants: RunTenants) -> None:
+    """The scrape runs in the request's thread, and other middleware continues to use that
+    connection."""
     shown = run_tenants("""
 from souvenirs_metrics.exposition import render
 
@@ -478,8 +481,9 @@ show(["souvenirs_up 1.0" in page, left, settings == connection.settings_dict])
     assert shown == [True, ["b", "b", "0", "read committed"], True]
 
 
-def test_a_scrape__ends_in_the_scrapers_time(run_tenants: RunTenants) -> None:
-    """PostgreSQL ends what would otherwise wait for as long as the other transaction is open."""
+def test_scrape__ends_within_the_scrapers_timeout(run_tenants: RunTenants) -> None:
+    """PostgreSQL aborts statements that would otherwise wait as long as the other transaction is
+    open."""
     shown = run_tenants("""
 client_of("a").get("/page/")
 other = connections.create_connection("default")
@@ -495,8 +499,8 @@ show([b"souvenirs_up 0.0" in page, metrics("b")["souvenirs_up"]])
     assert shown == [True, 1]
 
 
-def test_scrapes__roll_each_tenant_up(run_tenants: RunTenants) -> None:
-    """Whatever another tenant's history is like."""
+def test_scrapes__roll_up_each_tenant(run_tenants: RunTenants) -> None:
+    """Whatever the state of another tenant's history."""
     shown = run_tenants("""
 hour_ago = datetime.now(timezone.utc) - timedelta(hours=1)
 for schema in TENANTS:
@@ -535,7 +539,7 @@ def delete(schema):
 
 
 @pytest.mark.parametrize("is_rolled_up", [False, True])
-def test_deletion__changes_no_past(is_rolled_up: bool, run_tenants: RunTenants) -> None:
+def test_deletion__keeps_past_counts(is_rolled_up: bool, run_tenants: RunTenants) -> None:
     roll_up = """
 for schema in TENANTS:
     with schema_context(schema):
@@ -596,7 +600,7 @@ show(messages)
     assert "tenant_command" in message
 
 
-# What is refused
+# Checks
 
 
 def check(directory: Path, database: dict[str, Any], more: str) -> str:
@@ -661,13 +665,13 @@ def test_check__accepts_the_site(settings: str, run_tenants: RunTenants) -> None
         ),
     ],
 )
-def test_check__refuses_what_would_mix_tenants_up(
+def test_check__refuses_settings_that_would_mix_tenants(
     settings: str, message: str, database: dict[str, Any], tmp_path: Path
 ) -> None:
     assert message in check(tmp_path, database, settings)
 
 
-def test_redis__is_not_used_even_if_nobody_ran_the_checks(run_tenants: RunTenants) -> None:
+def test_redis__is_not_used_even_without_running_the_checks(run_tenants: RunTenants) -> None:
     with servers.redis() as (url, _):
         store = {"BACKEND": "souvenirs.lastseen.redis.RedisStore", "LOCATION": url}
         shown = run_tenants(
@@ -708,7 +712,7 @@ show([refusal, pages])
     assert pages == [False, True]
 
 
-# A database for each tenant, by a router that knows the request
+# A database for each tenant, chosen by a router that knows the request
 
 TENANCY = """
 from contextvars import ContextVar
@@ -781,7 +785,7 @@ def run_routed(tmp_path: Path, run_site: Callable[..., str]) -> RunTenants:
     return run_code
 
 
-def test_a_router_by_request__keeps_users_and_metrics_apart(run_routed: RunTenants) -> None:
+def test_router_by_request__separates_users_and_metrics(run_routed: RunTenants) -> None:
     shown = run_routed("""
 pages = [clients[name].get("/metrics").content.decode() for name in TENANTS]
 print(json.dumps([
@@ -793,7 +797,7 @@ print(json.dumps([
     assert shown == [[1, 1], [True, True], [False, False]]
 
 
-def test_a_router_by_request__deletion_changes_no_past(run_routed: RunTenants) -> None:
+def test_router_by_request__deletion_keeps_past_counts(run_routed: RunTenants) -> None:
     shown = run_routed("""
 start = datetime(2024, 5, 14, 12, tzinfo=timezone.utc)
 counts = []
@@ -810,7 +814,7 @@ print(json.dumps(counts))
     assert shown == [[1, 0], [1, 2]]
 
 
-def test_a_scope_that_cannot_be_told__fails_no_request(run_routed: RunTenants) -> None:
+def test_scope__failure_fails_no_request(run_routed: RunTenants) -> None:
     shown = run_routed("""
 from django.http import HttpRequest, HttpResponse
 from prometheus_client import REGISTRY
@@ -826,7 +830,7 @@ print(json.dumps([response.content.decode(), failed]))
 
 
 @pytest.mark.parametrize(("settings", "errors"), [("", 0), ("del SOUVENIRS_SCOPE", 1)])
-def test_a_router_by_request__that_is_not_declared_is_logged_once(
+def test_router_by_request__undeclared_is_logged_once(
     settings: str, errors: int, run_routed: RunTenants
 ) -> None:
     shown = run_routed(

@@ -33,7 +33,7 @@ SLOT = Interval(0.0, 3600.0)
 
 @pytest.fixture
 def shared_cache(redis_url: str) -> Iterator[Any]:
-    """The site's cache is a real Redis, so that processes share what they claim."""
+    """The site's cache is a real Redis, so that processes share their claims."""
     caches_setting = {
         "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": redis_url}
     }
@@ -44,7 +44,8 @@ def shared_cache(redis_url: str) -> Iterator[Any]:
 
 
 def disconnect() -> None:
-    """Closes the connections of this thread's cache, if it is Redis: Django leaves that to exit."""
+    """Close the connections of this thread's cache if it is Redis; Django leaves them open until
+    exit."""
     client = getattr(caches["default"], "_cache", None)
     for pool in getattr(client, "_pools", {}).values():
         pool.disconnect()
@@ -60,7 +61,7 @@ def test_memory__is_bounded() -> None:
         assert len(memory) <= 200
 
 
-def test_memory__keeps_what_is_used() -> None:
+def test_memory__keeps_used_entries() -> None:
     memory: Memory[str, int] = Memory(10)
     memory["used"] = 1
     for key in range(1000):
@@ -71,7 +72,7 @@ def test_memory__keeps_what_is_used() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers()), max_size=200))
-def test_memory__never_tells_anything_but_the_last_value(items: list[tuple[int, int]]) -> None:
+def test_memory__returns_only_the_last_value(items: list[tuple[int, int]]) -> None:
     memory: Memory[int, int] = Memory(5)
     truth: dict[int, int] = {}
     for key, value in items:
@@ -86,7 +87,7 @@ def test_memory__of_a_site_without_tenants_costs_one_plain_lookup() -> None:
     assert type(memory.young) is dict
 
 
-def test_memory__keeps_scopes_apart_through_its_generations() -> None:
+def test_memory__separates_scopes_in_all_generations() -> None:
     with override_settings(SOUVENIRS_SCOPE="tests.test_throttle.tenant"):
         memory: Memory[int, str] = Memory(3)
         for key in range(2):
@@ -129,7 +130,7 @@ def test_claim__is_granted_to_one_of_many_threads(request: Any, is_shared: bool)
     assert sorted(granted) == [False] * 7 + [True]
 
 
-def test_claim__tells_a_claimed_slot_from_a_written_one(shared_cache: Any) -> None:
+def test_claim__distinguishes_a_claimed_slot_from_a_written_one(shared_cache: Any) -> None:
     with time_machine.travel(NOON, tick=False):
         claim = throttle.claim(1, SLOT, 3600.0)
         assert throttle.claim(1, SLOT, 3600.0).until == NOON.timestamp() + CLAIM_SECONDS
@@ -137,7 +138,7 @@ def test_claim__tells_a_claimed_slot_from_a_written_one(shared_cache: Any) -> No
         assert throttle.claim(1, SLOT, 3600.0).until == SLOT.end
 
 
-def test_claim__is_kept_for_the_slot_not_for_the_caches_default(shared_cache: Any) -> None:
+def test_claim__lasts_for_the_slot_not_for_the_caches_default_timeout(shared_cache: Any) -> None:
     now = NOON.timestamp()
     with time_machine.travel(NOON, tick=False):
         slot = Interval(now, now + 3600)
@@ -149,12 +150,12 @@ def test_claim__is_kept_for_the_slot_not_for_the_caches_default(shared_cache: An
         assert 3000 < client.ttl(key) <= 3600
 
 
-def test_release__lets_another_claim(shared_cache: Any) -> None:
+def test_release__allows_another_claim(shared_cache: Any) -> None:
     throttle.release(throttle.claim(1, SLOT, 3600.0))
     assert throttle.claim(1, SLOT, 3600.0).granted
 
 
-def test_claim__keys_of_users_are_apart_and_not_readable(shared_cache: Any) -> None:
+def test_claim__cache_keys_are_distinct_and_not_readable(shared_cache: Any) -> None:
     awkward = ["ada@example.org", "ada example", "x" * 300, "é\n", "1"]
     claims = [throttle.claim(user_pk, SLOT, 3600.0) for user_pk in [*awkward, 1]]
     assert all(claim.granted for claim in claims)
@@ -166,7 +167,7 @@ DATABASE_CACHE = "django.core.cache.backends.db.DatabaseCache"
 
 
 @with_databases
-def test_a_cache_in_a_database__is_left_alone(django_assert_num_queries: Any) -> None:
+def test_database_cache__is_not_used(django_assert_num_queries: Any) -> None:
     entry = {"BACKEND": DATABASE_CACHE, "LOCATION": "nowhere"}
     with override_settings(CACHES={"default": entry}), django_assert_num_queries(0):
         granted = [throttle.claim(1, SLOT, 3600.0).granted for _ in range(2)]
@@ -186,10 +187,11 @@ def database_cache(transactional_db: None) -> Iterator[None]:
 
 
 @with_databases
-@pytest.mark.where("sqlite" not in settings.DATABASES["default"]["ENGINE"])  # it has one writer
+# SQLite allows one writer
+@pytest.mark.where("sqlite" not in settings.DATABASES["default"]["ENGINE"])
 @pytest.mark.usefixtures("database_cache")
 @pytest.mark.parametrize("when", [None, NOON])
-def test_a_visit__does_not_wait_for_the_transaction_of_another(when: datetime | None) -> None:
+def test_visit__does_not_wait_for_another_transaction(when: datetime | None) -> None:
     user = User.objects.create(username="ada")
     is_recorded, is_over = threading.Event(), threading.Event()
 
@@ -209,7 +211,7 @@ def test_a_visit__does_not_wait_for_the_transaction_of_another(when: datetime | 
     lingering, visit = threading.Thread(target=record_and_linger), threading.Thread(target=record)
     lingering.start()
     assert is_recorded.wait(30)
-    throttle.clear()  # the other visit is of another process
+    throttle.clear()  # the other visit is in another process
     visit.start()
     visit.join(10)
     was_waiting = visit.is_alive()
@@ -220,7 +222,7 @@ def test_a_visit__does_not_wait_for_the_transaction_of_another(when: datetime | 
     assert Souvenir.objects.count() == 2
 
 
-def test_two_sites_of_one_cache__do_not_limit_each_others_users(shared_cache: Any) -> None:
+def test_shared_cache__two_sites_do_not_limit_each_others_users(shared_cache: Any) -> None:
     with time_machine.travel(NOON, tick=False):
         for secret, granted in [("staging", True), ("production", True), ("staging", False)]:
             with override_settings(SECRET_KEY=secret):
@@ -228,11 +230,11 @@ def test_two_sites_of_one_cache__do_not_limit_each_others_users(shared_cache: An
 
 
 @with_databases
-def test_processes_share_the_limit(shared_cache: Any) -> None:
+def test_shared_cache__processes_share_the_limit(shared_cache: Any) -> None:
     user = User.objects.create(username="ada")
     with time_machine.travel(NOON, tick=False) as traveller:
         assert souvenez(user) == "added"
-        throttle.clear()  # as another process, or this one after a restart
+        throttle.clear()  # as in another process, or in this one after a restart
         assert souvenez(user) == "rate-limited"
         traveller.shift(timedelta(minutes=59))
         throttle.clear()
@@ -240,7 +242,7 @@ def test_processes_share_the_limit(shared_cache: Any) -> None:
 
 
 @with_databases
-def test_a_process_asks_the_cache_once_for_a_user_and_slot(
+def test_shared_cache__is_read_once_for_a_user_and_slot(
     shared_cache: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = User.objects.create(username="ada")
@@ -255,7 +257,7 @@ def test_a_process_asks_the_cache_once_for_a_user_and_slot(
 
 
 @with_databases
-def test_a_rollback_silences_nobody_for_over_a_minute(shared_cache: Any) -> None:
+def test_rollback__blocks_nobody_for_over_a_minute(shared_cache: Any) -> None:
     user = User.objects.create(username="ada")
     with contextlib.suppress(ZeroDivisionError), transaction.atomic(using=ours().alias):
         souvenez(user)
@@ -271,7 +273,7 @@ def test_a_rollback_silences_nobody_for_over_a_minute(shared_cache: Any) -> None
 
 
 @with_databases
-def test_a_cache_that_is_down_is_replaced_by_process_memory() -> None:
+def test_cache__while_down_is_replaced_by_process_memory() -> None:
     user = User.objects.create(username="ada")
     port = servers.free_port()
     cache = {
@@ -289,7 +291,7 @@ def test_a_cache_that_is_down_is_replaced_by_process_memory() -> None:
 
 
 @with_databases
-def test_a_local_memory_cache_is_left_to_the_site() -> None:
+def test_local_memory_cache__is_left_to_the_site() -> None:
     user = User.objects.create(username="ada")
     souvenez(user)
     assert not caches["default"]._cache  # type: ignore[attr-defined]
@@ -298,7 +300,7 @@ def test_a_local_memory_cache_is_left_to_the_site() -> None:
 # Processes
 
 
-def test_fork__a_child_does_not_tell_its_parents_hits() -> None:
+def test_fork__a_child_does_not_flush_its_parents_hits() -> None:
     memory.hits += 7
     read, write = os.pipe()
     child = os.fork()
@@ -311,7 +313,7 @@ def test_fork__a_child_does_not_tell_its_parents_hits() -> None:
     assert memory.drain_hits() == 7
 
 
-def test_hits__of_many_threads_are_all_told() -> None:
+def test_hits__of_many_threads_are_all_flushed() -> None:
     told = []
 
     def hit() -> None:

@@ -1,4 +1,4 @@
-"""Two sites share one Redis, for their caches and their last-seen times, with default keys."""
+"""Two sites share one Redis with default keys, for their caches and their last-seen times."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ print(json.dumps({
 class Sites(NamedTuple):
     staging: dict[str, str]
     production: dict[str, str]
-    other_host: dict[str, str]  # of production
+    other_host: dict[str, str]  # the production site
 
 
 @pytest.fixture
 def sites(postgresql: dict[str, Any]) -> Iterator[Sites]:
-    """Each has users 1 and 2."""
+    """Two sites, each with users 1 and 2."""
     with servers.redis() as (url, _):
         store = {**REDIS, "LOCATION": url}
 
@@ -69,14 +69,14 @@ def sites(postgresql: dict[str, Any]) -> Iterator[Sites]:
 
 
 def visit(site: dict[str, str], hour: int, *users: int) -> dict[str, Any]:
-    """What a new process of the site sees once these have visited it at this hour."""
+    """What a new process of the site sees after these users visited it in this hour."""
     arguments = map(str, [hour, *users])
     seen: dict[str, Any] = json.loads(serving.run(["-c", VISIT, *arguments], site))
     return seen
 
 
-def test_two_sites__record_and_count_their_own_users_only(sites: Sites) -> None:
-    # The site knows the user before: another's claim means more then
+def test_two_sites__record_and_count_only_their_own_users(sites: Sites) -> None:
+    # The site already knows the user, so another site's claim would have more effect
     visit(sites.production, 11, 1)
     expected = {"results": ["added"], "rows": 1, "seen": [1], "active": 1}
     assert visit(sites.staging, 12, 1) == expected
@@ -87,7 +87,7 @@ def test_two_sites__record_and_count_their_own_users_only(sites: Sites) -> None:
     assert visit(sites.staging, 12) == {"results": [], "rows": 1, "seen": [1], "active": 1}
 
 
-def test_one_site__is_the_same_whatever_address_its_database_has(sites: Sites) -> None:
+def test_one_site__is_the_same_at_any_address_of_its_database(sites: Sites) -> None:
     visit(sites.production, 12, 1)
     expected = {"results": ["rate-limited", "added"], "rows": 2, "seen": [1, 2], "active": 2}
     assert visit(sites.other_host, 12, 1, 2) == expected

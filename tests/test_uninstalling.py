@@ -1,4 +1,4 @@
-"""docs/uninstalling.md, and the way back into it, on the database that the tests run on."""
+"""docs/uninstalling.md, and installing again afterwards, on the database that the tests run on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from django.db import connection
 
 from tests.conftest import ROOT, SETTINGS, site_environ
 
-# A site of its own, that has Django's users
+# A separate site with Django's users
 pytestmark = [pytest.mark.slow, pytest.mark.where(not {"routed"} & settings.SHAPE)]
 
 WITHOUT = "INSTALLED_APPS = INSTALLED_APPS[:2]\nROOT_URLCONF = None\n"
@@ -43,7 +43,7 @@ Manage = Callable[..., str]
 
 @pytest.fixture
 def entry(db: None, tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """An empty database's entry for DATABASES."""
+    """The DATABASES entry of an empty database."""
     name = f"souvenirs_site_{os.getpid()}"
     server = {
         key: connection.settings_dict[key] for key in ("ENGINE", "USER", "PASSWORD", "HOST", "PORT")
@@ -78,13 +78,13 @@ def test_uninstalling__as_documented(manage: Manage) -> None:
     (unapply,) = re.findall(r"python manage\.py (migrate souvenirs .+)", text)
     manage("migrate", "-v0")
     assert manage("shell", "-v0", "-c", RECORD) == "3"
-    # Without it
+    # Without the documented command
     assert manage("shell", "-v0", "-c", DELETE, settings=WITHOUT) == "IntegrityError"
-    # With it, also afterwards
+    # With it, and afterwards
     manage(*unapply.split())
     assert manage("shell", "-v0", "-c", DELETE, settings=WITHOUT) == "deleted"
     assert "souvenirs" not in manage("showmigrations", settings=WITHOUT)
-    # And back
+    # Installed again
     manage("migrate", "-v0")
     assert manage("shell", "-v0", "-c", RECORD.replace('"ada", "bob", "eve"', '"dan",')) == "1"
     assert manage("shell", "-v0", "-c", DELETE) == "deleted"

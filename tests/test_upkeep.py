@@ -1,4 +1,4 @@
-"""The exporter's background roll-up, against a real lock of PostgreSQL."""
+"""The exporter's background roll-up, with a real lock in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ asked, keep_history_in = failing.asked, failing.keep_history_in
 pytestmark = [pytest.mark.own_site, pytest.mark.django_db(transaction=True)]
 
 
-def test_roll_up_forever__gives_up_a_step_that_waits_and_tries_again(
+def test_roll_up_forever__aborts_a_waiting_step_and_retries(
     postgresql: Entry,
     keep_history_in: Keep,
     monkeypatch: pytest.MonkeyPatch,
@@ -54,7 +54,7 @@ def test_roll_up_forever__gives_up_a_step_that_waits_and_tries_again(
                 "SELECT count(*) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND wait_event_type = 'Lock'"
             ).fetchone()
-            assert waiting in [(0,), (1,)]  # those that were given up wait no more
+            assert waiting in [(0,), (1,)]  # aborted steps no longer wait
             assert thread.is_alive()
             other.rollback()
             servers.wait_until(lambda: progress.lag(time.time(), "history") == 0, seconds=60)
@@ -66,15 +66,15 @@ def test_roll_up_forever__gives_up_a_step_that_waits_and_tries_again(
     assert line == ("Rolled up nothing: TimeoutError: a step took more than 1 s and was aborted")
 
 
-def test_roll_up_forever__begins_the_time_again_with_each_step(
+def test_roll_up_forever__restarts_the_deadline_with_each_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of many steps, all together may take longer than one."""
+    """Many steps together may take longer than the limit for one."""
     seconds: list[float] = []
 
     def roll_up(on_step: object) -> None:
         for _ in range(3):
-            deadline._started -= 100  # that the step took
+            deadline._started -= 100  # the duration of the step
             deadline._at -= 100
             seconds.append(deadline.remaining())
             on_step(None)  # type: ignore[operator]

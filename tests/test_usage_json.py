@@ -1,4 +1,4 @@
-"""souvenirs/usage.json: who may read it, what it says, and when it gives up."""
+"""souvenirs/usage.json: who may read it, its content, and its deadline."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_usage__has_the_dictionaries_of_the_reports(history: Any, client: Client
     }
 
 
-def test_usage__what_is_not_known_is_null(history: Any, client: Client) -> None:
+def test_usage__unknown_values_are_null(history: Any, client: Client) -> None:
     (first, *_) = get(client, growth="month", recent=400)["growth"]
     assert first["growth"]["new_users"] is None
     assert first["growth"]["active_users"] > 0
@@ -104,8 +104,10 @@ def test_usage__by_a_declared_segment(history: list[Any], client: Client) -> Non
     SOUVENIRS_METRICS_SEGMENTS={"plan": {"FIELD": "subscription__plan", "VALUES": ["Free", "pro"]}}
 )
 @pytest.mark.where("routed" not in settings.SHAPE)
-def test_usage__values_are_compared_as_the_gauges_are(history: list[Any], client: Client) -> None:
-    """By the column's collation: that of MariaDB takes "Free" and "free" for the same."""
+def test_usage__values_are_compared_like_those_of_the_gauges(
+    history: list[Any], client: Client
+) -> None:
+    """With the column's collation: MariaDB's treats "Free" and "free" as equal."""
     for user, plan in zip(history, ["Free", "free", "pro", "PRO", "team", None]):
         Subscription.objects.create(user_id=user.pk, plan=plan)
         record(user, NOW.timestamp())
@@ -180,7 +182,7 @@ def test_usage__wrong_parameters_are_an_error(
     assert list(response.json()) == ["error"]
 
 
-def test_usage__has_nothing_of_a_person(history: list[Any], client: Client) -> None:
+def test_usage__has_no_personal_data(history: list[Any], client: Client) -> None:
     text = json.dumps(get(client, period="day", growth="day", retention="day"))
     for user in history:
         assert user.username not in text
@@ -200,14 +202,14 @@ def test_usage__takes_a_fixed_number_of_queries(
 
 
 @override_settings(SOUVENIRS_METRICS_TOKEN=TOKEN)
-def test_access__is_by_the_token_of_the_metrics(history: Any, client: Client) -> None:
+def test_access__with_the_token_of_the_metrics(history: Any, client: Client) -> None:
     assert client.get(URL).status_code == 401
     assert client.get(URL, headers={"Authorization": "Bearer wrong"}).status_code == 401
     assert client.get(URL, headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
 @override_settings(SOUVENIRS_METRICS_AUTHORIZE="tests.test_usage_json.refuse")
-def test_access__is_by_the_function_of_the_metrics(client: Client) -> None:
+def test_access__with_the_function_of_the_metrics(client: Client) -> None:
     assert client.get(URL).status_code == 403
 
 
@@ -218,7 +220,7 @@ def refuse(request: Any) -> bool:
 @pytest.mark.own_site
 @pytest.mark.where(not settings.SHAPE)
 @override_settings(SOUVENIRS_METRICS_TOKEN=TOKEN)
-def test_access__is_by_the_session_of_staff_with_the_permission(admin_site: None) -> None:
+def test_access__with_a_session_of_staff_with_the_permission(admin_site: None) -> None:
     assert signed_in("view_usage").get(URL).status_code == 200
     assert signed_in("view_lastseen").get(URL).status_code == 401
     assert signed_in("view_usage", is_staff=False).get(URL).status_code == 401
@@ -228,7 +230,7 @@ def test_access__is_by_the_session_of_staff_with_the_permission(admin_site: None
 @pytest.mark.own_site
 @pytest.mark.where(not settings.SHAPE)
 @override_settings(SOUVENIRS_METRICS_TOKEN=TOKEN)
-def test_access__of_staff_is_decided_by_the_admin_that_has_the_page(
+def test_access__of_staff_is_decided_by_the_admin_site_with_the_page(
     admin_site: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = signed_in("view_usage")
@@ -260,11 +262,11 @@ def test_usage__is_read_only(client: Client) -> None:
     assert client.get(URL)["Cache-Control"] == "no-store"
 
 
-# When it gives up
+# The deadline
 
 
 @with_databases
-def test_deadline__ends_a_report_that_takes_too_long(
+def test_deadline__aborts_a_report_that_takes_too_long(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def endless(*args: Any, **kwargs: Any) -> Any:
@@ -284,7 +286,8 @@ def test_deadline__ends_a_report_that_takes_too_long(
     assert response.status_code == 503
     assert response.json() == {"error": "The database did not answer within 0.3 s."}
     assert "The usage could not be read" in caplog.text
-    assert client.get(URL, {"period": "day"}).status_code == 200  # and limits nothing afterwards
+    # and later queries are not limited
+    assert client.get(URL, {"period": "day"}).status_code == 200
 
 
 @with_databases
@@ -293,7 +296,7 @@ def test_deadline__ends_a_report_that_takes_too_long(
 def test_deadline__ends_the_wait_for_a_silent_server_on_an_open_connection(
     client: Client, monkeypatch: pytest.MonkeyPatch, begins: str
 ) -> None:
-    with ours().cursor() as cursor:  # and so the connection is open
+    with ours().cursor() as cursor:  # so that the connection is open
         cursor.execute(
             {"postgresql": "SELECT pg_backend_pid()", "mysql": "SELECT @@pid_file"}[ours().vendor]
         )
@@ -315,7 +318,7 @@ def test_deadline__ends_the_wait_for_a_silent_server_on_an_open_connection(
     assert client.get(URL, {"period": "day"}).status_code == 200
 
 
-def test_failure__is_not_shown_to_whoever_asks(
+def test_failure__is_not_shown_to_the_client(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The Usage page of the admin: who may see it, and whether it says what the reports say."""
+"""The Usage page of the admin: who may see it, and whether it agrees with the reports."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DAY = timedelta(days=1)
 
 @pytest.fixture
 def history() -> Iterator[None]:
-    """Of 20 users over 60 days, of whom some come and go."""
+    """A history of 20 users over 60 days; some of them come and go."""
     with time_machine.travel(NOW, tick=False):
         for n, user in enumerate(people(20)):
             user.date_joined = NOW - (61 - 2 * n) * DAY
@@ -69,7 +69,7 @@ def rows_of(text: str, table: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("url", [URL, CSV])
-def test_page__is_for_staff_with_the_permission(url: str, admin_site: None) -> None:
+def test_page__is_only_for_staff_with_the_permission(url: str, admin_site: None) -> None:
     assert signed_in("view_usage").get(url).status_code == 200
     assert signed_in().get(url).status_code == 403
     assert signed_in("view_lastseen", "view_rollup").get(url).status_code == 403
@@ -79,11 +79,11 @@ def test_page__is_for_staff_with_the_permission(url: str, admin_site: None) -> N
     assert signed_in("view_usage").post(url).status_code == 405
 
 
-# What it says
+# Content
 
 
 @pytest.mark.parametrize("period", ["day", "week", "month", "quarter", "year"])
-def test_page__says_what_the_reports_say(analyst: Client, period: str) -> None:
+def test_page__agrees_with_the_reports(analyst: Client, period: str) -> None:
     text = analyst.get(URL, {"period": period, "recent": "5"}).text
     rows = rows_of(text, "usage-table")[1:]
     usage = list(getattr(reports, f"calendar_{ADVERBS[period]}_usage")(recent=5))[::-1]
@@ -117,13 +117,13 @@ def test_page__has_the_retention_triangle(analyst: Client) -> None:
         assert row[1:] == [str(each["cohort_users"]), *(f"{share}%" for share in shares)]
 
 
-def test_page__compares_windows_with_those_before(analyst: Client) -> None:
-    current = count_active_users(NOW - 7 * DAY)  # before the analyst is one of them
+def test_page__compares_windows_with_the_previous_ones(analyst: Client) -> None:
+    current = count_active_users(NOW - 7 * DAY)  # before the analyst becomes one of them
     text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", analyst.get(URL).text))
     before = count_active_users(NOW - 14 * DAY, NOW - 7 * DAY)
     change = f"{100 * (current / before - 1):+.1f}".replace("-", "−").replace("+0.0", "0.0")  # noqa: RUF001
     assert f"Last 7 days {current} {change}% against {before} in the period before" in text
-    assert re.search(r"Last hour \d+ Last 24 hours", text)  # too short to be compared
+    assert re.search(r"Last hour \d+ Last 24 hours", text)  # too short for a comparison
 
 
 def test_page__charts_have_a_bar_for_each_period(analyst: Client) -> None:
@@ -134,7 +134,7 @@ def test_page__charts_have_a_bar_for_each_period(analyst: Client) -> None:
     assert plots[0].count("partial") == 1
 
 
-def test_page__has_neither_script_nor_style_of_its_own(analyst: Client) -> None:
+def test_page__has_no_inline_script_or_style(analyst: Client) -> None:
     text = analyst.get(URL).text
     content = text[text.index('id="content-main"') :]
     assert "<script" not in content.split("<footer")[0]
@@ -171,7 +171,9 @@ def test_page__says_what_is_wrong_with_its_url(
 
 
 @pytest.mark.parametrize("url", [URL, CSV, JSON])
-def test_page__is_of_one_moment(analyst: Client, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page__reads_everything_at_one_time(
+    analyst: Client, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = {"period": "day", "growth": "day", "recent": "3"}
     expected = shown(analyst.get(url, params).text)
     days = USAGE["day"]
@@ -193,7 +195,7 @@ def test_end__later_than_now_is_now(analyst: Client, url: str) -> None:
 
 
 def shown(text: str) -> Any:
-    """What a page's table says, or all of any other text."""
+    """The rows of a page's table, or the whole text of other content."""
     return rows_of(text, "usage-table") if "<html" in text else text
 
 
@@ -210,14 +212,14 @@ def test_page__is_in_the_readers_language(analyst: Client) -> None:
     headers = {"Accept-Language": "de"}
     locale = "django.middleware.locale.LocaleMiddleware"
     middleware = [*settings.MIDDLEWARE, locale]
-    # The language that the middleware activates stays with the thread
+    # The language that the middleware activates stays active in the thread
     with override_settings(MIDDLEWARE=middleware), translation.override("en-us"):
         text = analyst.get(URL, {"period": "month"}, headers=headers).text
     assert "Mai 2024" in text
     assert re.search(r"[+−]\d+,\d%", text)  # noqa: RUF001
 
 
-def test_numbers__are_grouped_as_the_language_does() -> None:
+def test_numbers__are_grouped_as_usual_in_the_language() -> None:
     with translation.override("de"):
         assert figure(1234567) == "1.234.567"
         assert change(0.1234) == "+12,3%"
@@ -244,7 +246,7 @@ def test_csv__has_the_numbers_of_the_table(analyst: Client) -> None:
         assert row["complete"] == str(of_usage["period"]["complete"]).lower()
 
 
-def test_page__links_to_the_csv_of_what_it_shows(analyst: Client) -> None:
+def test_page__links_to_the_csv_of_the_same_periods(analyst: Client) -> None:
     text = analyst.get(URL, {"period": "week", "start": "2024-03-01", "recent": "3"}).text
     link = re.search(r'href="([^"]+)" class="usage-csv"', text)
     assert link

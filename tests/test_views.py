@@ -114,7 +114,7 @@ def test_metrics__no_gzip_for_others(accept: str, client: Client) -> None:
 
 
 @in_transaction
-def test_metrics__gzip_middleware_packs_nothing_twice(client: Client) -> None:
+def test_metrics__gzip_middleware_compresses_nothing_twice(client: Client) -> None:
     middleware = ["django.middleware.gzip.GZipMiddleware", *settings.MIDDLEWARE]
     with override_settings(MIDDLEWARE=middleware):
         response = client.get("/metrics", headers={"Accept-Encoding": "gzip"})
@@ -156,7 +156,7 @@ def test_metrics__of_some_names(query: str, names: set[str], client: Client) -> 
         "souvenirs_write_errors_total",
     ],
 )
-def test_metrics__of_names_that_are_not_collected_asks_nothing(name: str, client: Client) -> None:
+def test_metrics__of_names_that_are_not_collected_queries_nothing(name: str, client: Client) -> None:
     with CaptureQueriesContext(connections["default"]) as queries:
         page = client.get(f"/metrics?name[]={name}")
     assert names_of(page.text) <= {name}
@@ -194,7 +194,7 @@ def test_metrics__does_not_touch_the_session(client: Client) -> None:
 @with_databases
 @pytest.mark.parametrize("model", [LastSeen, Souvenir, User])
 @pytest.mark.parametrize("atomic_requests", [False, True])
-def test_metrics__serves_the_rest_of_what_it_could_read(
+def test_metrics__serves_the_parts_that_can_be_read(
     atomic_requests: bool,
     model: type,
     missing_table: MissingTable,
@@ -230,11 +230,11 @@ print(len(queries), "souvenirs_up 1.0" in page)
 DATABASES["replica"] = dict(DATABASES["default"], ATOMIC_REQUESTS=True)
 SOUVENIRS_METRICS_DATABASE = "replica"
 """
-    # The collection asks on connections of its own
+    # The collection queries on separate connections
     assert run_site(code, replica) == "0 True\n"
 
 
-# Prometheus's own opinion
+# Prometheus's own check
 
 
 @in_transaction
@@ -248,7 +248,7 @@ def test_metrics__promtool_has_no_complaint(client: Client) -> None:
     def check(body: bytes) -> str:
         done = subprocess.run([promtool, "check", "metrics"], input=body, capture_output=True)
         output = (done.stdout + done.stderr).decode()
-        assert done.returncode in (0, 3), output  # 3: it parses, and there are complaints
+        assert done.returncode in (0, 3), output  # 3: it is parsed, with complaints
         return output
 
     badly_named = re.sub(rb"\bsouvenirs_records_total\b", b"souvenirs_records", page)

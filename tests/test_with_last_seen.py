@@ -1,5 +1,5 @@
-"""`with_last_seen` gives a column like `last_login`, which is the oracle here: both hold the same
-times, and whatever Django can do with the one has the same result with the other."""
+"""`with_last_seen` adds a column like `last_login`, which is the oracle here: both have the same
+times, and every operation of Django gives the same result with both."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ pytestmark = [
 ]
 
 YEAR = timedelta(days=365)
-AGES = {"ada": 500, "bob": 400, "eve": 2, "joe": 1}  # days; "zoe" was never seen
+AGES = {"ada": 500, "bob": 400, "eve": 2, "joe": 1}  # days ago; "zoe" was never seen
 
 
 @pytest.fixture
 def now() -> datetime:
-    """The database's Now() is the real one, so ages count from there."""
+    """Real time, because the database's Now() is real, and ages count from there."""
     return datetime.now(timezone.utc).replace(microsecond=0)
 
 
@@ -56,7 +56,7 @@ def users(now: datetime) -> QuerySet[Any]:
         user = User.objects.create(username=name, last_login=seen)
         if seen is not None:
             souvenez(user, when=seen)
-    # Negated, annotations are not what columns are: NULL is neither in the one nor in the other
+    # An annotation for both, because negated, annotations treat NULL differently from columns
     people = User.objects.annotate(login=F("last_login"))
     return with_last_seen(people.order_by("username"))
 
@@ -132,7 +132,8 @@ OLD = datetime(2020, 2, 29, 12, tzinfo=timezone.utc)
 def test_with_last_seen__is_computed_with_like_last_login(
     users: QuerySet[Any], expression: Callable[[str], Any]
 ) -> None:
-    if expression in (TruncMonth, TruncHour):  # of NULL they need zones in MySQL, too
+    # MySQL needs time zone tables for these, even with NULL
+    if expression in (TruncMonth, TruncHour):
         users = users.exclude(last_seen=None)
     with django_timezone.override(timezone.utc):
         pairs = users.annotate(a=expression("last_login"), b=expression("last_seen"))

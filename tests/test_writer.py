@@ -1,4 +1,5 @@
-"""The writer's thread: when it lives, what it does while servers fail, and how processes end."""
+"""The writer's thread: its lifetime, its behaviour while servers fail, and the exit of
+processes."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ EXIT_SECONDS = writing.EXIT_SECONDS
 
 @pytest.fixture(autouse=True)
 def queued(transactional_db: None, add_database: Any) -> Iterator[None]:
-    # It ends before `add_database`: a thread cannot close connections to databases that are unknown
+    # Torn down before `add_database`: a thread cannot close connections to unknown databases
     with override_settings(SOUVENIRS_FLUSH_SECONDS=60):
         yield
         testing.forget()
@@ -60,7 +61,7 @@ DATABASES_AWAY = [
 
 
 @cases(*DATABASES_AWAY)
-def test_database__that_is_away_loses_no_visit(
+def test_database__outage_loses_no_visit(
     case: Case,
     clock: BreakerClock,
     results: list[str],
@@ -77,7 +78,7 @@ def test_database__that_is_away_loses_no_visit(
                     assert not writer.flush()
             clock.pass_period()
         assert results == []
-        assert len(write_errors) == 3  # in between, the server is left alone
+        assert len(write_errors) == 3  # between these, no request reaches the server
         (message,) = errors(caplog)
         assert case.cause in message
     connections["history"].close()
@@ -94,7 +95,7 @@ def test_database__that_is_away_loses_no_visit(
 @pytest.mark.parametrize(
     ("is_committed", "is_answered"), [(True, True), (True, False), (False, False)]
 )
-def test_commit__that_came_late_is_marked_though_the_connection_is_lost(
+def test_commit__late_one_is_marked_although_the_connection_is_lost(
     is_committed: bool,
     is_answered: bool,
     history: None,
@@ -122,7 +123,7 @@ def test_commit__that_came_late_is_marked_though_the_connection_is_lost(
         with monkeypatch.context() as patched:
             patched.setattr(wrapper, "_commit", commit_late)
             assert not writer.flush()
-        wrapper.close()  # as the thread does
+        wrapper.close()  # like the thread
         assert not DirtyBucket.objects.exists()
         clock.pass_period()
         assert writer.flush()
@@ -145,7 +146,7 @@ def in_thread(do: Callable[[], object]) -> None:
     assert not thread.is_alive()
 
 
-def test_queue__that_is_full_drops_the_oldest(
+def test_queue__drops_the_oldest_when_full(
     history: None, monkeypatch: pytest.MonkeyPatch, results: list[str]
 ) -> None:
     monkeypatch.setattr(queue, "MAX_ENTRIES", 3)
@@ -158,7 +159,7 @@ def test_queue__that_is_full_drops_the_oldest(
     assert sorted(results) == ["added"] * 3 + ["failed"] * 2
 
 
-def test_entry__that_the_database_refuses_keeps_no_other_back(
+def test_entry__rejected_by_the_database_does_not_block_others(
     history: None, monkeypatch: pytest.MonkeyPatch, results: list[str], write_errors: list[int]
 ) -> None:
     users = people(7)
@@ -179,7 +180,7 @@ def test_entry__that_the_database_refuses_keeps_no_other_back(
     assert write_errors
 
 
-def test_redis__that_is_away_does_not_hold_up_rows(history: None, redis_entry: Entry) -> None:
+def test_redis__outage_does_not_delay_rows(history: None, redis_entry: Entry) -> None:
     [user] = people(1)
     gone = {**redis_entry, "LOCATION": f"redis://127.0.0.1:{servers.free_port()}"}
     with override_settings(SOUVENIRS_LAST_SEEN_STORE=gone):
@@ -206,7 +207,7 @@ def test_redis__gets_each_minute_and_the_table_each_hour(
             with django_assert_num_queries(0, connection=connections["history"]):
                 writer.flush()
             assert store.get(user.pk) == T + MINUTE
-        restart()  # another process, which does not know whether the souvenir is written
+        restart()  # another process, which does not know whether the souvenir has been written
         with at(T + 2 * MINUTE):
             visit(user)
             writer.flush()
@@ -217,7 +218,7 @@ def test_redis__gets_each_minute_and_the_table_each_hour(
         assert new == {"souvenirs-writer"}
 
 
-def test_redis__follows_while_the_database_is_away(
+def test_redis__is_updated_while_the_database_is_down(
     request: Any, keep_history_in: Callable[..., None], redis_entry: Entry, clock: BreakerClock
 ) -> None:
     case = failing.postgresql_read_only(request, keep_history_in)
@@ -243,7 +244,7 @@ def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "souvenirs-writer"]
 
 
-def test_thread__writes_by_itself_and_ends_when_nothing_comes(
+def test_thread__writes_by_itself_and_ends_when_idle(
     history: None, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
     settings.SOUVENIRS_FLUSH_SECONDS = 0.02
@@ -257,7 +258,7 @@ def test_thread__writes_by_itself_and_ends_when_nothing_comes(
     servers.wait_until(lambda: sessions() == 1)  # this thread's
 
 
-def test_visit__that_comes_while_the_thread_ends_is_written(
+def test_visit__while_the_thread_ends_is_written(
     history: None, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
     users = people(2)
@@ -289,7 +290,7 @@ def test_flush__in_tests_closes_the_threads_connection(history: None) -> None:
     assert Souvenir.objects.count() == LastSeen.objects.count() == 1
 
 
-def test_visit__writes_where_the_thread_gets_no_time(
+def test_visit__writes_if_the_thread_does_not_run(
     history: None, monkeypatch: pytest.MonkeyPatch, results: list[str]
 ) -> None:
     users = people(3)
@@ -304,7 +305,7 @@ def test_visit__writes_where_the_thread_gets_no_time(
     writer._thread = None
 
 
-def test_visit__does_not_write_while_somebody_does_or_the_database_is_away(
+def test_visit__does_not_write_during_a_flush_or_an_outage(
     history: None, monkeypatch: pytest.MonkeyPatch, clock: BreakerClock
 ) -> None:
     users = people(3)
@@ -318,7 +319,7 @@ def test_visit__does_not_write_while_somebody_does_or_the_database_is_away(
     assert visits() == []
 
 
-def test_deletion__keeps_what_was_not_written_yet_in_the_history(history: None) -> None:
+def test_deletion__keeps_unwritten_visits_in_the_history(history: None) -> None:
     from souvenirs.control import count_active_users
 
     users = people(2)
@@ -330,7 +331,7 @@ def test_deletion__keeps_what_was_not_written_yet_in_the_history(history: None) 
     assert [user for user, _ in visits()] == [users[1].pk]
 
 
-def test_deletion__in_a_transaction_writes_the_visits_of_that_user_only(history: None) -> None:
+def test_deletion__in_a_transaction_writes_only_the_visits_of_that_user(history: None) -> None:
     users = people(2)
     for user in users:
         visit(user)
@@ -391,7 +392,7 @@ print(sorted(Souvenir.objects.values_list("user_id", flat=True)))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["postgresql", "mariadb"])
-def test_fork__neither_takes_the_parents_visits_nor_its_connection(
+def test_fork__uses_neither_the_parents_visits_nor_its_connection(
     engine: str, request: Any
 ) -> None:
     environment = serving.environ(
@@ -406,7 +407,7 @@ COUNT = "print(list(Souvenir.objects.values_list('user_id', flat=True)))"
 
 
 @pytest.mark.slow
-def test_exit__writes_what_is_queued(postgresql: Entry) -> None:
+def test_exit__writes_queued_visits(postgresql: Entry) -> None:
     environment = serving.environ(new_database(postgresql), SOUVENIRS_FLUSH_SECONDS=60)
     serving.populate(environment, 1)
     start = time.monotonic()

@@ -1,1 +1,1 @@
-"""User models that sites have, beside Django's own."""
+"""User models that sites may have instead of Django's."""

@@ -17,7 +17,7 @@ class UserManager(BaseUserManager[Any]):
 
 
 class UuidUser(AbstractBaseUser):
-    """Its key is a UUID."""
+    """A user with a UUID as its key."""
 
     id = models.UUIDField(primary_key=True, default=uuid4)
     username = models.CharField(max_length=150, unique=True)
@@ -31,7 +31,7 @@ class UuidUser(AbstractBaseUser):
 
 
 class StringUser(AbstractBaseUser):
-    """Its key is a string, and it has neither `date_joined` nor a column `is_active`."""
+    """A user with a string as its key, and neither `date_joined` nor a column `is_active`."""
 
     username = models.CharField(max_length=150, primary_key=True)
     objects: Any = UserManager()

@@ -4,7 +4,7 @@ from typing import Any
 
 
 class History:
-    """Keeps souvenirs in the database "history", and all else out of it."""
+    """Keeps souvenirs in the database "history", and everything else out of it."""
 
     def db_for_read(self, model: Any, **hints: Any) -> str | None:
         return "history" if model._meta.app_label == "souvenirs" else None
