@@ -90,7 +90,7 @@ def test_load__slots_end_at_midnight(ana: Any) -> None:
         assert load(entries((ana, MIDNIGHT - 0.000_001), (ana, MIDNIGHT))).added == 2
 
 
-def test_load__slot_is_that_of_the_row_in_whole_microseconds(ana: Any) -> None:
+def test_load__slot_is_determined_in_whole_microseconds(ana: Any) -> None:
     assert load(entries((ana, T + HOUR - 0.000_000_3), (ana, T + HOUR + 1))).added == 1
     assert rows() == [(ana.pk, at(T + HOUR))]
 

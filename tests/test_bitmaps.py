@@ -21,7 +21,7 @@ ids = st.integers(0, 2**31 - 1) | st.integers(0, 70_000)
 @example({0})
 @example({2**31 - 1})
 @example({0, 65_535, 65_536, 131_071})
-def test_bytes__hold_the_same_set(members: set[int]) -> None:
+def test_bytes__contain_the_same_set(members: set[int]) -> None:
     data = bitmaps.to_bytes(BitMap(members))
     assert set(bitmaps.from_bytes(data)) == members
     assert data[0] in (*PORTABLE, bitmaps.ZLIB)

@@ -84,7 +84,7 @@ def test_souvenez__takes_a_primary_key(user: User, traveller: Any) -> None:
     assert Souvenir.objects.get().user_id == user.pk
 
 
-def test_souvenez__a_key_of_another_type_is_free_too(
+def test_souvenez__a_key_of_another_type_is_free_as_well(
     user: User, traveller: Any, django_assert_num_queries: Any
 ) -> None:
     souvenez(str(user.pk))
@@ -93,13 +93,13 @@ def test_souvenez__a_key_of_another_type_is_free_too(
         assert souvenez(user) == "rate-limited"
 
 
-def test_souvenez__heeds_a_setting_that_changes(user: User) -> None:
+def test_souvenez__respects_a_changed_setting(user: User) -> None:
     souvenez(user)
     with override_settings(SOUVENIRS_RATELIMIT_SECONDS=0):
         assert souvenez(user) == "added"
 
 
-def test_souvenez__limits_each_user_alone(user: User, traveller: Any) -> None:
+def test_souvenez__limits_each_user_separately(user: User, traveller: Any) -> None:
     other = User.objects.create(username="grace")
     assert [souvenez(user), souvenez(other)] == ["added", "added"]
 
@@ -116,7 +116,7 @@ def test_souvenez__without_limit_records_each_time(user: User, traveller: Any) -
     assert [souvenez(user, ratelimit=False) for _ in range(3)] == ["added"] * 3
 
 
-def test_souvenez__with_a_limit_of_its_own(user: User, traveller: Any) -> None:
+def test_souvenez__with_an_explicit_limit(user: User, traveller: Any) -> None:
     results = []
     for _ in range(6):
         results.append(souvenez(user, ratelimit=120))
@@ -124,7 +124,7 @@ def test_souvenez__with_a_limit_of_its_own(user: User, traveller: Any) -> None:
     assert results == ["added", "rate-limited"] * 3
 
 
-def test_souvenez__records_each_time_where_the_setting_is_0(user: User, traveller: Any) -> None:
+def test_souvenez__records_each_time_if_the_setting_is_0(user: User, traveller: Any) -> None:
     with override_settings(SOUVENIRS_RATELIMIT_SECONDS=0):
         assert [souvenez(user) for _ in range(3)] == ["added"] * 3
 
@@ -210,7 +210,7 @@ def test_souvenez__after_a_rollback_transactions_record_the_user_within_a_minute
     assert Souvenir.objects.count() == 1
 
 
-def test_souvenez__within_a_transaction_last_seen_waits_for_its_commit(
+def test_souvenez__within_a_transaction_updates_last_seen_on_commit(
     user: User, traveller: Any
 ) -> None:
     with transaction.atomic(using=ours().alias):
@@ -221,7 +221,7 @@ def test_souvenez__within_a_transaction_last_seen_waits_for_its_commit(
     assert souvenez(user) == "rate-limited"
 
 
-def test_souvenez__last_seen_that_fails_on_commit_is_written_by_the_next_visit(
+def test_souvenez__next_visit_writes_last_seen_if_it_failed_on_commit(
     user: User, traveller: Any
 ) -> None:
     def refuse(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
@@ -236,9 +236,7 @@ def test_souvenez__last_seen_that_fails_on_commit_is_written_by_the_next_visit(
     assert last_seen(user) == site(NOON)
 
 
-def test_souvenez__a_savepoint_that_is_rolled_back_takes_the_row_with_it(
-    user: User, traveller: Any
-) -> None:
+def test_souvenez__rolling_back_a_savepoint_removes_the_row(user: User, traveller: Any) -> None:
     with (
         transaction.atomic(using=ours().alias),
         contextlib.suppress(ZeroDivisionError),
@@ -251,7 +249,7 @@ def test_souvenez__a_savepoint_that_is_rolled_back_takes_the_row_with_it(
     assert souvenez(user) == "added"
 
 
-def test_souvenez__works_where_autocommit_is_off(user: User, traveller: Any) -> None:
+def test_souvenez__works_with_autocommit_off(user: User, traveller: Any) -> None:
     transaction.set_autocommit(False, using=ours().alias)
     try:
         assert souvenez(user) == "added"
@@ -264,9 +262,9 @@ def test_souvenez__works_where_autocommit_is_off(user: User, traveller: Any) -> 
     assert last_seen(user) == site(NOON)
 
 
-# Python's sqlite3 commits with the savepoint that our block is, where autocommit is off
+# With autocommit off, Python's sqlite3 commits together with the savepoint that our block is
 @pytest.mark.where(ours().vendor != "sqlite")
-def test_souvenez__after_a_rollback_where_autocommit_is_off_the_user_is_recorded_again(
+def test_souvenez__after_a_rollback_with_autocommit_off_the_user_is_recorded_again(
     user: User, traveller: Any
 ) -> None:
     transaction.set_autocommit(False, using=ours().alias)
@@ -281,7 +279,7 @@ def test_souvenez__after_a_rollback_where_autocommit_is_off_the_user_is_recorded
     assert Souvenir.objects.count() == 1
 
 
-def test_souvenez__a_write_that_fails_silences_nobody(user: User, traveller: Any) -> None:
+def test_souvenez__a_failed_write_does_not_block_the_user(user: User, traveller: Any) -> None:
     def refuse(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
         if sql.startswith("INSERT"):
             raise DatabaseError("disk full")
@@ -296,7 +294,7 @@ def test_souvenez__a_write_that_fails_silences_nobody(user: User, traveller: Any
 
 
 @pytest.mark.parametrize("is_nested", [False, True])
-def test_souvenez__a_key_of_nobody_is_an_error_that_names_it(user: User, is_nested: bool) -> None:
+def test_souvenez__a_missing_key_is_an_error_that_names_it(user: User, is_nested: bool) -> None:
     def fails() -> None:
         with pytest.raises(User.DoesNotExist, match=re.escape(f"primary key {NOBODY!r}")):
             souvenez(NOBODY)
@@ -304,13 +302,13 @@ def test_souvenez__a_key_of_nobody_is_an_error_that_names_it(user: User, is_nest
     if is_nested:
         with transaction.atomic(using=ours().alias):
             fails()
-            assert souvenez(user) == "added"  # the transaction is usable
+            assert souvenez(user) == "added"  # the transaction is still usable
     else:
         fails()
     assert Souvenir.objects.count() == is_nested
 
 
-def test_souvenez__a_user_who_was_deleted_within_the_slot_leaves_nothing_behind(
+def test_souvenez__a_user_deleted_within_the_slot_leaves_nothing_behind(
     user: User, traveller: Any
 ) -> None:
     key = user.pk
@@ -323,7 +321,7 @@ def test_souvenez__a_user_who_was_deleted_within_the_slot_leaves_nothing_behind(
     assert not Souvenir.objects.exists()
 
 
-def test_souvenez__a_new_minute_costs_one_update_where_another_process_was_first(
+def test_souvenez__a_new_minute_costs_one_update_if_another_process_was_first(
     user: User, django_assert_num_queries: Any, traveller: Any
 ) -> None:
     souvenez(user)
@@ -340,12 +338,12 @@ def test_souvenez__a_user_without_a_key_is_an_error(nobody: Any) -> None:
 
 
 @pytest.mark.where("string" not in settings.SHAPE)
-def test_souvenez__a_value_that_can_be_no_key_is_an_error() -> None:
+def test_souvenez__a_value_that_cannot_be_a_key_is_an_error() -> None:
     with pytest.raises(ValueError, match="'ada' is neither a user nor a primary key"):
         souvenez("ada")
 
 
-def test_souvenez__a_user_who_is_not_saved_is_an_error() -> None:
+def test_souvenez__an_unsaved_user_is_an_error() -> None:
     with pytest.raises((ValueError, User.DoesNotExist), match="primary key"):
         souvenez(User(username="new"))
 
@@ -355,8 +353,8 @@ def test_souvenez__a_user_who_is_not_saved_is_an_error() -> None:
     [True, 1.0, Decimal(1), b"1", bytearray(b"1"), 1j, float("nan"), float("inf"), Decimal("inf")],
 )
 @pytest.mark.parametrize("is_remembered", [True, False])
-def test_souvenez__a_key_of_a_type_that_keys_are_not_of(key: Any, is_remembered: bool) -> None:
-    """Also where process memory has the user whose key it is equal to."""
+def test_souvenez__a_key_of_the_wrong_type_is_an_error(key: Any, is_remembered: bool) -> None:
+    """Also if process memory has a user whose key is equal to this value."""
     user = User(pk=1 if isinstance(NOBODY, int) else NOBODY, username="ada")
     user.save()
     if is_remembered:
@@ -373,7 +371,7 @@ def test_souvenez__a_key_of_a_type_that_keys_are_not_of(key: Any, is_remembered:
     "key", [10**30, -(10**30), 2**40, "1" * 30, "a\0b", "\ud800", {}, object()]
 )
 @pytest.mark.parametrize("is_nested", [True, False])
-def test_souvenez__a_key_that_no_database_takes(user: User, key: Any, is_nested: bool) -> None:
+def test_souvenez__a_key_that_no_database_accepts(user: User, key: Any, is_nested: bool) -> None:
     def fails() -> None:
         with pytest.raises((TypeError, ValueError, User.DoesNotExist), match="primary key"):
             souvenez(key)
@@ -399,7 +397,7 @@ LIMITS = [
 
 
 @pytest.mark.parametrize("when", [*LIMITS, datetime(1899, 12, 31), datetime(9999, 1, 2)])
-def test_souvenez__a_time_that_souvenirs_are_not_of(user: User, when: datetime) -> None:
+def test_souvenez__a_time_out_of_range(user: User, when: datetime) -> None:
     for ratelimit in (True, False):
         with pytest.raises(ValueError, match=r"is not a time of the years 1900 to 9998$"):
             souvenez(user, when=when, ratelimit=ratelimit)
@@ -412,7 +410,7 @@ def test_souvenez__a_time_that_souvenirs_are_not_of(user: User, when: datetime) 
 
 
 @pytest.mark.parametrize("when", LIMITS)
-def test_count_active_users__bounds_at_the_limits_are_none(user: User, when: datetime) -> None:
+def test_count_active_users__bounds_at_the_limits_do_not_limit(user: User, when: datetime) -> None:
     souvenez(user, when=NOON)
     is_early = when.year == 1
     for count in (
@@ -439,7 +437,7 @@ def test_souvenez__an_impossible_limit_is_an_error(user: User, limit: float) -> 
 
 
 @pytest.mark.parametrize("when", [date(2024, 5, 14), "2024-05-14", 1715688000])
-def test_souvenez__a_time_that_is_no_datetime_is_an_error(user: User, when: Any) -> None:
+def test_souvenez__a_time_must_be_a_datetime(user: User, when: Any) -> None:
     with pytest.raises(TypeError, match="expected a datetime"):
         souvenez(user, when=when)
     assert souvenez(user) == "added"
@@ -448,7 +446,7 @@ def test_souvenez__a_time_that_is_no_datetime_is_an_error(user: User, when: Any)
 # Signals
 
 
-def test_signal__tells_each_result(user: User, traveller: Any, signals: Signals) -> None:
+def test_signal__is_sent_for_each_result(user: User, traveller: Any, signals: Signals) -> None:
     souvenez(user)
     souvenez(user, when=NOON, ratelimit=False, check_duplicate=True)
     traveller.shift(MINUTE)
@@ -459,7 +457,9 @@ def test_signal__tells_each_result(user: User, traveller: Any, signals: Signals)
     ]
 
 
-def test_signal__tells_free_calls_together(user: User, traveller: Any, signals: Signals) -> None:
+def test_signal__is_sent_for_several_free_calls_together(
+    user: User, traveller: Any, signals: Signals
+) -> None:
     for _ in range(5):
         souvenez(user)
     assert len(signals) == 1
@@ -492,7 +492,7 @@ def test_deleted_user__is_gone_from_both_tables(user: User) -> None:
 
 
 @pytest.mark.where("routed" in settings.SHAPE)
-def test_deleted_user__stays_in_another_database_if_the_deletion_is_rolled_back(user: User) -> None:
+def test_deleted_user__stays_in_another_database_after_a_rollback(user: User) -> None:
     souvenez(user)
     with contextlib.suppress(ZeroDivisionError), transaction.atomic():
         user.delete()
@@ -500,7 +500,7 @@ def test_deleted_user__stays_in_another_database_if_the_deletion_is_rolled_back(
     assert Souvenir.objects.count() == LastSeen.objects.count() == 1
 
 
-def test_forget__lets_a_test_begin_anew(user: User) -> None:
+def test_forget__resets_process_memory(user: User) -> None:
     souvenez(user)
     Souvenir.objects.all().delete()
     assert souvenez(user) == "rate-limited"
@@ -508,14 +508,14 @@ def test_forget__lets_a_test_begin_anew(user: User) -> None:
     assert souvenez(user) == "added"
 
 
-# Questions
+# Queries
 
 
 def test_last_seen__is_none_for_a_user_never_seen(user: User) -> None:
     assert last_seen(user) is None
 
 
-def test_last_seen__follows_the_user_by_the_minute(user: User, traveller: Any) -> None:
+def test_last_seen__is_updated_every_minute(user: User, traveller: Any) -> None:
     souvenez(user)
     traveller.shift(timedelta(minutes=17, seconds=5))
     souvenez(user)
@@ -529,7 +529,7 @@ def test_last_seen__is_local_and_naive_without_time_zones(user: User, traveller:
         assert last_seen(user) == datetime(2024, 5, 14, 17, 30)
 
 
-def test_count_active_users__start_counts_and_end_does_not(user: User) -> None:
+def test_count_active_users__includes_start_and_excludes_end(user: User) -> None:
     souvenez(user, when=NOON)
     assert count_active_users(NOON, NOON + HOUR) == 1
     assert count_active_users(NOON - HOUR, NOON) == 0
@@ -563,7 +563,7 @@ def test_count_active_users__a_naive_bound_is_in_the_sites_zone(user: User) -> N
     assert Souvenir.objects.get().when == site(datetime(2024, 5, 13, 22, 30, tzinfo=timezone.utc))
 
 
-def test_count_active_users__a_bound_that_is_no_datetime_is_an_error() -> None:
+def test_count_active_users__a_bound_must_be_a_datetime() -> None:
     with pytest.raises(TypeError, match="expected a datetime"):
         count_active_users(date(2024, 5, 14))  # type: ignore[arg-type]
 

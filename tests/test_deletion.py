@@ -1,4 +1,5 @@
-"""Deleted users: their rows go, closed periods keep their numbers, and nothing tells who it was."""
+"""Deleted users: their rows go, closed periods keep their numbers, and nothing says who they
+were."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def users() -> list[Any]:
 
 @pytest.fixture(params=["none", "half", "all"])
 def is_rolled_up(request: pytest.FixtureRequest, users: list[Any]) -> None:
-    """How much of the history is, before somebody is deleted."""
+    """Parametrizes how much of the history is rolled up before a user is deleted."""
     if request.param != "none":
         roll_up(NOW if request.param == "all" else T + DAY)
 
@@ -101,7 +102,7 @@ def test_delete__closed_periods_keep_their_numbers(
 
 
 @pytest.mark.usefixtures("is_rolled_up")
-def test_delete__that_is_rolled_back_changes_nothing(users: list[Any]) -> None:
+def test_delete__rolled_back_changes_nothing(users: list[Any]) -> None:
     class RollBackError(Exception):
         pass
 
@@ -132,7 +133,7 @@ def test_delete__of_a_proxy_model_keeps_the_numbers(users: list[Any]) -> None:
             assert not LastSeen.objects.filter(user_id=users[0].pk).exists()
 
 
-def test_delete__of_who_has_no_last_seen_row_keeps_the_numbers(users: list[Any]) -> None:
+def test_delete__of_a_user_without_a_last_seen_row_keeps_the_numbers(users: list[Any]) -> None:
     LastSeen.objects.all().delete()
     with at(NOW):
         users[0].delete()
@@ -151,7 +152,7 @@ def gauges(t: float) -> dict[tuple[str, str], float]:
         }
 
 
-def test_delete__windows_and_periods_to_date_drop_them_and_previous_periods_do_not(
+def test_delete__removes_users_from_windows_and_periods_to_date_but_not_from_previous_periods(
     users: list[Any],
 ) -> None:
     now = T + DAY + HOUR
@@ -180,7 +181,7 @@ def counts_around(t: float) -> list[int]:
     return counting.count_users_of_ranges(ranges)
 
 
-def test_count__of_a_deleted_user_is_of_ranges_that_hold_the_whole_bucket() -> None:
+def test_count__includes_a_deleted_user_in_ranges_that_contain_the_whole_bucket() -> None:
     [user] = people(1)
     with at(T + 5):
         souvenez(user)
@@ -194,7 +195,7 @@ def test_count__of_a_deleted_user_is_of_ranges_that_hold_the_whole_bucket() -> N
         assert counts_around(T + 5) == [1, 1, 0, 0]
 
 
-def test_delete__takes_a_number_of_queries_that_does_not_depend_on_the_rows() -> None:
+def test_delete__takes_as_many_queries_for_any_number_of_rows() -> None:
     users = people(2)
     record(users[0], *(T + n * BUCKET for n in range(3)))
     record(users[1], *(T + n * BUCKET for n in range(400)))
@@ -207,7 +208,7 @@ def test_delete__takes_a_number_of_queries_that_does_not_depend_on_the_rows() ->
 
 
 def make_crowd(number: int) -> tuple[list[Any], list[tuple[str, float]]]:
-    """So many users, who were active in two buckets, and the facts."""
+    """Create this many users who were active in two buckets; return them and the facts."""
     names = [f"{number} {who}" for who in range(number)]
     users = User.objects.bulk_create(User(username=name) for name in names)
     times = [(T + who % BUCKET, T + BUCKET + who % BUCKET) for who in range(number)]
@@ -222,7 +223,7 @@ def ours_among(captured: CaptureQueriesContext) -> list[str]:
 
 
 @pytest.mark.parametrize("has_last_seen", [True, False])
-def test_delete__of_many_users_takes_queries_for_batches_of_them(has_last_seen: bool) -> None:
+def test_delete__of_many_users_takes_queries_per_batch(has_last_seen: bool) -> None:
     taken, facts = [], []
     for number in (100, 1_000):
         users, of_crowd = make_crowd(number)
@@ -235,7 +236,7 @@ def test_delete__of_many_users_takes_queries_for_batches_of_them(has_last_seen: 
         assert not LastSeen.objects.exists()
         assert not Souvenir.objects.exists()
         assert_counts(facts, DAYS)
-    # 500 users are a batch; SQLite takes some hundred values in a statement
+    # 500 users are a batch; SQLite accepts some hundred values in a statement
     assert taken[0] <= 20
     assert taken[1] - taken[0] <= 20
 
@@ -260,7 +261,7 @@ def test_delete__within_savepoints_is_undone_with_them(users: list[Any]) -> None
     assert_counts(facts, DAYS)
 
 
-@pytest.mark.where("routed" not in site_settings.SHAPE)  # else rows go when it is committed
+@pytest.mark.where("routed" not in site_settings.SHAPE)  # otherwise rows are deleted on commit
 def test_delete__keeps_the_history_before_the_transaction_ends(users: list[Any]) -> None:
     with at(NOW), transaction.atomic():
         User.objects.filter(pk__in=[user.pk for user in users]).delete()
@@ -269,9 +270,10 @@ def test_delete__keeps_the_history_before_the_transaction_ends(users: list[Any])
         assert_counts(FACTS, DAYS)
 
 
-@pytest.mark.where("routed" not in site_settings.SHAPE)  # there Django looks for no souvenirs
-def test_delete__sends_the_signals_of_souvenirs_to_who_listens(users: list[Any]) -> None:
-    """As in 1.0.2; a receiver without a sender, as many libraries have, is one of them."""
+# in another database, Django does not look for souvenirs
+@pytest.mark.where("routed" not in site_settings.SHAPE)
+def test_delete__sends_the_signals_of_souvenirs(users: list[Any]) -> None:
+    """As in 1.0.2. A receiver without a sender, which many libraries have, is enough."""
     sent = []
 
     def receive(sender: Any, instance: Any, **kwargs: Any) -> None:
@@ -289,8 +291,9 @@ def test_delete__sends_the_signals_of_souvenirs_to_who_listens(users: list[Any])
     assert_counts(FACTS, DAYS)
 
 
-@pytest.mark.where("routed" not in site_settings.SHAPE)  # there Django looks for no souvenirs
-def test_delete__in_a_migration_needs_no_table_of_a_later_one(users: list[Any]) -> None:
+# in another database, Django does not look for souvenirs
+@pytest.mark.where("routed" not in site_settings.SHAPE)
+def test_delete__in_a_migration_needs_no_tables_of_later_ones(users: list[Any]) -> None:
     apps = MigrationLoader(ours()).project_state().apps
     with CaptureQueriesContext(ours()) as captured:
         apps.get_model(User._meta.label).objects.filter(pk=users[0].pk).delete()
@@ -299,7 +302,7 @@ def test_delete__in_a_migration_needs_no_table_of_a_later_one(users: list[Any]) 
     assert Souvenir.objects.count() == len(TIMES) * 2
 
 
-def test_delete__by_a_collector_of_the_admin_is_whole(users: list[Any]) -> None:
+def test_delete__by_a_collector_of_the_admin_is_complete(users: list[Any]) -> None:
     collector = NestedObjects(using=User.objects.db)
     collector.collect(User.objects.filter(pk=users[0].pk))
     with at(NOW):
@@ -310,7 +313,7 @@ def test_delete__by_a_collector_of_the_admin_is_whole(users: list[Any]) -> None:
         assert_counts(FACTS, DAYS)
 
 
-def test_delete__that_failed_is_done_whole_the_next_time(users: list[Any]) -> None:
+def test_delete__after_a_failure_is_complete_the_next_time(users: list[Any]) -> None:
     doomed = User.objects.filter(pk__in=[user.pk for user in users[:2]])
     with suppress(ZeroDivisionError), transaction.atomic(using=doomed.db):
         doomed.delete()
@@ -416,8 +419,8 @@ print("protected")
 
 @pytest.fixture
 def run_admin(run_site: Callable[..., str], tmp_path: Path) -> Callable[[str, str], str]:
-    """`run_admin(code, models)` runs it in a site with two admin sites, where organisations have
-    users and are deleted with them."""
+    """`run_admin(code, models)` runs the code in a site with two admin sites, where organisations
+    have users, and deleting an organisation deletes its users."""
 
     def run(code: str, more_models: str = "") -> str:
         (tmp_path / "crm").mkdir()
@@ -430,14 +433,14 @@ def run_admin(run_site: Callable[..., str], tmp_path: Path) -> Callable[[str, st
 
 
 @pytest.mark.own_site
-def test_admin__asks_before_it_deletes_in_pages_that_do_not_grow(
+def test_admin__has_confirmation_pages_that_do_not_grow(
     run_admin: Callable[..., str],
 ) -> None:
     assert run_admin(NOT_LISTED) == "1 0 0\n"
 
 
 @pytest.mark.own_site
-def test_admin__says_what_of_the_site_forbids_a_deletion(run_admin: Callable[..., str]) -> None:
+def test_admin__names_protected_objects_of_the_site(run_admin: Callable[..., str]) -> None:
     assert run_admin(PROTECTED, CERTIFICATE) == "protected\n"
 
 
@@ -445,7 +448,7 @@ def test_admin__says_what_of_the_site_forbids_a_deletion(run_admin: Callable[...
 
 
 def values() -> Iterator[tuple[str, str]]:
-    """Every value of every table, as text, and where it is."""
+    """Every value of every table, as text, with its column."""
     for connection in connections.all():
         with connection.cursor() as cursor:
             for table in connection.introspection.table_names(cursor):
@@ -478,8 +481,8 @@ def make_zoe() -> Any:
 
 
 def traces() -> set[str]:
-    told = {str(KEY), getattr(KEY, "hex", str(KEY)), NAME, EMAIL}
-    return {where for where, value in values() if any(each in value for each in told)}
+    secrets = {str(KEY), getattr(KEY, "hex", str(KEY)), NAME, EMAIL}
+    return {where for where, value in values() if any(each in value for each in secrets)}
 
 
 @pytest.mark.usefixtures("is_rolled_up")
@@ -506,7 +509,7 @@ def test_delete__leaves_no_trace_of_the_person(users: list[Any], has_last_seen: 
         rollups_by_key = Rollup.objects.values_list("pk", flat=True)
         for _, members in rollups.iter_members(rollups_by_key, ours().alias):
             known |= set(members)
-        assert ordinal in known  # as a number that is nobody's
+        assert ordinal in known  # as a number that belongs to nobody
     assert not LastSeen.objects.filter(pk=ordinal).exists()
     [newcomer] = people_named("newcomer")
     with at(NOW):
@@ -519,7 +522,7 @@ def people_named(*names: str) -> list[Any]:
 
 
 @pytest.mark.usefixtures("is_rolled_up")
-def test_recreated_key__is_another_person(users: list[Any]) -> None:
+def test_recreated_key__is_a_new_person(users: list[Any]) -> None:
     zoe = make_zoe()
     with at(NOW):
         record(zoe, T + 30)

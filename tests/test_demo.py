@@ -1,4 +1,4 @@
-"""The demo's people: their past and their live visits are of one schedule."""
+"""The demo's people: their past and their live visits follow the same schedule."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ pytestmark = pytest.mark.own_site
 
 OPENED = midnight(date(2025, 1, 6))  # a Monday
 WEEKS = 12
-END = midnight(date(2025, 1, 6) + timedelta(weeks=WEEKS))  # clocks have changed the day before
+END = midnight(date(2025, 1, 6) + timedelta(weeks=WEEKS))  # clocks change the day before
 CROWD = Crowd(opened=OPENED, weeks=WEEKS, accounts=400)
 
 
 @pytest.fixture(scope="module")
 def visits() -> dict[str, list[float]]:
-    """Of each person, when they were seen in the past."""
+    """When each person was seen in the past."""
     people = CROWD.people(until=END)
     return {person.username: list(past_visits(person, OPENED, END)) for person in people}
 
@@ -30,7 +30,7 @@ def seen(visits: dict[str, list[float]], start: float, end: float) -> set[str]:
     return {name for name, times in visits.items() if any(start <= t < end for t in times)}
 
 
-def test_crowd__has_its_accounts_when_its_weeks_are_over() -> None:
+def test_crowd__has_its_accounts_after_its_weeks() -> None:
     assert [person.number for person in CROWD.people()] == list(range(1, 401))
     later = CROWD.people(until=OPENED + 2 * WEEKS * 7 * DAY)
     assert [person.joined for person in later] == sorted(person.joined for person in later)
@@ -65,7 +65,7 @@ def test_past__can_be_continued_at_any_time() -> None:
 
 
 @pytest.mark.parametrize("day", [2, 6, 48, 80])
-def test_live__users_of_an_hour_are_those_of_the_past(
+def test_live__users_of_an_hour_equal_those_of_the_past(
     visits: dict[str, list[float]], day: int
 ) -> None:
     schedule = Schedule(CROWD)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.own_site
 DAY = 86_400.0
 
 
-def test_sparkline__is_as_high_as_the_values() -> None:
+def test_sparkline__has_bars_as_high_as_the_values() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert sparkline([700, 0, 350]) == "█▁▅"
     assert sparkline([0, 0]) == "▁▁"

@@ -1,4 +1,4 @@
-"""What the documents point to is there."""
+"""The documentation's links, names and pictures are valid."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.own_site
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of the headings, as GitHub makes them."""
+    """The anchors of the headings, as GitHub creates them."""
     page = page / "README.md" if page.is_dir() else page
     headings = re.findall(r"(?m)^#+ (.+)$", page.read_text())
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links__lead_somewhere(page: Path) -> None:
+def test_links__have_existing_targets(page: Path) -> None:
     for link in re.findall(r"\]\((?![a-z]+:)([^)]+)\)", page.read_text()):
         name, _, anchor = link.partition("#")
         target = (page.parent / name) if name else page
@@ -33,7 +33,7 @@ def test_links__lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-def test_architecture__names_what_is_there() -> None:
+def test_architecture__names_existing_files() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
     table = [line for line in text.splitlines() if line.startswith("| `")]
     named = re.findall(r"`([^`]+)`", " ".join(line.split("|")[1] for line in table))
@@ -51,7 +51,7 @@ def test_ci__runs_the_commands_of_the_makefile() -> None:
     assert {command.removeprefix("make ") for command in commands} <= set(targets)
 
 
-def test_pictures__are_what_the_generator_draws(tmp_path: Path) -> None:
+def test_pictures__are_up_to_date_with_the_generator(tmp_path: Path) -> None:
     write(tmp_path)
     drawn = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert drawn == {path.name: path.read_bytes() for path in ROOT.glob("docs/pictures/*.svg")}

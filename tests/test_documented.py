@@ -1,4 +1,4 @@
-"""What the documentation says about Prometheus, tried on the real one."""
+"""What the documentation says about Prometheus, tested with the real one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def texts() -> dict[str, str]:
-    """All that users read, and the programs that tell them something."""
+    """All texts for users, and the programs that print some."""
     paths = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("prometheus/*.yml")]
     paths += [*ROOT.glob("demo/*.py"), *ROOT.glob("souvenirs_metrics/**/*.py")]
     return {str(path.relative_to(ROOT)): path.read_text() for path in paths}
@@ -40,7 +40,7 @@ def test_retention__is_the_same_everywhere() -> None:
 
 
 @pytest.mark.own_site
-def test_prometheus_yml__with_its_comments_is_a_configuration_too(tmp_path: Path) -> None:
+def test_prometheus_yml__is_valid_with_its_comments_too(tmp_path: Path) -> None:
     text = (ROOT / "prometheus" / "prometheus.yml").read_text()
     uncommented = re.sub(
         r"(?m)^(    )# (scheme:|authorization:|  credentials_file:)", r"\1\2", text
@@ -63,8 +63,8 @@ SCRAPERS = ROOT / "docs" / "scrapers.md"
 
 
 @pytest.mark.own_site
-def test_scrapers__have_configurations_of_one_kind(tmp_path: Path) -> None:
-    """Of Prometheus's kind, which promtool checks, where they are in YAML."""
+def test_scrapers__have_equivalent_configurations(tmp_path: Path) -> None:
+    """The YAML examples have Prometheus's format, and promtool checks them."""
     blocks = re.findall(r"(?ms)^```yaml\n(.+?)^```", SCRAPERS.read_text())
     collector, vmagent = map(yaml.safe_load, blocks)
     assert set(collector["exporters"]) == set(
@@ -89,7 +89,7 @@ def test_scrapers__have_configurations_of_one_kind(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     assert jobs[0] == jobs[1]
 
-    # Alloy has a language of its own, in which the same is said
+    # Alloy has a different language for the same configuration
     (alloy,) = re.findall(r"(?ms)^```alloy\n(.+?)^```", SCRAPERS.read_text())
     said = dict(re.findall(r'(\w+)"?\s+= "([^"]+)"', alloy))
     (group,) = jobs[0]["static_configs"]
@@ -114,7 +114,7 @@ for hours in range(30):
 
 @pytest.mark.own_site
 @pytest.mark.parametrize("page", ["README.md", "docs/prometheus-history.md"])
-def test_history__of_the_recipe_leaves_nothing_out_on_a_new_server(
+def test_history__of_the_recipe_is_complete_on_a_new_server(
     run_site: Callable[..., str], tmp_path: Path, page: str
 ) -> None:
     run_site(PAST)
@@ -124,7 +124,7 @@ def test_history__of_the_recipe_leaves_nothing_out_on_a_new_server(
         line = line.replace("python manage.py", f"{shlex.quote(sys.executable)} -m django")
         subprocess.run(line, shell=True, cwd=tmp_path, env=site_environ(tmp_path), check=True)
     with servers.prometheus(data=tmp_path / "blocks") as url:
-        # Of two hours: an instant query shows five minutes only, and those may have just passed
+        # For two hours: an instant query reaches back five minutes only, which may just have passed
         query = {"query": 'souvenirs_active_users{window="1h",job="souvenirs"}[2h]'}
         answer = requests.get(f"{url}/api/v1/query", params=query, timeout=30).json()
     (values,) = [series["values"] for series in answer["data"]["result"]]
@@ -133,7 +133,7 @@ def test_history__of_the_recipe_leaves_nothing_out_on_a_new_server(
 
 
 def code_in(page: str, containing: str) -> str:
-    """The block of code of a page that has this in it."""
+    """The code block of a page that contains this text."""
     blocks = re.findall(
         r"(?m)(?:^ {4,}.+\n(?:\s*\n(?= {4}))?)+", (ROOT / "docs" / page).read_text()
     )
@@ -142,13 +142,13 @@ def code_in(page: str, containing: str) -> str:
 
 
 @pytest.mark.own_site
-def test_metrics__the_query_tells_deactivated_accounts_apart(run_site: Callable[..., str]) -> None:
+def test_metrics__the_query_finds_deactivated_accounts(run_site: Callable[..., str]) -> None:
     printed = run_site(
         f"""
 from django.contrib.auth.models import User
 for name in ("ada", "bob"):
     souvenez(User.objects.create(username=name))
-User.objects.create(username="eve", is_active=False)  # who was never active
+User.objects.create(username="eve", is_active=False)  # never active
 User.objects.filter(username="bob").update(is_active=False)
 {code_in("metrics.md", "is_active=False")}
 print(seen.count(), seen.filter(is_active=False).count())

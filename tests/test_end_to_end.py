@@ -1,6 +1,7 @@
-"""Prometheus scrapes the demo site, whose users sign in over HTTP: what it tells is what they did.
+"""Prometheus scrapes the demo site, whose users sign in over HTTP, and its figures equal what the
+users did.
 
-The site runs under gunicorn with two workers and a database of its own, so nothing here depends on
+The site runs under gunicorn with two workers and a separate database, so nothing here depends on
 the DATABASE that the tests run with.
 """
 
@@ -45,7 +46,8 @@ STEPS = 60
 ROOT = Path(__file__).parents[1]
 PARIS = ZoneInfo("Europe/Paris")
 WINDOWS = {"1h": 3_600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
-# Prometheus asks for OpenMetrics itself; its 2.42 cannot be told to ask for anything else
+# Prometheus requests OpenMetrics by default; version 2.42 cannot be configured to request another
+# format
 ACCEPT = {"openmetrics": None, "text": "text/plain;version=0.0.4"}
 CONFIG = """
 global: {{scrape_interval: 1s, scrape_timeout: 1s}}
@@ -58,7 +60,8 @@ pytestmark = pytest.mark.own_site
 
 
 class Forwarder(ThreadingHTTPServer):
-    """Asks the site in Prometheus's place, with `accept` if given, and notes what it is served."""
+    """Forwards Prometheus's requests to the site, with `accept` if given, and records the content
+    types."""
 
     def __init__(self, site: str, accept: str | None) -> None:
         super().__init__(("127.0.0.1", 0), Forwarding)
@@ -105,7 +108,7 @@ def forwarding(site: str, accept: str | None) -> Iterator[Forwarder]:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The site after its users did what they did, and a Prometheus that has scraped it.
+    """The site after its users did their part, and a Prometheus that has scraped it.
 
     past: what was in the database before: (user's key, unix time) of each souvenir.
     """
@@ -127,10 +130,11 @@ class Scene:
         return result
 
     def samples(self, job: str) -> dict[tuple[str, str], float]:
-        """Of the job's last scrape: (name, value of its window, period or result) to value."""
+        """Samples of the job's last scrape: (name, value of its window, period or result) to
+        value."""
         series: list[dict[str, Any]] = []
 
-        def is_there() -> bool:  # on a busy machine, a scrape may miss its second
+        def is_there() -> bool:  # on a busy machine, a scrape may take longer than its second
             series[:] = self.query(f'{{__name__=~"souvenirs_.+", job="{job}"}}')
             return bool(series)
 
@@ -144,12 +148,12 @@ class Scene:
         }
 
     def activity(self) -> list[tuple[int, float]]:
-        """All that users ever did: (user's key, unix time), past and live."""
+        """All activity of users, past and live: (user's key, unix time)."""
         keys = dict(rows(self.directory, "SELECT username, id FROM auth_user"))
         return self.past + [(keys[visit.username], visit.t) for visit in self.traffic.visits]
 
     def users(self, start: float, end: float = float("inf")) -> int:
-        """How many were active at start <= t < end."""
+        """The number of users active at start <= t < end."""
         return len({user for user, t in self.activity() if start <= t < end})
 
 
@@ -201,12 +205,12 @@ def scene() -> Iterator[Scene]:
             traffic=traffic,
         )
         traffic.sign_in(names)
-        traffic.step([NEWCOMER])  # who has no account, and so joins
+        traffic.step([NEWCOMER])  # has no account, and therefore joins
         names.append(NEWCOMER)
         for _ in range(STEPS):
             traffic.step(names)
-        # A worker tells what its memory answered when a scrape comes to it, and Prometheus knows
-        # a second later. Whether it is all there is for the tests to say, so this does not.
+        # A worker flushes the hits of its memory when it answers a scrape, and Prometheus has them
+        # a second later. The tests, not this fixture, assert that it has all of them.
         wait_until(
             lambda: all(records(scene.samples(job)) == len(traffic.visits) for job in ACCEPT), 30
         )
@@ -243,14 +247,14 @@ def test_active_users_of_each_window(scene: Scene, job: str) -> None:
     now = samples["souvenirs_collection_timestamp_seconds", ""]
     assert samples["souvenirs_active_users", "1h"] == SIGNED_IN
     for window, seconds in WINDOWS.items():
-        # Never short, and at most a minute long
+        # Never short, and at most a minute too long
         least, most = scene.users(now - seconds), scene.users(now - seconds - 60)
         assert least <= samples["souvenirs_active_users", window] <= most, window
     assert scene.users(now - WINDOWS["30d"]) > scene.users(now - WINDOWS["1d"]) > SIGNED_IN
 
 
 def beginnings(day: date) -> dict[str, date]:
-    """The first date of each calendar period that holds `day`."""
+    """The first date of each calendar period that contains `day`."""
     return {
         "day": day,
         "week": day - timedelta(days=day.weekday()),
@@ -310,7 +314,7 @@ def test_records_of_both_workers_add_up(scene: Scene, job: str) -> None:
     added = [user for user, t in souvenirs(scene.directory) if t >= scene.started]
     results = {label: n for (name, label), n in samples.items() if name.endswith("_records_total")}
     assert results == {
-        "added": len(added),  # a user has a row from each worker, which share no cache
+        "added": len(added),  # a user has a row from each worker, because they share no cache
         "rate_limited": len(scene.traffic.visits) - len(added),
         "duplicated": 0,
         "skipped": 0,
@@ -328,7 +332,7 @@ def scrape(scene: Scene, job: str) -> str:
 
 
 @each_format
-def test_nothing_is_twice_on_the_page(scene: Scene, job: str) -> None:
+def test_page_has_no_duplicates(scene: Scene, job: str) -> None:
     page = scrape(scene, job).splitlines()
     families = [line for line in page if re.match("# (HELP|TYPE) souvenirs_", line)]
     series = [line.rpartition(" ")[0] for line in page if line.startswith("souvenirs_")]
@@ -345,16 +349,16 @@ def test_metrics_of_django_prometheus_are_on_the_page(scene: Scene, job: str) ->
         if line.startswith("django_http_requests_before_middlewares_total ")
     ]
     assert len(counted) == bool(find_spec("django_prometheus"))
-    assert all(count >= len(scene.traffic.visits) for count in counted)  # both workers'
+    assert all(count >= len(scene.traffic.visits) for count in counted)  # of both workers
 
 
-def test_promtool_has_no_complaint(scene: Scene) -> None:
+def test_promtool_accepts_the_page(scene: Scene) -> None:
     promtool = [servers.program("promtool", "prometheus"), "check", "metrics"]
     done = subprocess.run(promtool, input=scrape(scene, "text"), capture_output=True, text=True)
     said = done.stdout + done.stderr
-    assert done.returncode in (0, 3), said  # 3: it would name others' metrics otherwise
+    assert done.returncode in (0, 3), said  # 3: it reports names of others' metrics, too
     complaints = [line for line in said.splitlines() if "souvenirs_" in line]
-    # Of a number of days, no number of seconds is meant
+    # It means a number of days, not a duration in seconds
     assert [line for line in complaints if "souvenirs_active_days" not in line] == []
 
 
@@ -392,7 +396,7 @@ def test_demo_ends_cleanly(number: signal.Signals) -> None:
             (watching,) = re.findall(r"127\.0\.0\.1:(\d+)\S*/alerts", log.read_text())
             children = descendants(demo.pid)
             assert len(children) == 4  # gunicorn and its workers, Prometheus
-            os.killpg(demo.pid, number)  # the whole group, as a terminal does
+            os.killpg(demo.pid, number)  # the whole process group, as a terminal does
             assert demo.wait(60) == 0
             assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
         assert "Traceback" not in log.read_text()
@@ -403,7 +407,8 @@ def test_demo_ends_cleanly(number: signal.Signals) -> None:
 
 @pytest.mark.soak
 def test_demo_prometheus_has_data_for_every_panel() -> None:
-    """Its past from the history, its present from scrapes; but alerts have no reason to fire."""
+    """It has the past from the history and the present from scrapes, but no reason to fire
+    alerts."""
     with servers.directory("demo") as directory:
         log = directory / "log"
         with servers.running(

@@ -286,7 +286,7 @@ def test_souvenez__in_a_rolled_back_transaction_leaves_nothing(
 
 
 @pytest.mark.parametrize("how", ["create", "save", "bulk_create"])
-def test_rows_made_with_the_orm__move_last_seen(store: LastSeenStore, user: Any, how: str) -> None:
+def test_orm__creating_rows_updates_last_seen(store: LastSeenStore, user: Any, how: str) -> None:
     times = [NOON - 5 * HOUR, NOON, NOON - 9 * HOUR]
     rows = [Souvenir(user_id=user.pk, when=site(when)) for when in times]
     if how == "bulk_create":
@@ -300,7 +300,7 @@ def test_rows_made_with_the_orm__move_last_seen(store: LastSeenStore, user: Any,
     assert ask(store, [0], until=NOON.timestamp()).since == {0: 1}
 
 
-def test_repair__moves_last_seen(store: LastSeenStore, user: Any) -> None:
+def test_repair__updates_last_seen(store: LastSeenStore, user: Any) -> None:
     souvenez(user, when=site(NOON))
     Souvenir.objects.update(when=site(NOON + HOUR))
     repair()

@@ -37,7 +37,7 @@ def merge(user: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize("is_rolled_up", [True, False])
-def test_merging__makes_two_people_one(store: Any, is_rolled_up: bool) -> None:
+def test_merging__turns_two_people_into_one(store: Any, is_rolled_up: bool) -> None:
     user, other, third = people(3)
     facts = [(0, T), (0, T + DAY), (1, T + 5), (1, T + HOUR), (1, T + DAY + HOUR), (2, T + HOUR)]
     for who, t in facts:

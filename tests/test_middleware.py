@@ -376,7 +376,7 @@ def test_cost__a_limited_request_is_free(
     assert results == ["rate-limited"] * 5
 
 
-def test_cost__a_flood_of_invented_cookies_makes_few_queries(
+def test_cost__a_flood_of_invented_cookies_takes_few_queries(
     client: Client, django_assert_max_num_queries: Any
 ) -> None:
     at_noon = time_machine.travel(NOON, tick=False)
@@ -426,7 +426,7 @@ def test_cost__a_flood_does_not_stop_a_valid_session_from_being_recorded(
         assert last_seen(user) == site(now + 2 * MINUTE)
 
 
-def test_memory__holds_no_cookie_and_no_identity(signed_in: Client, user: User) -> None:
+def test_memory__contains_no_cookie_and_no_identity(signed_in: Client, user: User) -> None:
     signed_in.get("/plain/")
     cookie = signed_in.cookies[settings.SESSION_COOKIE_NAME].value
     ((digest, handled),) = memory.recent_sessions.young.items()

@@ -541,9 +541,7 @@ def test_migrate__backwards_and_forwards_again(old: Any) -> None:
 
 
 @pytest.mark.parametrize("field", ["AutoField", "BigAutoField", "SmallAutoField"])
-def test_makemigrations__has_nothing_to_do_whatever_the_default_key(
-    tmp_path: Path, field: str
-) -> None:
+def test_makemigrations__has_no_changes_with_any_default_key(tmp_path: Path, field: str) -> None:
     (tmp_path / "other_settings.py").write_text(
         'SECRET_KEY = "of the tests"\n'
         'SILENCED_SYSTEM_CHECKS = ["souvenirs.W004"]\n'

@@ -97,7 +97,7 @@ def test_thresholds__each_changes_its_rule() -> None:
         ("null", "vector(0) > 0"),
     ],
 )
-def test_threshold__is_written_as_a_query(value: str, expr: str) -> None:
+def test_threshold__becomes_a_query(value: str, expr: str) -> None:
     [rule] = changed(evaluate(f"{{ thresholds+: {{ floor_users: {value} }} }}"))
     assert rule == {"record": f"{THRESHOLD}floor_users", "expr": expr}
 

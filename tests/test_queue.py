@@ -74,7 +74,7 @@ def restart() -> None:
 # What is written
 
 
-def test_visit__makes_no_query_and_is_written_by_the_thread(
+def test_visit__takes_no_query_and_is_written_by_the_thread(
     django_assert_num_queries: Any, results: list[str]
 ) -> None:
     [user] = people(1)

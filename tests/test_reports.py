@@ -551,7 +551,7 @@ def test_calendar__takes_as_many_queries_for_any_number_of_periods(
     assert few == many
 
 
-def test_report__periods_that_are_left_out_are_not_counted(now: datetime) -> None:
+def test_report__does_not_count_omitted_periods(now: datetime) -> None:
     counted: list[int] = []
 
     def count(pairs: list[tuple[datetime, datetime]]) -> Iterator[dict[str, Any]]:

@@ -287,7 +287,7 @@ def test_after__is_honoured_within_a_month() -> None:
     assert found == ["2017-04-02", "2017-04-03"]
 
 
-def test_partial__a_period_that_is_not_over() -> None:
+def test_partial__names_a_period_that_has_not_ended() -> None:
     complete = {row["month"]: row["complete"] for row in rows(START, "--recent=2")}
     assert complete == {"Y08 M03": False, "Y08 M02": True}
 

@@ -254,5 +254,5 @@ def test_page__links_to_the_csv_of_the_same_periods(analyst: Client) -> None:
     assert [row["period"] for row in rows] == ["2024-W18", "2024-W19", "2024-W20"]
 
 
-def test_model__has_no_table_of_its_own() -> None:
+def test_model__has_no_table() -> None:
     assert Usage._meta.db_table == Rollup._meta.db_table

@@ -46,7 +46,7 @@ def test_metrics__text_by_default(client: Client) -> None:
 
 
 @in_transaction
-def test_metrics__openmetrics_for_those_who_accept_it(client: Client) -> None:
+def test_metrics__openmetrics_if_accepted(client: Client) -> None:
     accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
     response = client.get("/metrics", headers={"Accept": accept})
     assert response["Content-Type"].startswith("application/openmetrics-text; version=1.0.0;")
@@ -94,7 +94,7 @@ def test_metrics__other_methods_are_not_allowed(method: str, client: Client) -> 
 
 @in_transaction
 @pytest.mark.parametrize("accept", ["gzip", "deflate, gzip;q=0.5", "gzip, *;q=0"])
-def test_metrics__gzip_for_those_who_accept_it(accept: str, client: Client) -> None:
+def test_metrics__gzip_if_accepted(accept: str, client: Client) -> None:
     plain = client.get("/metrics")
     assert "Content-Encoding" not in plain
     packed = client.get("/metrics", headers={"Accept-Encoding": accept})
@@ -107,7 +107,7 @@ def test_metrics__gzip_for_those_who_accept_it(accept: str, client: Client) -> N
 @pytest.mark.parametrize(
     "accept", ["", "identity", "deflate, br", "gzip;q=0", "deflate, gzip ; q=0.000, br", "gzipped"]
 )
-def test_metrics__no_gzip_for_others(accept: str, client: Client) -> None:
+def test_metrics__no_gzip_otherwise(accept: str, client: Client) -> None:
     response = client.get("/metrics", headers={"Accept-Encoding": accept})
     assert "Content-Encoding" not in response
     assert "\nsouvenirs_up 1.0\n" in response.text
@@ -238,7 +238,7 @@ SOUVENIRS_METRICS_DATABASE = "replica"
 
 
 @in_transaction
-def test_metrics__promtool_has_no_complaint(client: Client) -> None:
+def test_metrics__is_accepted_by_promtool(client: Client) -> None:
     LastSeen.objects.create(
         user_id=User.objects.create(username="ada").pk, seen=column(1_715_700_000)
     )
