@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 run.phase("a node is frozen", 15, settle=SETTLE)
             run.phase("it goes on", 20, settle=SETTLE, ends_up=True)
             for port in nodes.processes:
-                nodes.ask(port, "flushall")
+                nodes.cli(port, "flushall")
             # Two scrapes: one that notices, and one that takes its time while the cluster is filled
             run.phase("FLUSHALL", 50, settle=2 * SCRAPE_SECONDS, ends_up=True)
         run.phase("nobody comes any more", 5, settle=1, ends_up=True)

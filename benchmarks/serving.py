@@ -104,7 +104,7 @@ class Load:
             each.result()
 
     def _ask_when_due(self, due: Iterator[float]) -> None:
-        for at in due:  # a list's iterator and a cycle are safe in threads
+        for at in due:  # list iterators and cycle() are thread-safe
             request = next(self.requests)
             time.sleep(max(0, at - time.perf_counter()))
             greet(self.site, request)

@@ -37,23 +37,23 @@ class Case(NamedTuple):
     cause: str
 
 
-class Asked:
+class UseCounter:
     """Counts how often the test's thread uses the database of souvenirs."""
 
     times = 0
 
-    def ask(self) -> None:
+    def add(self) -> None:
         self.times += 1
 
 
 @pytest.fixture
-def asked() -> Asked:
-    return Asked()
+def use_counter() -> UseCounter:
+    return UseCounter()
 
 
 @pytest.fixture
 def keep_history_in(
-    add_database: Callable[[str, Entry], None], asked: Asked
+    add_database: Callable[[str, Entry], None], use_counter: UseCounter
 ) -> Iterator[Callable[..., None]]:
     """`keep_history_in(entry)` stores souvenirs in that database until the test ends."""
 
@@ -63,7 +63,7 @@ def keep_history_in(
         ensure_connection = wrapper.ensure_connection
 
         def counted() -> None:  # called for each statement
-            asked.ask()
+            use_counter.add()
             ensure_connection()
 
         wrapper.ensure_connection = counted  # type: ignore[method-assign]

@@ -157,7 +157,7 @@ class Rival:
     def __init__(self, alias: str, make: Callable[[], Any]) -> None:
         self.alias, self.make = alias, make
         self.ours, self.theirs = make(), make()
-        self.put_off: list[Callable[[], object]] = []
+        self.postponed: list[Callable[[], object]] = []
         self.blocks: list[Any] = []
         self.is_sqlite = self.ours.vendor == "sqlite"
 
@@ -176,12 +176,12 @@ class Rival:
         except OperationalError as error:
             if not is_refusal(error):
                 raise
-            self.put_off.append(action)
+            self.postponed.append(action)
 
     def settle(self) -> None:
         with self.turn():
-            while self.put_off:
-                self.put_off.pop(0)()
+            while self.postponed:
+                self.postponed.pop(0)()
 
     def interrupt(self, ours: Callable[[], T], number: int, theirs: Callable[[], object]) -> T:
         """Run ours, and theirs before our statement with this number; whichever is refused runs

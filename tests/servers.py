@@ -333,7 +333,7 @@ class RedisNodes:
         self.processes[port].kill()
         self.processes[port].wait()
 
-    def ask(self, port: int, *command: str) -> str:
+    def cli(self, port: int, *command: str) -> str:
         return redis_cli("-p", str(port), *command)
 
 
@@ -374,14 +374,14 @@ def redis_cluster(replicas: int = 0) -> Iterator[RedisNodes]:
             "--cluster-replicas", str(replicas), "--cluster-yes",
         )  # fmt: skip
         for port in ports:
-            wait_until(lambda: "cluster_state:ok" in nodes.ask(port, "cluster", "info"))  # noqa: B023
+            wait_until(lambda: "cluster_state:ok" in nodes.cli(port, "cluster", "info"))  # noqa: B023
         for port in ports[3:]:
             wait_until(lambda: is_in_sync(nodes, port))  # noqa: B023
         yield nodes
 
 
 def is_in_sync(nodes: RedisNodes, replica: int) -> bool:
-    return "master_link_status:up" in nodes.ask(replica, "info", "replication")
+    return "master_link_status:up" in nodes.cli(replica, "info", "replication")
 
 
 @contextmanager
@@ -403,7 +403,7 @@ def redis_sentinel() -> Iterator[tuple[str, RedisNodes]]:
         log = path / "log"
         stack.enter_context(running(command, lambda: accepts(port), log))
         wait_until(lambda: is_in_sync(nodes, replica))
-        wait_until(lambda: "num-slaves\n1\n" in nodes.ask(port, "sentinel", "masters"))
+        wait_until(lambda: "num-slaves\n1\n" in nodes.cli(port, "sentinel", "masters"))
         yield f"redis://127.0.0.1:{port}", nodes
 
 

@@ -65,7 +65,7 @@ def store(request: Any, transactional_db: None) -> Iterator[LastSeenStore]:
         yield made
 
 
-def join_filling() -> None:
+def join_resync() -> None:
     for thread in threading.enumerate():
         if thread.name == "souvenirs-filling":
             thread.join(30)
@@ -78,7 +78,7 @@ def collect() -> Samples:
         for family in SouvenirsCollector().collect()
         for sample in family.samples
     }
-    join_filling()
+    join_resync()
     return samples
 
 

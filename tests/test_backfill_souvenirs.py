@@ -368,7 +368,7 @@ def test_errors__say_what_to_do(run: Load, args: list[str], message: str) -> Non
     assert str(caught.value) == message
 
 
-def test_errors__a_format_that_there_is_not(run: Load) -> None:
+def test_errors__unknown_format(run: Load) -> None:
     with pytest.raises(CommandError, match="argument --format: invalid choice: 'xml'"):
         run("a.csv", "--format=xml")
 

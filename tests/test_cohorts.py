@@ -289,12 +289,12 @@ def test_kept_figures__look_up_only_newcomers_whose_join_date_is_not_known_yet(
     record(users[0], START)
     record(users[1], NOW - 3 * DAY)
     roll_up(NOW)
-    asked: list[Any] = []
+    looked_up: list[Any] = []
     among = figures.JoinedBefore.among
 
     def noting(self: Any, *args: Any) -> Any:
         found = among(self, *args)
-        asked.append(set(self._kept[1]))
+        looked_up.append(set(self._kept[1]))
         return found
 
     monkeypatch.setattr(figures.JoinedBefore, "among", noting)

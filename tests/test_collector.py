@@ -137,7 +137,7 @@ def test_describe__names_what_is_collected() -> None:
     assert {(f.name, f.type, f.documentation) for f in collector.collect()} == described
 
 
-# What it costs
+# Cost
 
 
 @pytest.mark.slow
@@ -662,7 +662,7 @@ def test_collect__exposes_the_duration_of_a_part_that_still_runs() -> None:
     slow.may_end.set()
 
 
-# Where it reads
+# The database it reads from
 
 
 @with_databases
@@ -718,20 +718,20 @@ def no_upkeep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Upkeep, "run", lambda self, deadline: None)
 
 
-class Asked(SouvenirsCollector):
-    """Counts the scrapes that wait for a collection."""
+class WatchedCollector(SouvenirsCollector):
+    """Notes the scrapes that wait for a collection."""
 
     def reset(self) -> None:
         super().reset()
-        self.asked: list[CollectionRun] = []
+        self.waits: list[CollectionRun] = []
 
     def _current(self, seconds: float) -> CollectionRun:
         current = super()._current(seconds)
-        self.asked.append(current)
+        self.waits.append(current)
         return current
 
-    def wait_until_asked(self, times: int) -> None:
-        servers.wait_until(lambda: len(self.asked) == times)
+    def wait_for_scrapes(self, times: int) -> None:
+        servers.wait_until(lambda: len(self.waits) == times)
 
 
 def families_of(collector: SouvenirsCollector) -> list[Metric]:
@@ -741,12 +741,12 @@ def families_of(collector: SouvenirsCollector) -> list[Metric]:
 @pytest.mark.usefixtures("no_upkeep")
 def test_collect__a_scrape_while_it_runs_gets_its_result() -> None:
     slow = Slow()
-    collector = Asked(lambda: [slow])
+    collector = WatchedCollector(lambda: [slow])
     with ThreadPoolExecutor(20) as pool:
         first = pool.submit(families_of, collector)
         assert slow.begun.wait(30)
         others = [pool.submit(families_of, collector) for _ in range(19)]
-        collector.wait_until_asked(20)
+        collector.wait_for_scrapes(20)
         slow.may_end.set()
         assert all(other.result(30)[0] is first.result()[0] for other in others)
     assert slow.times == 1
@@ -783,11 +783,11 @@ def is_complete(families: dict[str, Metric]) -> bool:
 @pytest.mark.usefixtures("no_upkeep")
 def test_collect__a_scraper_without_time_does_not_shorten_it_for_others() -> None:
     slow = Slow()
-    collector = Asked(lambda: [slow])
+    collector = WatchedCollector(lambda: [slow])
     assert "times" not in families_within(collector, 0.000001)
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(families_within, collector, 30)
-        collector.wait_until_asked(2)
+        collector.wait_for_scrapes(2)
         slow.may_end.set()
         assert is_complete(other.result(30))
 

@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.django_db(transaction=True),
 ]
 
-asked, keep_history_in = failing.asked, failing.keep_history_in
+use_counter, keep_history_in = failing.use_counter, failing.keep_history_in
 
 Keep = Callable[..., None]
 LOST = (DatabaseError, InterfaceError)  # the errors raised on a dead connection

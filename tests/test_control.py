@@ -149,7 +149,7 @@ def test_souvenez__a_row_is_not_rounded_into_the_next_slot(user: User, traveller
     assert Souvenir.objects.get().when < site(NOON + HOUR)
 
 
-# What it costs
+# Cost
 
 
 def test_souvenez__a_limited_call_is_free(
@@ -158,7 +158,7 @@ def test_souvenez__a_limited_call_is_free(
     with time_machine.travel(NOON, tick=False):
         souvenez(user)
         signals.clear()
-        monkeypatch.setattr(throttle, "_cache", lambda: pytest.fail("asked the cache"))
+        monkeypatch.setattr(throttle, "_cache", lambda: pytest.fail("read the cache"))
         with django_assert_num_queries(0, connection=ours()):
             assert souvenez(user) == "rate-limited"
     assert signals == []
@@ -611,5 +611,5 @@ def test_asouvenez__a_limited_call_needs_no_thread(
 ) -> None:
     with time_machine.travel(NOON, tick=False):
         souvenez(user)
-        monkeypatch.setattr(control, "sync_to_async", lambda _: pytest.fail("took a thread"))
+        monkeypatch.setattr(control, "sync_to_async", lambda _: pytest.fail("used a thread"))
         assert asyncio.run(asouvenez(user)) == "rate-limited"

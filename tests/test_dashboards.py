@@ -28,7 +28,7 @@ from souvenirs_metrics.collector import SouvenirsCollector
 from souvenirs_metrics.instruments import RECORDS
 from souvenirs_metrics.readers import load_readers
 from tests import servers
-from tests.asker import CHOSEN, DAY, Asker, Json, days_shown
+from tests.panels import CHOSEN, DAY, Json, PanelClient, days_shown
 
 pytestmark = pytest.mark.own_site
 
@@ -399,10 +399,10 @@ DECLARED = re.compile("souvenirs_(calendar_)?(segment_active_users|active_accoun
 
 
 @pytest.fixture(scope="module")
-def asker() -> Iterator[Asker]:
+def panel_client() -> Iterator[PanelClient]:
     now = int(time.time())
     with prometheus_with_history(now) as url:
-        yield Asker(url, now)
+        yield PanelClient(url, now)
 
 
 def legend(target: Json, series: Json) -> str:
@@ -412,7 +412,9 @@ def legend(target: Json, series: Json) -> str:
     return re.sub(r"{{(\w+)}}", lambda match: labels.get(match[1], ""), target["legendFormat"])
 
 
-def test_figures__have_the_names_and_labels_of_a_collection(asker: Asker, db: None) -> None:
+def test_figures__have_the_names_and_labels_of_a_collection(
+    panel_client: PanelClient, db: None
+) -> None:
     collected = {
         (sample.name, frozenset(sample.labels))
         for family in SouvenirsCollector().collect()
@@ -420,65 +422,71 @@ def test_figures__have_the_names_and_labels_of_a_collection(asker: Asker, db: No
     }
     written = {
         (labels["__name__"], frozenset(labels) - {"__name__", "job", "instance"})
-        for labels in asker.get("series", **{"match[]": '{__name__=~".+"}'})
+        for labels in panel_client.get("series", **{"match[]": '{__name__=~".+"}'})
     }
     assert len(collected) > 9
     assert collected <= written
 
 
-def test_panels__all_queries_have_data(asker: Asker) -> None:
+def test_panels__all_queries_have_data(panel_client: PanelClient) -> None:
     silent = [
         f"{panel['title']}: {target['expr']}"
         for panel in PANELS
         for target in panel["targets"]
-        if not asker.ask(target, days=days_shown(panel))
+        if not panel_client.query(target, days=days_shown(panel))
     ]
     assert silent == []
 
 
 @each_dashboard
-def test_variables_and_annotations__have_data(dashboard: Json, asker: Asker) -> None:
+def test_variables_and_annotations__have_data(dashboard: Json, panel_client: PanelClient) -> None:
     variable = dashboard["templating"]["list"][1]
     query = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["definition"])
     assert query
-    values = asker.get(f"label/{query[2]}/values", **{"match[]": query[1]})
+    values = panel_client.get(f"label/{query[2]}/values", **{"match[]": query[1]})
     assert values == sorted(SITES)
     for other in dashboard["templating"]["list"][2:]:
         query = re.fullmatch(r"label_values\((.+), (\w+)\)", other["definition"])
         assert query
         selector = query[1].replace("$job", ".+")
-        values = asker.get(f"label/{query[2]}/values", **{"match[]": selector})
+        values = panel_client.get(f"label/{query[2]}/values", **{"match[]": selector})
         assert CHOSEN[f"${other['name']}"] in values
     [annotation] = dashboard["annotations"]["list"]
-    fired = asker.ask(annotation["target"], days=WEEKS * 7)
+    fired = panel_client.query(annotation["target"], days=WEEKS * 7)
     assert {series["metric"]["alertname"] for series in fired} == {name for name, *_ in ALERTS}
 
 
-def test_panels__have_distinct_series_names(asker: Asker) -> None:
+def test_panels__have_distinct_series_names(panel_client: PanelClient) -> None:
     """Even with two sites, one with two replicas, all series in a panel have different names."""
     for panel in PANELS:
         for job in SITES if panel in OF_ONE_JOB else (".+",):
-            legends = [legend(target, series) for target, series in asker.ask_panel(panel, job)]
+            legends = [
+                legend(target, series) for target, series in panel_client.query_panel(panel, job)
+            ]
             assert len(set(legends)) == len(legends), panel["title"]
 
 
-def test_panels__show_the_chosen_site_only(asker: Asker) -> None:
+def test_panels__show_the_chosen_site_only(panel_client: PanelClient) -> None:
     for panel in PANELS:
-        jobs = {series["metric"].get("job") for _, series in asker.ask_panel(panel, "shop")}
+        jobs = {
+            series["metric"].get("job") for _, series in panel_client.query_panel(panel, "shop")
+        }
         # An alert without a job concerns every site
         assert jobs <= {"shop", None} if "ALERTS" in str(panel) else jobs == {"shop"}
 
 
-def test_panels__show_the_figures(asker: Asker) -> None:
+def test_panels__show_the_figures(panel_client: PanelClient) -> None:
     """The small site's panels show its figures as they were written."""
-    [last] = [figures for t, figures in site_figures("learn", asker.now) if t == asker.now]
+    [last] = [
+        figures for t, figures in site_figures("learn", panel_client.now) if t == panel_client.now
+    ]
     written = {(name, label): value for name, label, value in last}
 
     def shown(title: str, ref: str = "A", **labels: str) -> float:
         panel, *_ = [each for each in PANELS if each["title"] == title]
         [series] = [
             series
-            for target, series in asker.ask_panel(panel, "learn")
+            for target, series in panel_client.query_panel(panel, "learn")
             if target["refId"] == ref and labels.items() <= series["metric"].items()
         ]
         return float(series["values"][-1][1])
@@ -520,10 +528,10 @@ def test_panels__show_the_figures(asker: Asker) -> None:
 
 
 @pytest.mark.parametrize("period", ["week", "month"])
-def test_growth__each_bar_is_in_its_period(asker: Asker, period: str) -> None:
+def test_growth__each_bar_is_in_its_period(panel_client: PanelClient, period: str) -> None:
     """Each complete week or month has one bar, and the current one has none."""
     expected: dict[float, dict[str, float]] = {}
-    for t, figures in site_figures("learn", asker.now):
+    for t, figures in site_figures("learn", panel_client.now):
         start = periods.previous_calendar_period(period, t, PARIS).start
         for _, labels, users in figures:
             for change in ("new", "retained", "resurrected", "churned"):
@@ -532,7 +540,7 @@ def test_growth__each_bar_is_in_its_period(asker: Asker, period: str) -> None:
                     expected.setdefault(start, {})[change] = sign * users
     [panel] = [each for each in PANELS if each["title"] == f"Growth by {period}"]
     shown: dict[float, dict[str, float]] = {}
-    for target, series in asker.ask_panel(panel, "learn"):
+    for target, series in panel_client.query_panel(panel, "learn"):
         for t, value in series["values"]:
             start = periods.calendar_period(period, t, PARIS).start
             bars = shown.setdefault(start, {})
@@ -549,41 +557,41 @@ def test_growth__rows_are_repeated_for_each_job() -> None:
     assert all("$job" in row["title"] for row in rows[1:])
 
 
-def test_active_days__bars_are_all_users_of_28_days(asker: Asker) -> None:
+def test_active_days__bars_are_all_users_of_28_days(panel_client: PanelClient) -> None:
     [panel] = [each for each in PANELS if each["title"] == "Users by active days"]
     users = {
         target["legendFormat"]: float(series["values"][0][1])
-        for target, series in asker.ask_panel(panel, "learn")
+        for target, series in panel_client.query_panel(panel, "learn")
     }
     assert list(users) == [
         "1 day", "2 days", "3 days", "4-5 days", "6-7 days", "8-10 days", "11-14 days",
         "15-21 days", "22-28 days",
     ]  # fmt: skip
     query = 'souvenirs_active_days_gcount{job="learn"}'
-    [count] = asker.get("query", query=query, time=asker.now)["result"]
+    [count] = panel_client.get("query", query=query, time=panel_client.now)["result"]
     assert sum(users.values()) == float(count["value"][1])
 
 
-def test_growth__queries_of_its_docs_have_data(asker: Asker) -> None:
+def test_growth__queries_of_its_docs_have_data(panel_client: PanelClient) -> None:
     text = Path("docs/growth.md").read_text()
     *queries, by_week, by_month = re.findall(r"(?m)(?:^ {4}.+\n)+", text)
     assert len(queries) > 10
     for query in queries:
-        assert asker.get("query", query=query, time=asker.now)["result"], query
+        assert panel_client.get("query", query=query, time=panel_client.now)["result"], query
     for query, step in ((by_week, "1w"), (by_month, "1d")):  # as the dashboard queries them
-        assert asker.ask({"expr": query, "interval": step}, days=60), query
+        assert panel_client.query({"expr": query, "interval": step}, days=60), query
 
 
-def test_week_over_week__is_shifted_by_whole_weeks(asker: Asker) -> None:
+def test_week_over_week__is_shifted_by_whole_weeks(panel_client: PanelClient) -> None:
     [panel] = [each for each in PANELS if each["title"].startswith("Last hour,")]
     weeks_before = {
         target["refId"]: dict(series["values"])
-        for target, series in asker.ask_panel(panel, "learn")
+        for target, series in panel_client.query_panel(panel, "learn")
     }
     history = {
         t: next(value for name, label, value in figures if label == 'window="1h"')
-        for t, figures in site_figures("learn", asker.now)
-        if t >= asker.now - WEEKS * 7 * DAY
+        for t, figures in site_figures("learn", panel_client.now)
+        if t >= panel_client.now - WEEKS * 7 * DAY
     }
     for ref, weeks in zip("ABCD", range(4)):
         values = weeks_before[ref]

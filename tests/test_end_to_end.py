@@ -138,7 +138,7 @@ class Scene:
             series[:] = self.query(f'{{__name__=~"souvenirs_.+", job="{job}"}}')
             return bool(series)
 
-        assert wait_until(is_there, 20), f"Prometheus has nothing of {job}"
+        assert wait_until(is_there, 20), f"Prometheus has no samples of {job}"
         return {
             (
                 one["metric"]["__name__"],
@@ -424,14 +424,16 @@ def test_demo_prometheus_has_data_for_every_panel() -> None:
             url = "http://" + urlsplit(alerts).netloc
 
             def silent() -> list[str]:
-                asker = test_dashboards.Asker(url, int(time.time()), rate_interval="30s")
+                panel_client = test_dashboards.PanelClient(
+                    url, int(time.time()), rate_interval="30s"
+                )
                 return [
                     f"{panel['title']}: {target['expr']}"
                     for panel in test_dashboards.PANELS
                     for target in panel["targets"]
                     if "ALERTS" not in target["expr"]
                     and not test_dashboards.DECLARED.search(target["expr"])
-                    and not asker.ask(target, days=test_dashboards.days_shown(panel))
+                    and not panel_client.query(target, days=test_dashboards.days_shown(panel))
                 ]
 
             assert wait_until(lambda: not silent(), 60), silent()

@@ -33,10 +33,10 @@ from tests.failing import (
     CONNECT_SECONDS,
     LOCK_SECONDS,
     REFUSING,
-    Asked,
     BreakerClock,
     Case,
     Entry,
+    UseCounter,
     cases,
     errors,
     frozen,
@@ -56,7 +56,7 @@ pytestmark = [
     pytest.mark.urls(__name__),
 ]
 
-asked, keep_history_in, case = failing.asked, failing.keep_history_in, failing.case
+use_counter, keep_history_in, case = failing.use_counter, failing.keep_history_in, failing.case
 clock = failing.clock
 
 
@@ -106,12 +106,12 @@ class Crowd:
     """Signed-in users.
 
     results: the results of their visits, according to the signal.
-    asked: counts the requests to the failing server.
+    use_counter: counts the requests to the failing server.
     """
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, use_counter: UseCounter) -> None:
         self.results: list[str] = []
-        self.asked = asked
+        self.use_counter = use_counter
         self.clients = {name: Client() for name in NAMES}
         for name, client in self.clients.items():
             client.force_login(User.objects.create(username=name))
@@ -123,22 +123,22 @@ class Crowd:
         """These users (default: all) visit a page, one after the other. Returns the names of those
         whose visit used the server."""
         self.results.clear()
-        asking = []
+        users_of_it = []
         for name in names or NAMES:
-            start, asked = time.monotonic(), self.asked.times
+            start, before = time.monotonic(), self.use_counter.times
             response = self.clients[name].get(f"/{page}/")
-            if self.asked.times > asked:
-                asking.append(name)
+            if self.use_counter.times > before:
+                users_of_it.append(name)
             assert time.monotonic() - start < HANGS
             assert response.status_code == 200
             assert response.content.decode() == (page if page == "plain" else name)
             close_old_connections()  # as between requests, which the test client does not do
-        return asking
+        return users_of_it
 
 
 @pytest.fixture
-def crowd(transactional_db: None, asked: Asked) -> Iterator[Crowd]:
-    crowd = Crowd(asked)
+def crowd(transactional_db: None, use_counter: UseCounter) -> Iterator[Crowd]:
+    crowd = Crowd(use_counter)
     souvenir_recorded.connect(crowd.note)
     yield crowd
     souvenir_recorded.disconnect(crowd.note)
@@ -331,13 +331,13 @@ def test_site__serves_pages_without_queries_while_its_database_is_down(
 
 
 class CountedClient(RedisCacheClient):
-    """Calls `ask`, if set, for each command to the server."""
+    """Calls `on_use`, if set, for each command to the server."""
 
-    ask: Callable[[], None] | None = None
+    on_use: Callable[[], None] | None = None
 
     def get_client(self, *args: Any, **kwargs: Any) -> Any:
-        if self.ask:
-            self.ask()
+        if self.on_use:
+            self.on_use()
         return super().get_client(*args, **kwargs)
 
 
@@ -419,19 +419,19 @@ def limited(crowd: Crowd, *names: str) -> list[str]:
     """Record these users with an explicit limit. Return the names of those for whom the cache was
     used."""
     crowd.results.clear()
-    asking = []
+    users_of_it = []
     for name in names:
-        asked = crowd.asked.times
+        before = crowd.use_counter.times
         souvenez(User.objects.get(username=name), ratelimit=3600)
-        if crowd.asked.times > asked:
-            asking.append(name)
-    return asking
+        if crowd.use_counter.times > before:
+            users_of_it.append(name)
+    return users_of_it
 
 
 def test_cache__failure_falls_back_to_process_memory_until_it_works_again(
     redis_case: Case, crowd: Crowd, clock: BreakerClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caches["default"]._cache.ask = crowd.asked.ask
+    caches["default"]._cache.on_use = crowd.use_counter.add
     hour = time.time() // 3600 * 3600
     with time_machine.travel(hour + 1, tick=False):
         limited(crowd, "ada")

@@ -157,8 +157,8 @@ else:
     from prometheus_client import REGISTRY
     from souvenirs_metrics.instruments import flush
     totals = []
-    for tell in (lambda: None, flush):
-        tell()
+    for prepare in (lambda: None, flush):
+        prepare()
         limited = {"result": "rate_limited"}
         totals.append(REGISTRY.get_sample_value("souvenirs_records_total", limited))
     print(totals[1] - totals[0])

@@ -171,10 +171,10 @@ def test_docs__have_a_deployment_that_is_restricted_and_probed() -> None:
     )
     [port] = container["ports"]
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        asked = container[probe]["httpGet"]
-        assert asked["path"] in PAGES
-        assert asked["path"] != "/metrics"  # it needs the token
-        assert asked["port"] == port["name"]
+        probed = container[probe]["httpGet"]
+        assert probed["path"] in PAGES
+        assert probed["path"] != "/metrics"  # it needs the token
+        assert probed["port"] == port["name"]
     *_, command = container["command"]
     parser = souvenirs_exporter.Command().create_parser("manage.py", command)
     options = parser.parse_args(container["args"])

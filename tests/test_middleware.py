@@ -358,7 +358,7 @@ def test_session__in_a_constant_cookie_takes_one_look_up(
         client.get("/plain/")
 
 
-# What it costs
+# Cost
 
 
 def test_cost__a_limited_request_is_free(
@@ -367,7 +367,7 @@ def test_cost__a_limited_request_is_free(
     with time_machine.travel(datetime.now(timezone.utc), tick=False):
         signed_in.get("/plain/")
         results.clear()
-        monkeypatch.setattr(throttle, "_cache", lambda: pytest.fail("asked the cache"))
+        monkeypatch.setattr(throttle, "_cache", lambda: pytest.fail("read the cache"))
         with django_assert_num_queries(0):
             for _ in range(5):
                 signed_in.get("/plain/")
@@ -714,5 +714,5 @@ def test_async__a_limited_request_needs_no_thread(user: User, monkeypatch: Any) 
 
     run(visit())
     assert seen() == ["ada"]
-    monkeypatch.setattr(middleware, "sync_to_async", lambda _: pytest.fail("took a thread"))
+    monkeypatch.setattr(middleware, "sync_to_async", lambda _: pytest.fail("used a thread"))
     run(visit())

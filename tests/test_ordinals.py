@@ -35,8 +35,8 @@ PAST, PRESENT = Interval(T - DAY, T + 3 * DAY), Interval(NOW - HOUR, NOW + HOUR)
 OURS = (Souvenir, LastSeen, DirtyBucket, DeletedMember, Watermark, AccountTotals)
 WAYS: dict[str, tuple[Any, ...]] = {
     "last seen": (LastSeen,),
-    "all but rollups": OURS,
-    "users and who refers to them": (User, Souvenir, LastSeen),
+    "all except rollups": OURS,
+    "users and rows that refer to them": (User, Souvenir, LastSeen),
 }
 
 

@@ -71,16 +71,16 @@ def test_prune__deletes_only_rolled_up_rows(users: list[Any]) -> None:
 def test_prune__works_in_batches(users: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruning, "BATCH_SIZE", 7)
     roll_up(NOW)
-    told: list[int] = []
+    batches: list[int] = []
 
     def look(deleted: int) -> None:
-        told.append(deleted)
+        batches.append(deleted)
         assert not ours().in_atomic_block
         assert_counts(FACTS)
 
     with at(NOW):
-        assert pruning.prune(0, on_batch=look) == len(FACTS) == sum(told)
-    assert set(told[:-1]) == {7}
+        assert pruning.prune(0, on_batch=look) == len(FACTS) == sum(batches)
+    assert set(batches[:-1]) == {7}
 
 
 def test_prune__continues_after_an_interruption(
@@ -141,7 +141,7 @@ def test_prune__does_not_lose_rows_missing_from_rollups(users: list[Any]) -> Non
         assert_counts(facts)
 
 
-def at_once(*work: Callable[[], object]) -> None:
+def run_concurrently(*work: Callable[[], object]) -> None:
     """Run all of it at the same time in threads; raise the first error."""
     errors: list[BaseException] = []
     barrier = threading.Barrier(len(work))
@@ -165,7 +165,7 @@ def at_once(*work: Callable[[], object]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.where(ours().vendor != "sqlite")  # in memory, SQLite lets nobody wait
+@pytest.mark.where(ours().vendor != "sqlite")  # SQLite in memory does not wait for locks
 def test_prune__several_at_once_while_users_are_recorded(
     users: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +184,7 @@ def test_prune__several_at_once_while_users_are_recorded(
             recorded.append((n % 4, t))
 
     with at(NOW):
-        at_once(lambda: pruning.prune(0), write, lambda: pruning.prune(0))
+        run_concurrently(lambda: pruning.prune(0), write, lambda: pruning.prune(0))
         assert_counts(facts + recorded)
         maintenance.roll_up()
         pruning.prune(0)

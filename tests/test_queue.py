@@ -322,7 +322,7 @@ def test_numbers__equal_brute_force(django_db_blocker: Any) -> None:
 
 
 @contextmanager
-def elsewhere(do: Callable[[], object], using: str) -> Iterator[threading.Event]:
+def in_other_session(do: Callable[[], object], using: str) -> Iterator[threading.Event]:
     """Call `do` in a transaction of another session, which stays open in the block."""
     is_done, may_end = threading.Event(), threading.Event()
     errors: list[BaseException] = []
@@ -392,7 +392,7 @@ def test_locked_row__delays_no_other_user(
     using = users_database() if hold is lock_user else ours().alias
     for user in users:
         visit(user)
-    with elsewhere(lambda: hold(held), using):
+    with in_other_session(lambda: hold(held), using):
         start = time.monotonic()
         writer.flush()
         assert time.monotonic() - start < 30
@@ -411,7 +411,7 @@ def test_locked_rows__delay_no_other_user_even_if_they_fill_a_batch(
     for user in users:
         record(user, T - DAY)
         visit(user)
-    with elsewhere(lambda: lock_last_seen(users[0]), ours().alias):
+    with in_other_session(lambda: lock_last_seen(users[0]), ours().alias):
         writer.flush()
         assert {user for user, t in visits() if t > T} == {user.pk for user in users[1:]}
     testing.flush()
@@ -425,7 +425,7 @@ def test_open_transaction__with_a_new_row_delays_no_other_user() -> None:
     held = LastSeen.objects.get().pk
     users[2].delete()
     visit(users[1])
-    with elsewhere(lambda: insert_row(users[0]), ours().alias):
+    with in_other_session(lambda: insert_row(users[0]), ours().alias):
         start = time.monotonic()
         writer.flush()
         assert time.monotonic() - start < 5

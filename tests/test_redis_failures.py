@@ -104,7 +104,7 @@ def redis_full(stack: ExitStack, request: Any) -> Case:
 def cluster_node_frozen(stack: ExitStack, request: Any) -> Case:
     nodes = request.getfixturevalue("redis_cluster")
     for port in nodes.processes:
-        nodes.ask(port, "flushall")
+        nodes.cli(port, "flushall")
 
     @contextmanager
     def broken() -> Iterator[None]:
@@ -141,7 +141,7 @@ def cluster_failover(stack: ExitStack, request: Any) -> Case:
         others = [port for port in nodes.processes if port != master]
         for port in others:
             servers.wait_until(
-                lambda: nodes.ask(port, "cluster", "nodes").count("master") == 4  # noqa: B023
+                lambda: nodes.cli(port, "cluster", "nodes").count("master") == 4  # noqa: B023
             )
         wait_for_cluster(nodes, *others)
 
@@ -159,7 +159,7 @@ def port_of_ada() -> int:
 def wait_for_cluster(nodes: servers.RedisNodes, *ports: int) -> None:
     for port in ports or nodes.processes:
         servers.wait_until(
-            lambda: "cluster_state:ok" in nodes.ask(port, "cluster", "info")  # noqa: B023
+            lambda: "cluster_state:ok" in nodes.cli(port, "cluster", "info")  # noqa: B023
         )
 
 
@@ -233,7 +233,7 @@ class Crowd:
 
     def __init__(self) -> None:
         self.results: list[str] = []
-        self.asking: list[str] = []  # the threads that use Redis
+        self.using_threads: list[str] = []  # the threads that use Redis
         self.clients = {name: Client() for name in NAMES}
         for name, client in self.clients.items():
             client.force_login(User.objects.create(username=name))
@@ -244,11 +244,11 @@ class Crowd:
     def visit(self) -> None:
         """All users visit a page, one after the other, without waiting for Redis."""
         self.results.clear()
-        self.asking.clear()
+        self.using_threads.clear()
         for name, client in self.clients.items():
             response = client.get("/who/")
             assert (response.status_code, response.content.decode()) == (200, name)
-        assert threading.current_thread().name not in self.asking
+        assert threading.current_thread().name not in self.using_threads
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def crowd(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
     ask: Any = Shards.client.fget  # type: ignore[attr-defined]
 
     def noted(self: Shards) -> Any:
-        crowd.asking.append(threading.current_thread().name)
+        crowd.using_threads.append(threading.current_thread().name)
         return ask(self)
 
     monkeypatch.setattr(Shards, "client", property(noted))
@@ -355,11 +355,11 @@ def test_sentinel__change_of_master_is_followed(
         crowd.visit()
         assert store().flush()
         master, replica = nodes.processes
-        nodes.ask(master, "set", "after", "that")
-        servers.wait_until(lambda: nodes.ask(replica, "get", "after") == "that\n")
+        nodes.cli(master, "set", "after", "that")
+        servers.wait_until(lambda: nodes.cli(replica, "get", "after") == "that\n")
         servers.redis_cli("-p", str(servers.port_of(url)), "sentinel", "failover", "souvenirs")
         wait_for_sentinel(url, replica)
-        nodes.ask(master, "replicaof", "127.0.0.1", str(replica))  # Sentinel does this later
+        nodes.cli(master, "replicaof", "127.0.0.1", str(replica))  # Sentinel does this later
         traveller.shift(MINUTE)
         crowd.visit()
         for _ in range(2):  # the first try may only discover the change
@@ -379,11 +379,11 @@ def test_address__without_a_redis_server(crowd: Crowd, clock: BreakerClock, trav
                     crowd.visit()
                     assert "failed" not in crowd.results
                     assert collect()["up",] == 0
-                    crowd.asking.clear()
+                    crowd.using_threads.clear()
                     for _ in range(3):
                         collect()
                         assert last_seen(User.objects.get(username="ada"))
-                    assert crowd.asking == []  # until the breaker allows a probe
+                    assert crowd.using_threads == []  # until the breaker allows a probe
                     clock.pass_period()
                     traveller.shift(MINUTE)
 

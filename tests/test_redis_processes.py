@@ -228,7 +228,7 @@ def test_bulk_create__does_not_wait_and_is_written_later(
     monkeypatch.setattr("souvenirs.breaker.PROBE_SECONDS", 0.1)
     people = [user, User.objects.create(username="bob")]
     with frozen(server.pid):
-        with site.writer._sending:  # nobody can write
+        with site.writer._sending:  # blocks the writer
             Souvenir.objects.bulk_create([Souvenir(user=each, when=NOON) for each in people])
         assert site.writer.pending
     servers.wait_until(lambda: not site.writer.pending)
@@ -265,7 +265,7 @@ def test_writer_thread__is_replaced_after_it_died(site: RedisStore) -> None:
     servers.wait_until(lambda: site.shards.get(b"1") == 5)
 
 
-# All of it, at random
+# Random events
 
 NAMES = ["10m", "1h", "90m", "2h", "3h", "1d", "7d"]
 STEPS = {
@@ -295,25 +295,25 @@ class World:
         self.seen: dict[int, float] = {}
         self.state = "up"
 
-    def somebody(self) -> int:
+    def random_user(self) -> int:
         weights = [1 / (1 + number % 7) ** 3 for number in self.users]
         return self.random.choices(list(self.users), weights)[0]
 
-    def someone_serving(self) -> Process:
+    def random_server(self) -> Process:
         return self.random.choice(self.processes[:-1])
 
     def now(self) -> datetime:
         return datetime.now(timezone.utc)
 
     def visit(self) -> None:
-        number = self.somebody()
-        self.someone_serving().do(souvenez, self.users[number])
+        number = self.random_user()
+        self.random_server().do(souvenez, self.users[number])
         self.seen[number] = max(self.seen.get(number, 0), self.now().timestamp())
 
     def backfill(self) -> None:
-        number = self.somebody()
+        number = self.random_user()
         when = self.now() - self.random.choice([10 * MINUTE, 2 * HOUR, 25 * HOUR])
-        self.someone_serving().do(souvenez, self.users[number], when=when)
+        self.random_server().do(souvenez, self.users[number], when=when)
         self.seen[number] = max(self.seen.get(number, 0), when.timestamp())
 
     def pass_time(self) -> None:
@@ -328,8 +328,8 @@ class World:
 
     def delete(self) -> None:
         self.write()
-        number = self.somebody()
-        self.someone_serving().do(self.users.pop(number).delete)
+        number = self.random_user()
+        self.random_server().do(self.users.pop(number).delete)
         self.seen.pop(number, None)
         for process in self.processes:  # a new user with the key is a new person one slot later
             process.handled.clear()
@@ -344,15 +344,15 @@ class World:
 
     def flushall(self) -> None:
         if self.state == "up":
-            self.nodes.ask(self.port, "flushall")
+            self.nodes.cli(self.port, "flushall")
 
     def evict(self) -> None:
         if self.state == "up":
             key = self.random.choice(self.exporter.store.shards.keys)
-            self.nodes.ask(self.port, "del", key)
+            self.nodes.cli(self.port, "del", key)
 
     def lose(self) -> None:
-        pending = self.someone_serving().store.writer.pending
+        pending = self.random_server().store.writer.pending
         with pending._lock:
             pending._moves.clear()
             pending._overflowed = True
@@ -377,16 +377,16 @@ class World:
 
     def scrape(self) -> None:
         self.write()
-        told: list[LastSeenCounts] = []
+        counts: list[LastSeenCounts] = []
         store = self.exporter.store
         activity = RedisStore.count
 
         def noted(*args: Any, **more: Any) -> LastSeenCounts:
-            told.append(activity(store, *args, **more))
-            return told[-1]
+            counts.append(activity(store, *args, **more))
+            return counts[-1]
 
         store.count = noted  # type: ignore[method-assign]
-        self.compare(self.exporter.do(collect), told[0].exact_from)
+        self.compare(self.exporter.do(collect), counts[0].exact_from)
 
     def compare(self, samples: Samples, exact_from: float) -> None:
         now = self.now().timestamp()

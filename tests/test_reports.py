@@ -515,7 +515,7 @@ def test_usage_for_periods__equals_brute_force(
     assert all(set(usage) == {"period", "usage"} for usage in usages)
 
 
-# What it costs
+# Cost
 
 
 def count_queries(report: Callable[[int], Iterator[dict[str, Any]]]) -> list[int]:

@@ -53,13 +53,13 @@ ranges = st.lists(st.builds(Interval, instants, instants), min_size=1, max_size=
 @given(
     history=st.lists(st.tuples(facts, instants), max_size=40),
     rolls=st.lists(instants, max_size=4),
-    asked=ranges,
+    bounds=ranges,
     at=instants,
 )
 def test_count__equals_that_of_the_rows_for_any_state_of_rollups(
     history: list[tuple[tuple[int, float], float]],
     rolls: list[float],
-    asked: list[Interval],
+    bounds: list[Interval],
     at: float,
 ) -> None:
     clear()
@@ -73,11 +73,12 @@ def test_count__equals_that_of_the_rows_for_any_state_of_rollups(
             else:
                 Souvenir.objects.create(user_id=users[who].pk, when=to_when(when))
     expected = [
-        {users[who].pk for (who, when), _ in history if start <= when < end} for start, end in asked
+        {users[who].pk for (who, when), _ in history if start <= when < end}
+        for start, end in bounds
     ]
     with time_machine.travel(at, tick=False):
-        assert counting.count_users_of_ranges(asked) == [len(each) for each in expected]
-        start, end = (to_when(t) for t in asked[0])
+        assert counting.count_users_of_ranges(bounds) == [len(each) for each in expected]
+        start, end = (to_when(t) for t in bounds[0])
         assert {user.pk for user in active_users_between(start, end)} == expected[0]
 
 
@@ -101,7 +102,7 @@ shifts = st.builds(lambda a, b, c: a + b + c, near, far, st.sampled_from([0, 0, 
 @given(
     history=st.lists(st.tuples(st.integers(0, 3), shifts), min_size=1, max_size=15),
     rolls=st.lists(shifts, max_size=3),
-    asked=st.lists(st.tuples(shifts, shifts), min_size=1, max_size=12),
+    bounds=st.lists(st.tuples(shifts, shifts), min_size=1, max_size=12),
     buckets=st.none() | st.integers(1, 9),
 )
 def test_count__equals_that_of_the_rows_in_irregular_time_zones(
@@ -109,14 +110,14 @@ def test_count__equals_that_of_the_rows_in_irregular_time_zones(
     center: int,
     history: list[tuple[int, float]],
     rolls: list[float],
-    asked: list[tuple[float, float]],
+    bounds: list[tuple[float, float]],
     buckets: int | None,
 ) -> None:
     clear()
     users = people()
     rows = [(who, center + shift) for who, shift in history]
     events = sorted([*((t, who) for who, t in rows), *((center + shift, -1) for shift in rolls)])
-    ranges = [Interval(center + start, center + end) for start, end in asked]
+    ranges = [Interval(center + start, center + end) for start, end in bounds]
     ranges += [calendar_period("day", each.start, ZoneInfo(zone)) for each in ranges]
     ranges += [calendar_period("month", each.start, ZoneInfo(zone)) for each in ranges]
     with override_settings(TIME_ZONE=zone):

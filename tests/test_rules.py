@@ -182,9 +182,9 @@ def test_docs__query_metrics_that_exist() -> None:
     ours = {family.name for family in SouvenirsCollector().families} | {
         f"{families.RECORDS_NAME}_total"
     }
-    asked = set(re.findall(r"[\w:]*\bsouvenirs_[\w:]+", code)) - {"souvenirs_metrics"}
-    assert asked
-    assert asked <= ours | set(RECORDS)
+    queried = set(re.findall(r"[\w:]*\bsouvenirs_[\w:]+", code)) - {"souvenirs_metrics"}
+    assert queried
+    assert queried <= ours | set(RECORDS)
 
 
 def test_docs__have_the_thresholds() -> None:

@@ -45,7 +45,7 @@ from tests.failing import (
 )
 from tests.test_collector import ACCOUNTS, ACTIVITY, ALWAYS, GROWTH, LAG, PREVIOUS
 
-asked, keep_history_in, case = failing.asked, failing.keep_history_in, failing.case
+use_counter, keep_history_in, case = failing.use_counter, failing.keep_history_in, failing.case
 
 Samples = dict[str, float]
 Keep = Callable[..., None]

@@ -184,7 +184,7 @@ def samples() -> dict[str, dict[tuple[str, ...], float]]:
             for sample in family.samples:
                 name = sample.name.removeprefix("souvenirs_")
                 found[name][tuple(sample.labels.values())] = sample.value
-    stores.join_filling()
+    stores.join_resync()
     return found
 
 
@@ -335,7 +335,7 @@ def show(**options: Any) -> str:
 
 
 @pytest.fixture
-def may(site: Site) -> Site:
+def site_in_may(site: Site) -> Site:
     """Three users with a plan, one without, and a deleted one."""
     for number, plan in enumerate(["pro", "free", "free"]):
         site.set(number, {**EMPTY, "subscription": (plan, None, None, None)})
@@ -345,7 +345,7 @@ def may(site: Site) -> Site:
     return site
 
 
-def test_show_usage__by_csv(may: Site) -> None:
+def test_show_usage__by_csv(site_in_may: Site) -> None:
     period = "2024-05,2024-05-01,2024-06-01"
     assert show(format="csv").splitlines() == [
         "month,start,end,subscription__plan,active,complete",
@@ -356,14 +356,14 @@ def test_show_usage__by_csv(may: Site) -> None:
     ]
 
 
-def test_show_usage__by_json(may: Site) -> None:
+def test_show_usage__by_json(site_in_may: Site) -> None:
     rows = json.loads(show(format="json"))
     assert [(row["subscription__plan"], row["active"]) for row in rows] == [
         ("free", 2), (None, 1), ("pro", 1), ("deleted", 1),
     ]  # fmt: skip
 
 
-def test_show_usage__by_table_names_a_partial_period_once(may: Site) -> None:
+def test_show_usage__by_table_names_a_partial_period_once(site_in_may: Site) -> None:
     with at(NOON + DAY):
         text = show(before=None)
     assert re.search(r"2024-05 +2024-05-01 +2024-05-15 +free +2\n", text)
@@ -377,7 +377,7 @@ def test_show_usage__by_table_names_a_partial_period_once(may: Site) -> None:
         ({"plot": True}, "--plot draws one bar for each period: leave out --by"),
     ],
 )
-def test_show_usage__invalid_by(may: Site, options: dict[str, Any], message: str) -> None:
+def test_show_usage__invalid_by(site_in_may: Site, options: dict[str, Any], message: str) -> None:
     with pytest.raises(CommandError, match=message):
         show(**options)
 
@@ -492,7 +492,7 @@ def lines(name: str) -> dict[str, float]:
 @joined
 @override_settings(SOUVENIRS_METRICS_SEGMENTS={"plan": SEGMENTS["plan"], "lost": "nothing"})
 def test_page__an_unreadable_segment_does_not_affect_the_others(
-    may: Site, caplog: pytest.LogCaptureFixture
+    site_in_may: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     shown = samples()
     assert shown["segment_active_users"]["plan", "free", "1d"] == 2
@@ -505,7 +505,7 @@ def test_page__an_unreadable_segment_does_not_affect_the_others(
 
 
 @joined
-def test_page__has_no_segments_unless_declared(may: Site) -> None:
+def test_page__has_no_segments_unless_declared(site_in_may: Site) -> None:
     shown = samples()
     assert not {name for name in shown if "segment" in name or "accounts" in name}
     assert shown["collection_part_success"]["segments",] == 1
@@ -517,8 +517,8 @@ def test_page__has_no_segments_unless_declared(may: Site) -> None:
     SOUVENIRS_METRICS_SEGMENTS={"plan": SEGMENTS["plan"]},
     SOUVENIRS_METRICS_ACCOUNTS="subscription__organization",
 )
-def test_page__caches_a_reading_for_a_minute_but_not_over_midnight(may: Site) -> None:
-    may.set(0, {**EMPTY, "subscription": ("pro", None, None, 1)})
+def test_page__caches_a_reading_for_a_minute_but_not_over_midnight(site_in_may: Site) -> None:
+    site_in_may.set(0, {**EMPTY, "subscription": ("pro", None, None, 1)})
     using = router.db_for_write(LastSeen)
 
     def read(now: float) -> tuple[int, float]:
@@ -534,7 +534,7 @@ def test_page__caches_a_reading_for_a_minute_but_not_over_midnight(may: Site) ->
     clock = Clock()
     with mock.patch.object(caching.time, "monotonic", clock):
         assert read(NOON) == (2, 2)
-        may.set(1, EMPTY)
+        site_in_may.set(1, EMPTY)
         clock.now += 59
         assert read(NOON + 59) == (0, 2)
         clock.now += 2
@@ -555,7 +555,9 @@ def scope() -> str:
     SOUVENIRS_SCOPE="tests.test_segments.scope",
     SOUVENIRS_METRICS_SEGMENTS={"plan": SEGMENTS["plan"]},
 )
-def test_page__caches_a_reading_per_scope(may: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page__caches_a_reading_per_scope(
+    site_in_may: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     collector = SouvenirsCollector()
     connection = connections[router.db_for_write(LastSeen)]
 
@@ -653,8 +655,8 @@ def test_history__segments_must_be_declared(site: Site) -> None:
         call_command("souvenirs_history", segments=True)
 
 
-def test_active_users_between__composes_with_the_orm(may: Site) -> None:
-    may.set(1, {**EMPTY, "subscription": ("free", None, None, 2)})
+def test_active_users_between__composes_with_the_orm(site_in_may: Site) -> None:
+    site_in_may.set(1, {**EMPTY, "subscription": ("free", None, None, 2)})
     start, end = timestamps.to_datetime(NOON), timestamps.to_datetime(NOON + HOUR)
     active = active_users_between(start, end)
     assert active.filter(subscription__plan="free").count() == 2

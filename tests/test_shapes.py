@@ -315,7 +315,7 @@ def test_django_prometheus__wraps_our_database_and_cache(
         assert samples["souvenirs_up"] == 1
         assert active(samples) == 2
         queries = f'django_db_execute_total{{alias="default",vendor="{engine.rstrip("3")}"}}'
-        assert site.samples()[queries] > samples[queries] > 0  # a scrape's own, and all
+        assert site.samples()[queries] > samples[queries] > 0  # including the scrape's own
     with gunicorn(tmp_path) as site:  # including the scrape's own
         site.get("/enter/ada/")
         servers.wait_until(lambda: limited(site.samples()) == 1)

@@ -24,7 +24,7 @@ from tests import servers
 from tests.conftest import site_environ
 from tests.history import DAY, HOUR, MINUTE, at, people, record, roll_up, to_when, unix
 from tests.people import User, with_databases
-from tests.test_dashboards import DECLARED, PANELS, Asker, days_shown, selectors
+from tests.test_dashboards import DECLARED, PANELS, PanelClient, days_shown, selectors
 
 pytestmark = with_databases
 
@@ -309,13 +309,13 @@ def test_souvenirs_history__of_a_year_leaves_no_panel_empty(tmp_path: Path) -> N
         timeout=120,
     )
     with servers.prometheus(data=tmp_path / "data") as url:
-        asker = Asker(url, now)
+        panel_client = PanelClient(url, now)
         empty = [
             f"{panel['title']}: {target['expr']}"
             for panel in PANELS
             for target in panel["targets"]
             if not any(DECLARED.fullmatch(name) for name, _ in selectors(target["expr"]))
             and not all(LIVE.fullmatch(name) for name, _ in selectors(target["expr"]))
-            and not asker.ask(target, days=days_shown(panel))
+            and not panel_client.query(target, days=days_shown(panel))
         ]
     assert empty == []

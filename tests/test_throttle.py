@@ -250,7 +250,7 @@ def test_shared_cache__is_read_once_for_a_user_and_slot(
         souvenez(user)
         throttle.clear()
         souvenez(user)
-        monkeypatch.setattr(throttle, "_cache", lambda: pytest.fail("asked the cache"))
+        monkeypatch.setattr(throttle, "_cache", lambda: pytest.fail("read the cache"))
         for _ in range(59):
             traveller.shift(timedelta(minutes=1))
             assert souvenez(user) == "rate-limited"

@@ -29,7 +29,7 @@ from tests.test_queue import restart, seen, visit, visits
 
 pytestmark = [pytest.mark.own_site, pytest.mark.django_db(transaction=True)]
 
-asked, keep_history_in, case = failing.asked, failing.keep_history_in, failing.case
+use_counter, keep_history_in, case = failing.use_counter, failing.keep_history_in, failing.case
 clock = failing.clock
 T = unix(2024, 5, 14, 10)
 EXIT_SECONDS = writing.EXIT_SECONDS

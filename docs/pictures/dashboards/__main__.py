@@ -17,8 +17,8 @@ from typing import Any
 
 from demo.monitoring import prometheus
 from demo.serving import populate, serve
-from tests.asker import DAY, Asker
 from tests.browser import chromium
+from tests.panels import DAY, PanelClient
 
 SOURCES = Path(__file__).parent
 ROOT = SOURCES.parents[2]
@@ -49,7 +49,7 @@ def build(directory: Path) -> None:
     )  # fmt: skip
 
 
-def query(asker: Asker, target: dict[str, Any], days: int) -> list[dict[str, Any]]:
+def query(panel_client: PanelClient, target: dict[str, Any], days: int) -> list[dict[str, Any]]:
     """The series of a panel's target, each with its legend."""
     return [
         {
@@ -57,7 +57,7 @@ def query(asker: Asker, target: dict[str, Any], days: int) -> list[dict[str, Any
             "name": text_of(target["legendFormat"], found["metric"]),
             "points": found["values"],
         }
-        for found in asker.ask(target, days=days)
+        for found in panel_client.query(target, days=days)
     ]
 
 
@@ -77,10 +77,12 @@ def draw(directory: Path, url: str, browser: Any) -> None:
             panel["title"] = panel["title"].replace("$job", "souvenirs")
         end = int(time.time())
         start = end - days * DAY
-        asker = Asker(url, end, rate_interval="5m")
+        panel_client = PanelClient(url, end, rate_interval="5m")
         series = {
             panel["id"]: [
-                found for each in panel.get("targets", []) for found in query(asker, each, days)
+                found
+                for each in panel.get("targets", [])
+                for found in query(panel_client, each, days)
             ]
             for panel in panels
         }

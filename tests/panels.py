@@ -16,7 +16,7 @@ CHOSEN = {"$segment": "plan", "$window": "30d"}
 Json = dict[str, Any]
 
 
-class Asker:
+class PanelClient:
     """Queries Prometheus as Grafana does, with a step of two hours or the target's interval. The
     instants are multiples of the step (as in a browser in UTC)."""
 
@@ -30,7 +30,7 @@ class Asker:
         except HTTPError as error:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from None
 
-    def ask(self, target: Json, job: str = ".+", days: float = 30) -> list[Json]:
+    def query(self, target: Json, job: str = ".+", days: float = 30) -> list[Json]:
         """The series of a target; those of an instant query have one value."""
         values = {"$job": job, "$__rate_interval": self.rate_interval, **CHOSEN}
         query = re.sub(r"\$\w+", lambda match: values[match[0]], target["expr"])
@@ -45,10 +45,10 @@ class Asker:
         result: list[Json] = self.get("query_range", query=query, **span)["result"]
         return result
 
-    def ask_panel(self, panel: Json, job: str = ".+") -> Iterator[tuple[Json, Json]]:
+    def query_panel(self, panel: Json, job: str = ".+") -> Iterator[tuple[Json, Json]]:
         """The targets of a panel, each with its series."""
         for target in panel["targets"]:
-            for series in self.ask(target, job, days_shown(panel)):
+            for series in self.query(target, job, days_shown(panel)):
                 yield target, series
 
 
