@@ -686,8 +686,8 @@ def test_collect__reads_from_the_configured_database(
         samples = collect()
     # Only rolling up uses the database for writes
     tables = (Watermark, DirtyBucket, DeletedMember, AccountTotals, Souvenir, User)
-    asked = {name for sql in queries() for name in re.findall(r'FROM ["`](\w+)', sql)}
-    assert asked <= {model._meta.db_table for model in tables}
+    queried = {name for sql in queries() for name in re.findall(r'FROM ["`](\w+)', sql)}
+    assert queried <= {model._meta.db_table for model in tables}
     assert samples["souvenirs_up", ""] == 1
     assert samples["souvenirs_active_users", "1h"] == 1
     assert samples["souvenirs_registered_users", ""] == 1

@@ -171,9 +171,9 @@ class Machine(RuleBasedStateMachine):
             start, end = bucket_containing(start), bucket_containing(end)
         return Interval(start, end)
 
-    @rule(asked=st.lists(st.tuples(ago, ago), min_size=1, max_size=10))
-    def count(self, asked: list[tuple[int, int]]) -> None:
-        ranges = [self.to_bounds(bounds) for bounds in asked]
+    @rule(queried=st.lists(st.tuples(ago, ago), min_size=1, max_size=10))
+    def count(self, queried: list[tuple[int, int]]) -> None:
+        ranges = [self.to_bounds(bounds) for bounds in queried]
         with at(self.now):
             counted = counting.count_users_of_ranges(ranges)
         assert counted == [brute(self.facts, *each) for each in ranges]

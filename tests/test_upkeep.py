@@ -18,7 +18,7 @@ from tests import failing, servers
 from tests.failing import Entry, in_postgresql, new_database
 from tests.test_scrape_failures import Keep
 
-asked, keep_history_in = failing.asked, failing.keep_history_in
+use_counter, keep_history_in = failing.use_counter, failing.keep_history_in
 
 pytestmark = [pytest.mark.own_site, pytest.mark.django_db(transaction=True)]
 
