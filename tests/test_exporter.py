@@ -188,7 +188,7 @@ def test_exporter__rolls_up_what_is_due(site: Path, run_site: RunSite) -> None:
 from datetime import datetime, timedelta, timezone
 from django.contrib.auth.models import User
 now = datetime.now(timezone.utc)
-for days in range(1, 15):  # all of the week before
+for days in range(1, 15):  # the whole previous week
     souvenez(User.objects.get(), when=now - timedelta(days=days))
 """
     )

@@ -26,12 +26,12 @@ code = textwrap.dedent('''
     assert [m for m in run_checks() if m.level >= 40] == []
     for name in ("eve", "bob"):
         assert souvenez(User.objects.create(username=name)) == "added"
-    User.objects.get(username="bob").delete()  # the site must be able to, whatever it cannot count
+    User.objects.get(username="bob").delete()  # must work, even if nothing can be counted
     assert "pyroaring" not in sys.modules
     try:
         import pyroaring
     except ImportError:
-        os.write(1, b"refused")  # as this test takes for granted
+        os.write(1, b"refused")  # an assumption of this test
 ''').format(path=sys.path, module=os.environ["DJANGO_SETTINGS_MODULE"])
 
 if sys.version_info >= (3, 13):
@@ -45,7 +45,7 @@ else:
 from souvenirs.models import Souvenir
 print("", Souvenir.objects.count())
 sys.stdout.flush()
-os._exit(0)  # extension modules were not made for the end of a second interpreter
+os._exit(0)  # extension modules do not support the end of a second interpreter
 """
 
 

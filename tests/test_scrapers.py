@@ -403,7 +403,7 @@ show("POST")
 show(path="/metrics/ada")
 with override_settings(SOUVENIRS_METRICS_TOKEN="secret"):
     show(Authorization="Bearer ada")
-for table in ("lastseen", "souvenir", "rollup"):  # what is logged of a part that cannot be read
+for table in ("lastseen", "souvenir", "rollup"):  # the log of a part that cannot be read
     from django.db import connection
     connection.cursor().execute(f"ALTER TABLE souvenirs_{table} RENAME TO away")
     collector.reset()

@@ -256,7 +256,7 @@ MIDDLEWARE = [
 """
 BOTH_URLS = """
 urlpatterns += [
-    path("", include("django_prometheus.urls")),  # at /metrics too, and so never reached
+    path("", include("django_prometheus.urls")),  # at /metrics too, so never reached
     path("theirs/", include("django_prometheus.urls")),
 ]
 """

@@ -338,7 +338,7 @@ with schema_context("a"):
             raise ZeroDivisionError
     except ZeroDivisionError:
         from django.core.cache import cache
-        cache.clear()  # what a minute does to the claim
+        cache.clear()  # like the expiry of the claim after a minute
     show([rows("a"), souvenez(1), last_seen(1) is not None])
 """)
     assert shown == [[], "added", True]
@@ -362,7 +362,7 @@ def test_public_schema__without_our_tables_keeps_working(
     shown = run_tenants("""
 public = client_of("public")
 statuses = [public.get("/page/").status_code, public.get("/untouched/").status_code]
-client_of("a").get("/page/")  # not kept from it by a failure there
+client_of("a").get("/page/")  # not affected by the failure there
 with schema_context("public"):
     User.objects.get().delete()
 show([statuses, rows("a"), metrics("public")["souvenirs_up"]])

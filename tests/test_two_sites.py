@@ -25,7 +25,7 @@ from souvenirs.lastseen import get_store
 from souvenirs.models import Souvenir
 store = get_store()
 store.resync()  # as the first scrape does
-# A time of the past, lest an hour ends between two visits
+# A past time, so that no hour ends between two visits
 hour, *users = map(int, sys.argv[1:])
 when = datetime(2024, 5, 14, hour, tzinfo=timezone.utc)
 results = [souvenez(pk, when=when) for pk in users]

@@ -374,7 +374,7 @@ FORK = """
 visit(1)
 wait(1)
 connections.close_all()
-visit(2)  # queued, and the parent's to write
+visit(2)  # queued for the parent to write
 child = os.fork()
 if not child:
     assert not writer.queue
