@@ -1,8 +1,8 @@
 """What segments cost: active users by plan, compared with the same pass over all users, in one run.
 
 A site in PostgreSQL has 1,000,000 users, of whom 274,000 were seen in the last 30 days and the rest
-in the eleven months before. Each has a subscription (in a separate table) to one of eight plans and
-of one of 10,000 organizations, and is a member of one to three of eight clubs. The table of
+in the eleven months before. Each has a subscription (in a separate table) with one of eight plans
+and one of 10,000 organizations, and is a member of one to three of eight clubs. The table of
 last-seen times is measured as VACUUM leaves it. Measured in turns:
 
     all users             the reader of active users: all windows and periods to date
