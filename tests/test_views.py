@@ -156,7 +156,9 @@ def test_metrics__of_some_names(query: str, names: set[str], client: Client) -> 
         "souvenirs_write_errors_total",
     ],
 )
-def test_metrics__of_names_that_are_not_collected_queries_nothing(name: str, client: Client) -> None:
+def test_metrics__of_names_that_are_not_collected_queries_nothing(
+    name: str, client: Client
+) -> None:
     with CaptureQueriesContext(connections["default"]) as queries:
         page = client.get(f"/metrics?name[]={name}")
     assert names_of(page.text) <= {name}
