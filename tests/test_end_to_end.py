@@ -191,21 +191,23 @@ def scene() -> Iterator[Scene]:
         forwarders = {
             job: stack.enter_context(forwarding(site, accept)) for job, accept in ACCEPT.items()
         }
-        ports = {job: forwarder.server_port for job, forwarder in forwarders.items()}
-        prometheus = stack.enter_context(servers.prometheus(CONFIG.format(**ports)))
         names = [person.username for person in PEOPLE if person.is_active][: SIGNED_IN - 1]
         traffic = stack.enter_context(Traffic(site, names, PASSWORD, seed=1))
+        started = time.time()
+        traffic.sign_in(names)
+        traffic.step([NEWCOMER])  # has no account, and therefore joins
+        # Only now, because each scrape counts the accounts for all scrapes of the next minute
+        ports = {job: forwarder.server_port for job, forwarder in forwarders.items()}
+        prometheus = stack.enter_context(servers.prometheus(CONFIG.format(**ports)))
         scene = Scene(
             directory=directory,
             site=site,
             prometheus=prometheus,
             forwarders=forwarders,
             past=past,
-            started=time.time(),
+            started=started,
             traffic=traffic,
         )
-        traffic.sign_in(names)
-        traffic.step([NEWCOMER])  # has no account, and therefore joins
         names.append(NEWCOMER)
         for _ in range(STEPS):
             traffic.step(names)
