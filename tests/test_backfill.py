@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from souvenirs import backfill, timestamps
-from souvenirs.backfill import BackfillError, Bad, Entry, candidates, load, loading
+from souvenirs.backfill import BackfillError, Entry, RejectedLine, candidates, load, loading
 from souvenirs.control import count_active_users, last_seen, souvenez
 from souvenirs.models import LastSeen, Souvenir
 from souvenirs.periods import Interval
@@ -51,7 +51,7 @@ def ana(users: list[Any]) -> Any:
     return users[0]
 
 
-def entries(*activities: tuple[Any, float]) -> list[Entry | Bad]:
+def entries(*activities: tuple[Any, float]) -> list[Entry | RejectedLine]:
     return [Entry(line, user.pk, t) for line, (user, t) in enumerate(activities, 1)]
 
 
@@ -71,7 +71,7 @@ def rows() -> list[tuple[Any, datetime]]:
     return [(user_pk, wall(when)) for user_pk, when in found]
 
 
-def number_of_queries(items: Iterable[Entry | Bad], batch_size: int = 10_000) -> int:
+def number_of_queries(items: Iterable[Entry | RejectedLine], batch_size: int = 10_000) -> int:
     with ExitStack() as stack:
         found = [stack.enter_context(CaptureQueriesContext(c)) for c in connections.all()]
         load(items, batch_size=batch_size)
@@ -179,11 +179,11 @@ def test_load__users_named_in_several_ways_have_one_row(ana: Any) -> None:
 def test_load__users_by_email() -> None:
     for name, email in [("a", "a@b.org"), ("c", "shared@b.org"), ("d", "shared@b.org"), ("e", "")]:
         User.objects.create(username=name, email=email)
-    found: list[Bad] = []
+    found: list[RejectedLine] = []
     emails = ["a@b.org", "shared@b.org", "x@b.org", None]
     items = [Entry(n, email, T, "email") for n, email in enumerate(emails, 1)]
     summary = load(items, on_bad=found.append)
-    assert summary.added == summary.nobody == 1
+    assert summary.added == summary.anonymous == 1
     assert list(map(str, found)) == [
         "line 2: several users have this: 'shared@b.org'",
         "line 3: unknown user: 'x@b.org'",
@@ -197,7 +197,7 @@ def test_load__users_by_email_on_a_model_without_one() -> None:
 
 
 def test_load__users_by_an_unknown_lookup() -> None:
-    with pytest.raises(BackfillError, match="by pk, username, email, not by 'nick'"):
+    with pytest.raises(BackfillError, match="must be one of pk, username, email, not 'nick'"):
         load([Entry(1, "ana", T, "nick")])
 
 
@@ -208,22 +208,22 @@ def test_load__users_by_an_unknown_lookup() -> None:
     ids=lambda name: ascii(name)[:10],
 )
 def test_load__unknown_users(ana: Any, name: Any, user_by: str) -> None:
-    found: list[Bad] = []
+    found: list[RejectedLine] = []
     items = [Entry(1, name, T, user_by), Entry(2, "ana", T, "username")]
     summary = load(items, on_bad=found.append)
     assert (summary.added, summary.bad) == (1, Counter({"unknown user": 1}))
-    assert found == [Bad(1, "unknown user", str(name))]
+    assert found == [RejectedLine(1, "unknown user", str(name))]
 
 
 @pytest.mark.parametrize("other", [True, 1.0, Decimal(1), b"1"])
 def test_load__users_with_a_key_that_equals_an_invalid_one(other: Any) -> None:
     User.objects.create(pk=1 if isinstance(NOBODY, int) else NOBODY, username="ana")
-    found: list[Bad] = []
+    found: list[RejectedLine] = []
     items = [Entry(1, other, T), Entry(2, 1, T), Entry(3, other, T)]
     summary = load(items, on_bad=found.append)
     assert summary.added == isinstance(NOBODY, int)
-    assert Bad(1, "unknown user", str(other)) in found
-    assert Bad(3, "unknown user", str(other)) in found
+    assert RejectedLine(1, "unknown user", str(other)) in found
+    assert RejectedLine(3, "unknown user", str(other)) in found
 
 
 class Deletes:
@@ -295,7 +295,7 @@ def test_load__users_deleted_before_the_commit(
     ],
 )
 def test_load__invalid_times(ana: Any, when: float, reason: str) -> None:
-    found: list[Bad] = []
+    found: list[RejectedLine] = []
     summary = load([*entries((ana, when)), Entry(2, ana.pk, T)], on_bad=found.append)
     assert [(bad.line, bad.reason) for bad in found] == [(1, reason)]
     assert found[0].value.startswith(f"{ana.pk} at ")
@@ -307,14 +307,19 @@ def test_load__accepts_the_present(ana: Any) -> None:
 
 
 def test_load__reports_bad_entries_in_their_order(ana: Any) -> None:
-    found: list[Bad] = []
-    items = [Entry(1, NOBODY, T), Bad(2, "torn", "x"), Entry(3, ana.pk, 0), Entry(4, NOBODY, T)]
+    found: list[RejectedLine] = []
+    items = [
+        Entry(1, NOBODY, T),
+        RejectedLine(2, "torn", "x"),
+        Entry(3, ana.pk, 0),
+        Entry(4, NOBODY, T),
+    ]
     load(items, on_bad=found.append)
     assert [bad.line for bad in found] == [1, 2, 3, 4]
 
 
 def test_bad__long_values_are_cut() -> None:
-    assert str(Bad(7, "torn", "x" * 1_000)) == f"line 7: torn: '{'x' * 99}…'"
+    assert str(RejectedLine(7, "torn", "x" * 1_000)) == f"line 7: torn: '{'x' * 99}…'"
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -353,19 +358,23 @@ def test_load__strict_adds_nothing_if_writing_fails(
 def test_load__dry_run_reports_what_would_be_added(users: list[Any], batch_size: int) -> None:
     ana, bob, _ = users
     load(entries((bob, T)))
-    items = [*entries((bob, T + 1), (ana, T + 1), (ana, T + 2)), Entry(4, None, 0), Bad(5, "?", "")]
+    items = [
+        *entries((bob, T + 1), (ana, T + 1), (ana, T + 2)),
+        Entry(4, None, 0),
+        RejectedLine(5, "?", ""),
+    ]
     items += entries((ana, T + 3), (bob, T + HOUR))
     promised = load(items, dry_run=True, batch_size=batch_size)
     assert len(rows()) == 1
     assert not LastSeen.objects.filter(user_id=ana.pk).exists()
     assert load(items, batch_size=batch_size) == promised
-    assert (promised.added, promised.limited, promised.nobody) == (2, 3, 1)
+    assert (promised.added, promised.limited, promised.anonymous) == (2, 3, 1)
 
 
 def test_load__can_be_repeated_after_an_interruption(users: list[Any]) -> None:
     whole = entries(*((user, T + 600 * i) for i in range(30) for user in users))
 
-    def torn() -> Iterator[Entry | Bad]:
+    def torn() -> Iterator[Entry | RejectedLine]:
         yield from whole[:50]
         raise KeyboardInterrupt
 

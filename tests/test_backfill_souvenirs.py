@@ -197,7 +197,7 @@ def test_fields__are_columns_or_keys(run: Load) -> None:
             "name,date\nana,2024-01-31\n",
             "line 1 is neither a header nor a user and a time",
         ),
-        ("a.json", '{"name": "ana"}\n', "no line has the key 'user'; names that are understood"),
+        ("a.json", '{"name": "ana"}\n', "no line has the key 'user'; recognised names are"),
         ("access.log", KINDS["access-log"], "an access log in the combined format has no keys"),
     ],
 )
@@ -218,7 +218,7 @@ def test_file__of_one_huge_line_is_read_in_pieces(run: Load, name: str) -> None:
     compressed = gzip.compress(b"x" * 100_000_000)
     tracemalloc.start()
     try:
-        with pytest.raises(CommandError, match=r"^(No line could be used|line 1 is neither)"):
+        with pytest.raises(CommandError, match=r"^(No line could be loaded|line 1 is neither)"):
             run(name, text=compressed)
         assert tracemalloc.get_traced_memory()[1] < 30_000_000
     finally:
@@ -231,7 +231,7 @@ def test_file__with_one_stray_quote(run: Load) -> None:
     with override_settings(SOUVENIRS_RATELIMIT_SECONDS=60):
         out, err = run("a.csv", text=f'username,when,page\nana,"{T},/\n{lines}')
     assert out.startswith("Read 8,801 lines.\nAdded 8,800 souvenirs, ")
-    assert err == f"line 2: 3 columns expected: 'ana,\"{T},/'\n"
+    assert err == f"line 2: expected 3 columns: 'ana,\"{T},/'\n"
 
 
 # Options
@@ -283,7 +283,7 @@ def test_bad_lines__are_reported_one_by_one_up_to_twenty(run: Load) -> None:
     out, err = run("a.csv", text=text + f"ana,{T}\n")
     lines = err.splitlines()
     assert lines[19] == "line 21: unknown user: 'nobody19'"
-    assert lines[20:] == ["There are more bad lines: see the summary for how many"]
+    assert lines[20:] == ["There are more bad lines: the summary has their number"]
     assert out.endswith("Rejected 50 lines (unknown user: 50).\n")
 
 
@@ -291,7 +291,7 @@ def test_bad_lines__alone_are_an_error(run: Load, capsys: pytest.CaptureFixture[
     with pytest.raises(CommandError) as caught:
         run("a.csv", text=f"username,when\neve,{T}\n,{T}\n")
     assert (str(caught.value), caught.value.returncode) == ("No line could be used.", 1)
-    # Nobody was signed in, which is normal for a log
+    # Nobody was signed in; a log may well be so
     out, _ = run("access.log", text=KINDS["access-log"].splitlines()[0].replace(" ana ", " - "))
     assert out == "Read 1 line.\nAdded 0 souvenirs.\nSkipped 1 line without a user.\n"
     # All of it is already there
@@ -305,7 +305,7 @@ def test_bad_lines__users_identified_in_another_way(run: Load) -> None:
     hint = "'ana' is the username of a user: try --user-by username."
     with pytest.raises(CommandError) as caught:
         run("a.csv", text=f"user,when\nuser0001,{T}\nana,{T}\n")
-    assert str(caught.value) == f"No line could be used. {hint}"
+    assert str(caught.value) == f"No line could be loaded. {hint}"
     with pytest.raises(CommandError) as caught:
         run("a.csv", "--strict", text=f"user,when\nana,{T}\n")
     assert str(caught.value) == f"line 2: unknown user: 'ana'. Nothing was added. {hint}"
@@ -339,21 +339,20 @@ def test_bad_lines__users_of_a_log_identified_by_email(run: Load) -> None:
         ([".", "--format=csv"], ". cannot be read: Is a directory"),
         (
             ["a.txt"],
-            "The name of 'a.txt' does not say what is in it: add --format, one of csv, jsonl,"
+            "The name of 'a.txt' does not show its format: add --format, one of csv, jsonl,"
             " access-log",
         ),
         (
             ["-"],
-            "The name of '-' does not say what is in it: add --format, one of csv, jsonl,"
-            " access-log",
+            "The name of '-' does not show its format: add --format, one of csv, jsonl, access-log",
         ),
         (
             ["--from-last-login", "--user-by=email"],
-            "--user-by is about a file: leave it out with --from-last-login",
+            "--user-by is only for files: omit it with --from-last-login",
         ),
         (
             ["--from-last-login", "--format=csv"],
-            "--format is about a file: leave it out with --from-last-login",
+            "--format is only for files: omit it with --from-last-login",
         ),
         (["--strict"], "Error: name a FILE, or add --from-last-login"),
         (
@@ -389,7 +388,10 @@ def test_errors__interrupted(run: Load, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(readers.READERS, "csv", interrupt)
     with pytest.raises(CommandError) as caught:
         run("a.csv", text=KINDS["csv"])
-    assert str(caught.value) == "Interrupted. What was added stays; repeat the command to go on."
+    assert (
+        str(caught.value)
+        == "Interrupted. Souvenirs added so far were kept; repeat the command to continue."
+    )
 
 
 @pytest.mark.parametrize(

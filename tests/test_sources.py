@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from souvenirs.backfill import BackfillError, Bad, Entry, load, readers
+from souvenirs.backfill import BackfillError, Entry, RejectedLine, load, readers
 from souvenirs.backfill.lines import bounded_lines
 from souvenirs.backfill.naming import Naming
 from souvenirs.backfill.times import to_seconds
@@ -140,12 +140,12 @@ def test_read_csv__line_is_where_the_row_begins() -> None:
 def test_read_csv__bad_lines() -> None:
     lines = ["user,when", "1", f"2,{T},x", "3,never", f",{T}", "4,", "x" * 200_000, f"5,{T}"]
     assert list(readers.read_csv(lines)) == [
-        Bad(2, "2 columns expected", "1"),
-        Bad(3, "2 columns expected", f"2,{T},x"),
-        Bad(4, "no time", "never"),
+        RejectedLine(2, "expected 2 columns", "1"),
+        RejectedLine(3, "expected 2 columns", f"2,{T},x"),
+        RejectedLine(4, "no time", "never"),
         Entry(5, None, 0.0),
-        Bad(6, "no time", ""),
-        Bad(7, "a value too long", "x" * 1_000),
+        RejectedLine(6, "no time", ""),
+        RejectedLine(7, "a value is too long", "x" * 1_000),
         Entry(8, "5", T),
     ]
 
@@ -155,7 +155,7 @@ def test_read_csv__naming_chooses_the_columns() -> None:
     naming = Naming("username", "konto", "Tag")
     assert list(readers.read_csv(lines, naming)) == [Entry(2, "ana", T, "username")]
     assert list(readers.read_csv(lines, Naming(user_field="Konto"))) == [Entry(2, "ana", T + 1)]
-    with pytest.raises(BackfillError, match=r"line 1 is no header with 'konto' and 'tog': 'Konto;"):
+    with pytest.raises(BackfillError, match=r"line 1 is not a header with 'konto' and 'tog': 'K"):
         list(readers.read_csv(lines, Naming(None, "konto", "tog")))
 
 
@@ -208,7 +208,7 @@ def test_read_csv__a_stray_quote_affects_only_its_line(
         *range(1, after + 1),
         *range(1, after + 1),
     ]
-    rejected = [each.value for each in found if isinstance(each, Bad)]
+    rejected = [each.value for each in found if isinstance(each, RejectedLine)]
     assert rejected == ([bad.format(T=T)] * 2 if bad else [])
 
 
@@ -234,19 +234,19 @@ def test_read_csv__a_stray_quote_at_the_end() -> None:
         ('{"username": "ana", "when": "2023-11-15T11:00"}', Entry(1, "ana", T, "username")),
         (f'{{"email": "a@b.org", "timestamp": "{T}"}}', Entry(1, "a@b.org", T, "email")),
         (f'{{"user": null, "when": {T}}}', Entry(1, None, 0.0)),
-        (f'{{"when": {T}}}', Bad(1, "no user among the keys", f'{{"when": {T}}}')),
-        ('{"user": 12}', Bad(1, "no time among the keys", '{"user": 12}')),
-        ('{"user": 12, "when": null}', Bad(1, "no time", "None")),
-        ('{"user": 12, "when": true}', Bad(1, "no time", "True")),
-        (f'{{"user": 12, "when": 1{"0" * 400}}}', Bad(1, "no time", "1" + "0" * 400)),
-        (f'{{"user": true, "when": {T}}}', Bad(1, "unknown user", "True")),
-        (f'{{"user": [12], "when": {T}}}', Bad(1, "unknown user", "[12]")),
-        ("[1]", Bad(1, "no JSON object", "[1]")),
-        ("{", Bad(1, "no JSON object", "{")),
-        ("[" * 100_000, Bad(1, "no JSON object", "[" * 1_000)),
+        (f'{{"when": {T}}}', RejectedLine(1, "no user among the keys", f'{{"when": {T}}}')),
+        ('{"user": 12}', RejectedLine(1, "no time among the keys", '{"user": 12}')),
+        ('{"user": 12, "when": null}', RejectedLine(1, "no time", "None")),
+        ('{"user": 12, "when": true}', RejectedLine(1, "no time", "True")),
+        (f'{{"user": 12, "when": 1{"0" * 400}}}', RejectedLine(1, "no time", "1" + "0" * 400)),
+        (f'{{"user": true, "when": {T}}}', RejectedLine(1, "unknown user", "True")),
+        (f'{{"user": [12], "when": {T}}}', RejectedLine(1, "unknown user", "[12]")),
+        ("[1]", RejectedLine(1, "not a JSON object", "[1]")),
+        ("{", RejectedLine(1, "not a JSON object", "{")),
+        ("[" * 100_000, RejectedLine(1, "not a JSON object", "[" * 1_000)),
     ],
 )
-def test_read_jsonl(line: str, expected: Entry | Bad) -> None:
+def test_read_jsonl(line: str, expected: Entry | RejectedLine) -> None:
     assert list(readers.read_jsonl([line])) == [expected]
 
 
@@ -278,16 +278,16 @@ NESTED = f'{{"request": {{"user": {{"id": 12}}, "names": ["ana", "x"]}}, "at": {
         (
             Naming(time_field="at.ts"),
             '{"user": 1, "at": {}}',
-            Bad(1, "no time among the keys", '{"user": 1, "at": {}}'),
+            RejectedLine(1, "no time among the keys", '{"user": 1, "at": {}}'),
         ),
         (
             Naming(user_field="Id"),
             f'{{"Id": {{"a": 1}}, "ts": {T}}}',
-            Bad(1, "unknown user", "{'a': 1}"),
+            RejectedLine(1, "unknown user", "{'a': 1}"),
         ),
     ],
 )
-def test_read_jsonl__naming_chooses_the_keys(
+def test_read_jsonl__naming_names_the_keys(
     naming: Naming, line: str, expected: Entry | Bad
 ) -> None:
     assert list(readers.read_jsonl([line], naming)) == [expected]
@@ -300,7 +300,7 @@ def test_read_jsonl__records_without_a_user_may_lack_the_key() -> None:
         Entry(2, "1", T),
         Entry(3, None, 0.0),
     ]
-    with pytest.raises(BackfillError, match=r"no line has the key 'user\.ID'; names that are"):
+    with pytest.raises(BackfillError, match=r"no line has the key 'user\.ID'; recognised names"):
         list(readers.read_jsonl(lines, Naming(user_field="user.ID")))
 
 
@@ -344,9 +344,9 @@ def test_read_access_log() -> None:
         Entry(6, "ana", T + 4, "username"),
         Entry(7, "Zoë de Wit", T + 5, "username"),
         Entry(8, 'CORP\\ana "x"', T + 6, "username"),
-        Bad(9, "no time", "15/Brr/2023:11:00:07 +0100"),
-        Bad(10, "no time", "31/Feb/2023:11:00:08 +0100"),
-        Bad(11, "not in the combined log format", lines[10].strip()),
+        RejectedLine(9, "no time", "15/Brr/2023:11:00:07 +0100"),
+        RejectedLine(10, "no time", "31/Feb/2023:11:00:08 +0100"),
+        RejectedLine(11, "not in the combined log format", lines[10].strip()),
     ]
 
 
@@ -385,7 +385,7 @@ def test_read_access_log__with_a_virtual_host(fields: str, user: str | None) -> 
     assert found == Entry(1, user, T if user else 0.0, "username")
 
 
-def test_read_access_log__has_no_keys_to_name() -> None:
+def test_read_access_log__has_no_keys_to_be_named() -> None:
     with pytest.raises(BackfillError, match="leave out --user-field and --time-field"):
         list(readers.read_access_log(LOG.strip().splitlines(), Naming(user_field="user")))
 
@@ -408,7 +408,7 @@ def test_read_access_log__takes_time_proportional_to_a_lines_length(line: str) -
     """With a pattern that tries all pairs of brackets, it would take minutes."""
     before = time.process_time()
     [found] = readers.read_access_log([line])
-    assert isinstance(found, Bad)
+    assert isinstance(found, RejectedLine)
     assert found.reason == "not in the combined log format"
     assert time.process_time() - before < 20
 
@@ -426,14 +426,14 @@ def test_read__lines_over_a_megabyte_are_rejected(name: str) -> None:
     found = list(readers.READERS[name](lines, Naming("username")))
     assert [isinstance(each, Entry) and each.user for each in found[::2]] == ["ana"] * 3
     for each in found[1::2]:
-        assert isinstance(each, Bad)
+        assert isinstance(each, RejectedLine)
         assert each.reason == "longer than 1 MB"
         assert len(each.value) <= 1_000
 
 
 def test_read__names_of_any_length_are_shortened() -> None:
     [found] = readers.read_jsonl([f'{{"user": "{"x" * 500_000}", "when": {T}}}'])
-    assert found == Bad(1, "unknown user", "x" * 1_000)
+    assert found == RejectedLine(1, "unknown user", "x" * 1_000)
 
 
 # The users' table

@@ -1,24 +1,24 @@
-"""Lines of access logs, as Apache and nginx write them -> who, when, with which status."""
+"""Parse lines of access logs, as Apache and nginx write them: user, time and status."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-# Before the time come the client's address, the identity that identd gave, and the user, whose name
-# may hold spaces; and before these maybe a virtual host, or what syslog adds. Both servers write
-# quotes within quotes as \" or \x22. No part of the pattern can match in two ways, so a line takes
-# time in proportion to its length.
+# Before the time are the client's address, the identity from identd, and the user, whose name may
+# contain spaces; before these there may be a virtual host, or what syslog adds. Both servers write
+# quotes within quotes as \" or \x22. No part of the pattern can match in two ways, so the time to
+# match is proportional to the line's length.
 LOG_LINE = re.compile(
     r'(?P<fields>.+?) \[(?P<time>[^\[\]]*)\] "[^"\\]*(?:\\.[^"\\]*)*" (?P<status>\d{3})(?!\S)'
 )
 VIRTUAL_HOST = re.compile(r"(?:[^\s:]+|\[[0-9a-fA-F:]+\]):\d+")
-# All but ASCII is written as \x and two digits a byte
+# Bytes outside ASCII are written as \x and two hexadecimal digits
 ESCAPE = re.compile(r'(?P<bytes>(?:\\x[0-9A-Fa-f]{2})+)|\\(?P<same>["\\])')
 
 
 class Request(NamedTuple):
-    """user: "" for nobody. status: as its three digits."""
+    """A request in a log. user: "" if anonymous. status: its three digits."""
 
     user: str
     time: str
@@ -26,7 +26,7 @@ class Request(NamedTuple):
 
 
 def parse_request(text: str) -> Request | None:
-    """The request of a line in the common or the combined format, None for other lines."""
+    """Parse a line in the common or the combined format; return None for other lines."""
     found = LOG_LINE.match(text)
     user = _user(found["fields"]) if found else None
     if not found or user is None:
@@ -36,8 +36,7 @@ def parse_request(text: str) -> Request | None:
 
 def _user(fields: str) -> str | None:
     words = fields.split(" ")
-    # The identity is "-" wherever nobody runs identd: the first "-" that something comes before
-    # and after
+    # The identity is "-" unless identd runs: the first "-" with something before and after it
     at = next((at for at, word in enumerate(words[1:-1], 2) if word == "-"), None)
     if at is None:
         at = 3 if VIRTUAL_HOST.fullmatch(words[0]) else 2

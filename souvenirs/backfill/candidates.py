@@ -1,4 +1,4 @@
-"""Candidates for souvenirs, less those whose user has a row in the rate limit's slot."""
+"""Candidates for souvenirs, and those of them whose user has no row in the rate-limit slot yet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from souvenirs.conf import conf
 from souvenirs.models import Souvenir
 from souvenirs.periods import Interval, slot_containing
 
-MAX_SPANS = 20  # ranges of time that a batch is compared with
+MAX_SPANS = 20  # time ranges of existing rows that a batch is compared with
 
 
 class Candidate(NamedTuple):
@@ -26,7 +26,7 @@ class Candidate(NamedTuple):
 
 
 def slot_of(when: datetime) -> Interval:
-    """The rate limit's slot that a row with this `when` is in; without a limit, the microsecond."""
+    """Return the rate-limit slot of a row with this `when`; without a limit, its microsecond."""
     t = _stored(when)
     if not conf.ratelimit_seconds:
         return Interval(t, t + 0.000_001)
@@ -34,13 +34,13 @@ def slot_of(when: datetime) -> Interval:
 
 
 def _stored(when: datetime) -> float:
-    """The unix time of a row's `when`, as the database has it: where USE_TZ is False, it does not
-    know which one of two equal times on the clocks was meant."""
+    """Return the Unix time of a row's `when` as the database stores it: if USE_TZ is False, it does
+    not distinguish the two occurrences of a repeated wall time."""
     return timestamps.to_seconds(when.replace(fold=0) if when.fold else when)
 
 
 def unrecorded(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The first of each user and slot that has no row yet."""
+    """Return the first candidate for each user and slot without a row."""
     first: dict[tuple[Any, float], Candidate] = {}
     for candidate in candidates:
         first.setdefault((candidate.user_pk, candidate.slot.start), candidate)
@@ -50,15 +50,15 @@ def unrecorded(candidates: Iterable[Candidate]) -> list[Candidate]:
         for user_pk, when in recorded(span):
             if user_pk in users:
                 t = _stored(when)
-                if not slot.start <= t < slot.end:  # they are sorted: it mostly is
+                if not slot.start <= t < slot.end:  # rows are sorted, so mostly it is the same slot
                     slot = slot_of(when)
                 first.pop((user_pk, slot.start), None)
     return list(first.values())
 
 
 def spans(slots: Iterable[Interval]) -> list[Interval]:
-    """At most MAX_SPANS intervals that hold all slots: slots that follow each other are one, and
-    the shortest gaps are bridged until the intervals are few enough."""
+    """Return at most MAX_SPANS intervals that cover all slots: adjacent slots are merged, and the
+    shortest gaps are bridged until there are few enough intervals."""
     ordered = sorted(slots)
     if not ordered:
         return []
@@ -72,12 +72,12 @@ def spans(slots: Iterable[Interval]) -> list[Interval]:
 
 
 def recorded(span: Interval) -> Iterator[tuple[Any, datetime]]:
-    """(user's key, when) of the souvenirs in `span`, and maybe of some after it."""
+    """Yield (user's key, when) of the souvenirs in `span`, and possibly of some after it."""
     rows: Any = Souvenir.objects.using(router.db_for_write(Souvenir))
     rows = rows.order_by("when", "user_id").values_list("user_id", "when")
     start, end = (timestamps.to_datetime(t) for t in span)
     if end.fold:
-        # Naive: rows of the time before the clocks went back look as if they were later than this
+        # Naive: rows from before the clocks went back look later than this
         here = end.replace(tzinfo=conf.zone)
         end += here.replace(fold=0).utcoffset() - here.utcoffset()  # type: ignore[operator]
     page = list(rows.between(start, end)[:PAGE_SIZE])

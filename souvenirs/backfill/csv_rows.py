@@ -1,4 +1,4 @@
-"""Lines of delimited values -> rows, where quotes may be missing."""
+"""Parse lines of delimited values as rows; quotes may be missing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from souvenirs.backfill.lines import MAX_LINE
 
-Line = tuple[int, str]  # its number and its text
+Line = tuple[int, str]  # number and text
 
 DELIMITERS = "\t;|,"
 
 
 class Row(NamedTuple):
-    """line, text: of the line that it begins on. values: None if one of them is too long."""
+    """line, text: of the line on which the row begins. values: None if one of them is too long."""
 
     line: int
     text: str
@@ -33,13 +33,13 @@ def split(text: str, delimiter: str) -> list[str] | None:
 def iter_rows(
     lines: Iterator[Line], delimiter: str, is_complete: Callable[[list[str] | None], bool]
 ) -> Iterator[Row]:
-    """The rows of the lines, without those that are blank.
+    """Yield the rows of the lines, except for blank lines.
 
-    A quoted value may go on over several lines, to MAX_LINE characters. If its end is missing, or
-    a line that is a complete row by itself comes before it, a quote is stray: then the value ends
-    with its line.
+    A quoted value may span several lines, up to MAX_LINE characters. If the closing quote is
+    missing, or comes after a line that is a complete row, the opening quote is stray: then the
+    value ends with its line.
     """
-    pending: deque[Line] = deque()  # lines that were read in search of a quote's end
+    pending: deque[Line] = deque()  # lines that were read in search of a closing quote
     while first := pending.popleft() if pending else next(lines, None):
         number, text = first
         if text.isspace():
@@ -59,7 +59,7 @@ def iter_rows(
 
 
 class _Ahead:
-    """A line, and those after it as far as its quoted value may go on."""
+    """Iterate over a line and the lines after it that its quoted value may continue on."""
 
     def __init__(
         self,

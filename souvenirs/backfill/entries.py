@@ -1,4 +1,4 @@
-"""What readers yield: somebody was active, or a line cannot be loaded."""
+"""What readers yield: an entry of activity, or a line that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ UNKNOWN_USER = "unknown user"
 NO_USER = "no user"
 NO_TIME = "no time"
 
-USER_BY = ("pk", "username", "email")  # what may name a user
+USER_BY = ("pk", "username", "email")  # what users may be identified by
 
-PAGE_SIZE = 20_000  # rows of a query: MySQL's client has all of them in memory
-MAX_VALUE = 1_000  # characters of a user's name; of what is wrong, in memory by the batch
+PAGE_SIZE = 20_000  # rows in a query: MySQL's client loads all of them into memory
+MAX_VALUE = 1_000  # characters of a user's name, or of a rejected value: a batch is in memory
 
 
 class Entry(NamedTuple):
-    """Somebody was active at `when`, in unix seconds.
+    """A user was active at `when`, in Unix seconds.
 
     `user` is the value of the user's "pk", "username" (the model's USERNAME_FIELD) or "email",
-    whichever `user_by` says; None: nobody was signed in. `line` says where it is from.
+    depending on `user_by`; None if no user was signed in. `line` is the line number in the input.
     """
 
     line: int
@@ -27,8 +27,9 @@ class Entry(NamedTuple):
     user_by: str = "pk"
 
 
-class Bad(NamedTuple):
-    """A line that cannot be loaded. Reasons are few: they are counted. `value` is what is wrong."""
+class RejectedLine(NamedTuple):
+    """A line that cannot be loaded. `reason` is one of a few, for counting; `value` is what was
+    rejected."""
 
     line: int
     reason: str
@@ -39,10 +40,10 @@ class Bad(NamedTuple):
         return f"line {self.line}: {self.reason}: {value!r}"
 
 
-def rejected(line: int, reason: str, value: object) -> Bad:
-    """A Bad of a value of any length."""
-    return Bad(line, reason, str(value)[:MAX_VALUE])
+def rejected(line: int, reason: str, value: object) -> RejectedLine:
+    """Return a RejectedLine for a value of any length."""
+    return RejectedLine(line, reason, str(value)[:MAX_VALUE])
 
 
 class BackfillError(ValueError):
-    """Why nothing can be loaded. The text is for the user."""
+    """Nothing can be loaded. The message says why, for the user."""

@@ -1,20 +1,20 @@
-"""Text -> lines of bounded length."""
+"""Read lines of bounded length from text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TextIO
 
-from souvenirs.backfill.entries import Bad, rejected
+from souvenirs.backfill.entries import RejectedLine, rejected
 
 MAX_LINE = 1_000_000  # characters
 
 
 def bounded_lines(text: TextIO) -> Iterator[str]:
-    """The lines of a file. Of one that is longer than MAX_LINE only so much is in memory at a time,
-    and its beginning is yielded, which readers then refuse: see `too_long`.
+    """Yield the lines of a file. Of a line longer than MAX_LINE, keep only that much in memory at a
+    time, and yield its beginning, which readers reject: see `too_long`.
 
-    `text` must not translate line endings, as text files do that are opened with newline="".
+    `text` must not translate line endings: open text files with newline="".
     """
     while line := text.readline(MAX_LINE + 1):
         rest = line
@@ -23,5 +23,5 @@ def bounded_lines(text: TextIO) -> Iterator[str]:
         yield line
 
 
-def too_long(line: int, text: str) -> Bad | None:
+def too_long(line: int, text: str) -> RejectedLine | None:
     return rejected(line, "longer than 1 MB", text) if len(text) > MAX_LINE else None

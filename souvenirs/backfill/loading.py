@@ -1,4 +1,4 @@
-"""Entries -> souvenirs."""
+"""Load entries as souvenirs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from django.db import IntegrityError, router, transaction
 
 from souvenirs import timestamps
 from souvenirs.backfill.candidates import Candidate, slot_of, unrecorded
-from souvenirs.backfill.entries import UNKNOWN_USER, BackfillError, Bad, Entry
+from souvenirs.backfill.entries import UNKNOWN_USER, BackfillError, Entry, RejectedLine
 from souvenirs.backfill.users import find_users, user_field
 from souvenirs.models import Souvenir
 from souvenirs.periods import Interval
 from souvenirs.users import has_constraint, is_key
 
-BATCH_SIZE = 50_000  # entries: what is in memory at a time, and a transaction
-INSERT_SIZE = 5_000  # rows in a statement, or fewer where the database takes fewer
+BATCH_SIZE = 50_000  # entries in memory at a time, and in a transaction
+INSERT_SIZE = 5_000  # rows in a statement; fewer if the database has a lower limit
 
 DELETED = "user deleted meanwhile"
 AMBIGUOUS = "several users have this"
@@ -37,22 +37,22 @@ MIN_TIME, MAX_TIME = 100_000_000, 100_000_000_000
 
 @dataclass
 class Summary:
-    """What became of the entries: read = added + limited + nobody + bad.total().
+    """Counts of the entries by result: read = added + limited + anonymous + bad.total().
 
-    `limited` are those whose user has a row in the slot. `first` and `last` are the times of the
-    rows added, in unix seconds; None if there is none.
+    `limited`: the user already has a row in the slot. `first` and `last` are the times of the added
+    rows, in Unix seconds; None if there are none.
     """
 
     read: int = 0
     added: int = 0
     limited: int = 0
-    nobody: int = 0
+    anonymous: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     first: float | None = None
     last: float | None = None
 
     def count_added(self, candidates: Iterable[Candidate], missing: Collection[Any] = ()) -> None:
-        """Count what is written of the candidates: all but those of the `missing` users."""
+        """Count the candidates that are written: all except those of `missing` users."""
         for user_pk, t, _ in candidates:
             if user_pk in missing:
                 self.bad[DELETED] += 1
@@ -63,39 +63,38 @@ class Summary:
 
 
 def load(
-    entries: Iterable[Entry | Bad],
+    entries: Iterable[Entry | RejectedLine],
     *,
     strict: bool = False,
     dry_run: bool = False,
-    on_bad: Callable[[Bad], object] = lambda bad: None,
+    on_bad: Callable[[RejectedLine], object] = lambda bad: None,
     batch_size: int = BATCH_SIZE,
 ) -> Summary:
-    """Add souvenirs of these entries: one per user and slot of the rate limit, if there is none.
+    """Add souvenirs for these entries: one per user and rate-limit slot, unless there is one.
 
-    A row has the time of the slot's first entry, in their order. Last-seen times follow; what the
-    process and the cache remember for the rate limit of visits is left alone, and no signal is
-    sent.
+    A row has the time of the slot's first entry, in the order of the entries. Last-seen times are
+    updated. The rate limit's memory and cache, which are for visits, are not changed, and the
+    signal souvenir_recorded is not sent.
 
-    Entries may be in any order, of any number: a batch of them is in memory at a time, and is a
-    transaction; so whatever is interrupted can be done again, as can what is done already. It is
-    fast for entries that are sorted by time: a batch is compared with all rows of the time that
-    it spans.
+    There may be any number of entries, in any order: one batch at a time is in memory, and each is
+    a transaction. So an interrupted load can be repeated, and so can a completed one. Loading is
+    fast for entries sorted by time: each batch is compared with all rows in the time that it spans.
 
-    What cannot be loaded is passed over: Bad among the entries, unknown users, keys that several
-    users share, times before 1973 or still to come. `on_bad` is called with each. Users who are
-    deleted meanwhile are passed over too, and counted as bad.
+    Entries that cannot be loaded are skipped: RejectedLines among them, unknown users, keys that
+    several users share, and times before 1973 or in the future. `on_bad` is called with each. Users
+    deleted during the load are skipped too, and counted as bad.
 
-    strict: raise BackfillError at the first Bad, and then add nothing: all is one transaction,
-        once all entries have been looked at.
-    dry_run: add nothing, but say what would be added.
+    strict: raise BackfillError at the first entry that cannot be loaded, and then add nothing:
+        everything is added in one transaction, after all entries have been read.
+    dry_run: add nothing, but return what would be added.
 
-    Raises BackfillError also if the user model does not have the field that users are named by.
+    Also raises BackfillError if the user model lacks the field that users are identified by.
     """
     summary = Summary()
     entries = iter(entries)
     with closing(SpillTable()) as spilled:
         while batch := list(itertools.islice(entries, batch_size)):
-            candidates, bad, nobody = classify(batch)
+            candidates, bad, anonymous = classify(batch)
             for each in sorted(bad, key=lambda bad: bad.line):
                 on_bad(each)
                 if strict:
@@ -106,7 +105,7 @@ def load(
                 new = spilled.add(new)
             summary.read += len(batch)
             summary.limited += len(candidates) - len(new)
-            summary.nobody += nobody
+            summary.anonymous += anonymous
             if dry_run:
                 summary.count_added(new)
             elif not strict:
@@ -118,20 +117,23 @@ def load(
     return summary
 
 
-def classify(batch: Iterable[Entry | Bad]) -> tuple[list[Candidate], list[Bad], int]:
-    """What users did, in the order of the entries; what is bad; how many entries are nobody's."""
+def classify(
+    batch: Iterable[Entry | RejectedLine],
+) -> tuple[list[Candidate], list[RejectedLine], int]:
+    """Return the candidates, in the order of the entries; the rejected lines; and the number of
+    entries without a user."""
     now = time.time()
-    nobody = 0
-    bad: list[Bad] = []
+    anonymous = 0
+    bad: list[RejectedLine] = []
     in_range: list[Entry] = []
     names: dict[str, set[Any]] = defaultdict(set)
     for item in batch:
-        if isinstance(item, Bad):
+        if isinstance(item, RejectedLine):
             bad.append(item)
         elif item.user is None:
-            nobody += 1
+            anonymous += 1
         elif not is_key(item.user):  # True and 1.0 are equal to 1
-            bad.append(Bad(item.line, UNKNOWN_USER, str(item.user)))
+            bad.append(RejectedLine(item.line, UNKNOWN_USER, str(item.user)))
         elif MIN_TIME <= item.when <= now:
             in_range.append(item)
             names[item.user_by].add(item.user)
@@ -142,24 +144,28 @@ def classify(batch: Iterable[Entry | Bad]) -> tuple[list[Candidate], list[Bad], 
     for item in in_range:
         found = users[item.user_by][item.user]
         if len(found) == 1:
-            # The slot of the time that the database will have: rounded to microseconds, for one
+            # The slot of the time that the database will store: rounded to microseconds, say
             slot = slot_of(timestamps.to_datetime(item.when))
             candidates.append(Candidate(found[0], item.when, slot))
         else:
-            bad.append(Bad(item.line, AMBIGUOUS if found else UNKNOWN_USER, str(item.user)))
-    return candidates, bad, nobody
+            bad.append(
+                RejectedLine(item.line, AMBIGUOUS if found else UNKNOWN_USER, str(item.user))
+            )
+    return candidates, bad, anonymous
 
 
-def out_of_range(item: Entry) -> Bad:
+def out_of_range(item: Entry) -> RejectedLine:
     if MIN_TIME <= item.when < MAX_TIME:
-        return Bad(item.line, FUTURE, f"{item.user} at {timestamps.to_datetime(item.when)}")
+        return RejectedLine(
+            item.line, FUTURE, f"{item.user} at {timestamps.to_datetime(item.when)}"
+        )
     reason = TOO_EARLY if item.when < MIN_TIME else TOO_LATE
-    return Bad(item.line, reason, f"{item.user} at {item.when:.0f}")
+    return RejectedLine(item.line, reason, f"{item.user} at {item.when:.0f}")
 
 
 def write(batches: Callable[[], Iterable[list[Candidate]]]) -> set[Any]:
-    """Write all batches in one transaction, without the users who were deleted since they were
-    looked up. Return the keys of these."""
+    """Write all batches in one transaction, except for users deleted since they were looked up.
+    Return the keys of the deleted users."""
     missing = set() if has_constraint() else find_missing(batches())
     while True:
         try:
@@ -175,7 +181,7 @@ def write(batches: Callable[[], Iterable[list[Candidate]]]) -> set[Any]:
 
 
 def find_missing(batches: Iterable[list[Candidate]]) -> set[Any]:
-    """The keys of the candidates' users who do not exist."""
+    """Return the keys of the candidates' users that do not exist."""
     keys = {candidate.user_pk for batch in batches for candidate in batch}
     return {user_pk for user_pk, found in find_users(keys, "pk").items() if not found}
 
@@ -188,22 +194,22 @@ def insert(candidates: Iterable[Candidate]) -> None:
 
 
 class SpillTable:
-    """Candidates that are not written yet, or never: on disk, where there are many.
+    """Candidates that are written later, or not at all; kept on disk if there are many.
 
-    Not one transaction of the site's database, which would be less code: it would keep the rows of
-    last-seen times locked while the whole input is read (with SQLite, the database), so visits of
-    these users would wait for it, in a dry run too.
+    A single transaction in the site's database would be less code. But it would lock LastSeen rows
+    (with SQLite, the database) while the whole input is read, even in a dry run, and visits of
+    these users would have to wait.
     """
 
     def __init__(self) -> None:
-        self.db = sqlite3.connect("")  # a temporary file, which no other connection sees
+        self.db = sqlite3.connect("")  # a private temporary file
         self.db.execute("CREATE TABLE candidate (user, slot, t, PRIMARY KEY (user, slot))")
 
     def close(self) -> None:
         self.db.close()
 
     def add(self, candidates: Iterable[Candidate]) -> list[Candidate]:
-        """Keep the first of each user and slot. Return those that are kept."""
+        """Keep the first candidate for each user and slot. Return those that are kept."""
         insert = "INSERT OR IGNORE INTO candidate VALUES (?, ?, ?)"
         return [
             candidate
@@ -214,7 +220,7 @@ class SpillTable:
         ]
 
     def batches(self, batch_size: int) -> Iterator[list[Candidate]]:
-        """All of them, in the order in which they were added."""
+        """Yield all candidates in batches, in the order in which they were added."""
         to_key = user_field("pk").to_python
         kept = self.db.execute("SELECT user, t, slot FROM candidate ORDER BY rowid")
         while batch := kept.fetchmany(batch_size):

@@ -1,14 +1,21 @@
-"""Which columns of a CSV file, or keys of JSON lines, have the user and the time."""
+"""Find the columns of a CSV file, or keys of JSON lines, that contain the user and the time."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from souvenirs.backfill.entries import MAX_VALUE, NO_TIME, UNKNOWN_USER, Bad, Entry, rejected
+from souvenirs.backfill.entries import (
+    MAX_VALUE,
+    NO_TIME,
+    UNKNOWN_USER,
+    Entry,
+    RejectedLine,
+    rejected,
+)
 from souvenirs.backfill.times import to_seconds
 
-# Names that are understood, those to be preferred first: `id` may well be the record's own
+# Recognised names, preferred ones first: `id` may well be the record's id
 USER_FIELDS = {
     "pk": ("user_id", "user", "pk", "id"),
     "username": ("username", "user", "remote_user"),
@@ -17,19 +24,18 @@ USER_FIELDS = {
 ANY_USER_FIELD = ("user_id", "user", "username", "email", "remote_user", "pk", "id")
 TIME_FIELDS = ("when", "timestamp", "time", "ts", "@timestamp", "time_iso8601", "time_local")
 
-UNDERSTOOD = (
-    f"names that are understood are {', '.join(ANY_USER_FIELD)} for the user, and"
-    f" {', '.join(TIME_FIELDS)} for the time; others can be given with --user-field and"
-    " --time-field"
+RECOGNISED = (
+    f"recognised names are {', '.join(ANY_USER_FIELD)} for the user, and"
+    f" {', '.join(TIME_FIELDS)} for the time; specify others with --user-field and --time-field"
 )
 
 
 class Naming(NamedTuple):
-    """How a file names users and times. None: as its header or its keys say.
+    """How a file names users and times. None: determined by its header or its keys.
 
     user_by: "pk", "username" or "email".
-    user_field, time_field: names of columns or keys; those of keys inside of others are joined by
-        dots, as "request.user.id".
+    user_field, time_field: names of columns or keys; nested keys are joined by dots, such as
+        "request.user.id".
     """
 
     user_by: str | None = None
@@ -37,7 +43,7 @@ class Naming(NamedTuple):
     time_field: str | None = None
 
     def find_user(self, names: Collection[str]) -> str | None:
-        """Which one of the names is the user's."""
+        """Return the name among these that stands for the user, or None."""
         if self.user_field is not None:
             return _first(names, (self.user_field,))
         return _first(names, USER_FIELDS[self.user_by] if self.user_by else ANY_USER_FIELD)
@@ -46,7 +52,7 @@ class Naming(NamedTuple):
         return _first(names, TIME_FIELDS if self.time_field is None else (self.time_field,))
 
     def user_by_of(self, field: str) -> str:
-        """What users are named by in the field."""
+        """Return what users are identified by in the field."""
         if self.user_by is not None:
             return self.user_by
         name = field.rpartition(".")[2].lower()
@@ -59,8 +65,9 @@ def _first(names: Collection[str], wanted: tuple[str, ...]) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
-def make_entry(line: int, user: str, when: Any, user_by: str) -> Entry | Bad:
-    """An entry of a user and a time as the file has them. Nobody's, if the user is empty or "-"."""
+def make_entry(line: int, user: str, when: Any, user_by: str) -> Entry | RejectedLine:
+    """Return an entry for a user and a time as they are in the file. It has no user if that is
+    empty or "-"."""
     if user in ("", "-"):
         return Entry(line, None, 0.0, user_by)
     if len(user) > MAX_VALUE:

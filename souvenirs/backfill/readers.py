@@ -1,4 +1,4 @@
-"""Files of past activity -> entries."""
+"""Read files of past activity as entries."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from souvenirs.backfill.entries import (
     PAGE_SIZE,
     UNKNOWN_USER,
     BackfillError,
-    Bad,
     Entry,
+    RejectedLine,
     rejected,
 )
 from souvenirs.backfill.lines import too_long
-from souvenirs.backfill.naming import UNDERSTOOD, Naming, make_entry
+from souvenirs.backfill.naming import RECOGNISED, Naming, make_entry
 from souvenirs.backfill.times import to_seconds
 
-Entries = Iterator[Entry | Bad]
+Entries = Iterator[Entry | RejectedLine]
 AS_NAMED = Naming()
 MISSING = object()
 
 
 class Layout(NamedTuple):
-    """Where a file of delimited values has the user and the time."""
+    """Where the user and the time are in a file of delimited values."""
 
     delimiter: str
     width: int
@@ -48,10 +48,10 @@ class Layout(NamedTuple):
 
 
 def read_csv(lines: Iterable[str], naming: Naming = AS_NAMED) -> Entries:
-    """Entries of values that are delimited by commas, semicolons, tabs or bars: with a header that
-    names a column for the user and one for the time, else of the two columns user and time.
+    """Yield the entries of values delimited by commas, semicolons, tabs or bars: with a header that
+    names a column for the user and one for the time, or with just the two columns user and time.
 
-    Without a header, users are named by their keys, if `naming` does not say otherwise. Raises
+    Without a header, users are identified by their keys unless `naming` says otherwise. Raises
     BackfillError if the first line is neither a header nor a user and a time.
     """
     first, rest = peek(lines)
@@ -63,22 +63,22 @@ def read_csv(lines: Iterable[str], naming: Naming = AS_NAMED) -> Entries:
         if bad := too_long(number, text):
             yield bad
         elif values is None:
-            yield rejected(number, "a value too long", text.strip())
+            yield rejected(number, "a value is too long", text.strip())
         elif len(values) != layout.width:
-            yield rejected(number, f"{layout.width} columns expected", text.strip())
+            yield rejected(number, f"expected {layout.width} columns", text.strip())
         else:
             user, when = values[layout.user].strip(), values[layout.time].strip()
             yield make_entry(number, user, when, layout.user_by)
 
 
 def peek(lines: Iterable[str]) -> tuple[Line | None, Iterator[Line]]:
-    """The first line that is not blank, and those after it, with their numbers."""
+    """Return the first line that is not blank, and an iterator over the rest, with numbers."""
     numbered = enumerate(lines, 1)
     return next(((number, text) for number, text in numbered if not text.isspace()), None), numbered
 
 
 def layout_of(number: int, text: str, naming: Naming) -> Layout:
-    """The layout that the first line of a file shows."""
+    """Determine the layout of a file from its first line."""
     rows = {delimiter: split(text, delimiter) or [] for delimiter in DELIMITERS}
     lower = Naming(naming.user_by, *(name and name.lower() for name in naming[1:]))
     for delimiter, row in rows.items():
@@ -93,9 +93,9 @@ def layout_of(number: int, text: str, naming: Naming) -> Layout:
     begun = repr(text.strip() if len(text) <= 100 else text[:99] + "…")
     if naming.user_field or naming.time_field:
         wanted = " and ".join(repr(name) for name in naming[1:] if name)
-        raise BackfillError(f"line {number} is no header with {wanted}: {begun}; {UNDERSTOOD}")
+        raise BackfillError(f"line {number} is not a header with {wanted}: {begun}; {RECOGNISED}")
     raise BackfillError(
-        f"line {number} is neither a header nor a user and a time: {begun}; {UNDERSTOOD}"
+        f"line {number} is neither a header nor a user and a time: {begun}; {RECOGNISED}"
     )
 
 
@@ -108,11 +108,11 @@ def is_time(text: str) -> bool:
 
 
 def read_jsonl(lines: Iterable[str], naming: Naming = AS_NAMED) -> Entries:
-    """Entries of JSON lines: objects with a key for the user and one for the time.
+    """Yield the entries of JSON lines: objects with a key for the user and one for the time.
 
-    Times are text or numbers. Nobody's are objects whose user is null, empty or "-", those whose
-    `status` is 401 (see `read_access_log`), and those without the user's key if `naming` says
-    which one it is. Raises BackfillError if no object has it.
+    Times are text or numbers. Entries have no user if the object's user is null, empty or "-", if
+    its `status` is 401 (see `read_access_log`), or if `naming` gives the user's key and the object
+    lacks it. Raises BackfillError if no object has that key.
     """
     return entries_of_json(enumerate(lines, 1), naming)
 
@@ -130,7 +130,7 @@ def entries_of_json(lines: Iterable[Line], naming: Naming) -> Entries:
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
-            yield rejected(line, "no JSON object", text.strip())
+            yield rejected(line, "not a JSON object", text.strip())
             continue
         name = naming.user_field or naming.find_user(record)
         user = MISSING if name is None else find_value(record, name)
@@ -149,12 +149,12 @@ def entries_of_json(lines: Iterable[Line], naming: Naming) -> Entries:
             else:
                 yield make_entry(line, str(user), when, naming.user_by_of(name))
     if not was_found:
-        raise BackfillError(f"no line has the key {naming.user_field!r}; {UNDERSTOOD}")
+        raise BackfillError(f"no line has the key {naming.user_field!r}; {RECOGNISED}")
 
 
 def find_value(record: Any, path: str) -> Any:
-    """The value of a key, which may hold dots, or of keys (and places in lists) that are joined by
-    dots. None if one of them is null; MISSING if there is none."""
+    """Return the value of a key, which may contain dots, or of nested keys (and list indexes)
+    joined by dots. Return None if one of them is null, and MISSING if one does not exist."""
     if isinstance(record, dict) and path in record:
         return record[path]
     for name in path.split("."):
@@ -170,11 +170,11 @@ def find_value(record: Any, path: str) -> Any:
 
 
 def read_access_log(lines: Iterable[str], naming: Naming = AS_NAMED) -> Entries:
-    """Entries of an access log in the combined (or common) format, as Apache and nginx write it,
-    or of JSON lines.
+    """Yield the entries of an access log in the combined (or common) format, as Apache and nginx
+    write it, or of JSON lines.
 
-    Users are named by their usernames, if `naming` does not say otherwise. Nobody's are requests
-    without a user, and those that were answered 401: there it is only what somebody claimed to be.
+    Users are identified by their usernames unless `naming` says otherwise. Entries have no user if
+    the request had none, or was answered with 401: then the name is only what the client claimed.
     """
     first, rest = peek(lines)
     if first is None:
@@ -185,8 +185,8 @@ def read_access_log(lines: Iterable[str], naming: Naming = AS_NAMED) -> Entries:
         return
     if naming.user_field or naming.time_field:
         raise BackfillError(
-            "an access log in the combined format has no keys or columns: leave out --user-field"
-            " and --time-field"
+            "an access log in the combined format has no keys or columns: omit --user-field and"
+            " --time-field"
         )
     by = naming.user_by or "username"
     for line, text in lines_again:
@@ -205,8 +205,8 @@ def read_access_log(lines: Iterable[str], naming: Naming = AS_NAMED) -> Entries:
 
 
 def read_last_logins() -> Iterator[Entry]:
-    """An entry for each user who has logged in, of the last time. Raises BackfillError if the user
-    model has no last_login."""
+    """Yield an entry for each user's last log-in. Raises BackfillError if the user model has no
+    last_login."""
     model: Any = get_user_model()
     try:
         model._meta.get_field("last_login")

@@ -1,4 +1,4 @@
-"""Times as files have them -> unix seconds."""
+"""Parse times in files as Unix seconds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from django.utils.dateparse import parse_datetime
 
 from souvenirs import timestamps
 
-UTC = re.compile(r"\s*(?:UTC|GMT)$", re.IGNORECASE)  # as PostgreSQL, Rails and others end a time
+UTC = re.compile(r"\s*(?:UTC|GMT)$", re.IGNORECASE)  # suffix used by PostgreSQL, Rails and others
 LOG_TIME = re.compile(r"(\d\d)/(\w{3})/(\d{4}):(\d\d:\d\d:\d\d(?:\.\d+)?) ([+-]\d\d:?\d\d)")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def to_seconds(when: Any) -> float:
-    """Unix seconds of a time: a number of them (as such or as text), a date and time in ISO 8601,
-    or an access log's "31/Jan/2024:12:00:00 +0100".
+    """Convert a time to Unix seconds. It may be a number of them (also as text), a date and time in
+    ISO 8601, or an access log's "31/Jan/2024:12:00:00 +0100".
 
     A date and time without an offset is in the site's time zone; it may end in "UTC". Raises
     ValueError or OverflowError for anything else.

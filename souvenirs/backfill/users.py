@@ -1,4 +1,4 @@
-"""Names of users in files -> primary keys."""
+"""Find the primary keys for names of users in files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ BATCH_SIZE = 500  # users in a query
 
 
 def find_users(names: Iterable[Any], user_by: str) -> dict[Any, list[Any]]:
-    """For each of the names, the primary keys of the users with that name: none, one or several.
+    """Return, for each name, the primary keys of the users with that name: none, one or several.
 
-    Names are compared exactly, also where the database takes upper case for lower.
+    Names are compared exactly, even if the database ignores case.
     """
     model: Any = get_user_model()
     column = user_field(user_by)
@@ -35,13 +35,13 @@ def find_users(names: Iterable[Any], user_by: str) -> dict[Any, list[Any]]:
 
 
 def user_field(user_by: str) -> Any:
-    """The user model's field that "pk", "username" or "email" means. Raises BackfillError if there
+    """Return the user model's field for "pk", "username" or "email". Raises BackfillError if there
     is none."""
     model: Any = get_user_model()
     if user_by == "pk":
         return model._meta.pk
     if user_by not in USER_BY:
-        raise BackfillError(f"users are named by {', '.join(USER_BY)}, not by {user_by!r}")
+        raise BackfillError(f"user_by must be one of {', '.join(USER_BY)}, not {user_by!r}")
     name = model.USERNAME_FIELD if user_by == "username" else model.get_email_field_name()
     try:
         return model._meta.get_field(name)
@@ -52,7 +52,7 @@ def user_field(user_by: str) -> Any:
 
 
 def _cleaned(column: Any, name: Any) -> Any:
-    """A name as the field has it; None for what no database could be asked for."""
+    """Convert a name to the field's type; None if it cannot be used in a query."""
     try:
         value = column.to_python(name)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Loads past activity: from a file, an access log, or the users' last log-ins."""
+"""Load past activity: from a file, an access log, or the users' last log-ins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO, Any
 from django.core.management.base import CommandError, CommandParser, OutputWrapper
 
 from souvenirs import backfill, checks
-from souvenirs.backfill import BackfillError, Bad, Entry, readers
+from souvenirs.backfill import BackfillError, Entry, RejectedLine, readers
 from souvenirs.backfill.entries import UNKNOWN_USER, USER_BY
 from souvenirs.backfill.lines import bounded_lines
 from souvenirs.backfill.naming import Naming
@@ -40,61 +40,58 @@ REPORTED = 20
 
 class Command(SouvenirsCommand):
     help = (
-        "Adds souvenirs of past activity: one per user and slot of the rate limit, unless there is"
-        " one. May be repeated, and interrupted. Times are ISO 8601 (without an offset: in the"
-        " site's time zone) or unix seconds."
+        "Adds souvenirs for past activity: one per user and rate-limit slot, unless there is one"
+        " already. It may be repeated, and interrupted. Times are ISO 8601 (in the site's time zone"
+        " unless they have an offset) or Unix seconds."
     )
     requires_system_checks = (checks.TAG,)
 
     def add_arguments(self, parser: CommandParser) -> None:
         source = parser.add_mutually_exclusive_group()  # required: see `handle`
         source.add_argument(
-            "file", nargs="?", help="what to read: a file, also a .gz, or - for standard input"
+            "file", nargs="?", help="the file to read, which may be a .gz; - for standard input"
         )
         source.add_argument(
             "--from-last-login",
             action="store_true",
-            help="read no file, but when each user last logged in, from the users' table",
+            help="instead of a file, read when each user last logged in from the users' table",
         )
         parser.add_argument(
             "--format",
             choices=readers.READERS,
-            help="of the file (default: as its name says: .csv, .tsv, .jsonl, .json, .log)",
+            help="format of the file (default: from its name: .csv, .tsv, .jsonl, .json, .log)",
         )
         parser.add_argument(
             "--user-by",
             choices=USER_BY,
-            help="what names users in the file (default: as the header or the keys say, else pk;"
-            " username in access logs)",
+            help="what users are identified by in the file (default: what the header or the keys"
+            " say, otherwise pk; username in access logs)",
         )
         parser.add_argument(
             "--user-field",
             metavar="NAME",
-            help="the column or key that has the user; keys inside of others are joined by dots,"
-            " as request.user.id",
+            help="the column or key with the user; join nested keys by dots, as in request.user.id",
         )
-        parser.add_argument(
-            "--time-field", metavar="NAME", help="the column or key that has the time"
-        )
+        parser.add_argument("--time-field", metavar="NAME", help="the column or key with the time")
         parser.add_argument(
             "--strict", action="store_true", help="at the first bad line, fail and add nothing"
         )
         parser.add_argument(
-            "--dry-run", action="store_true", help="add nothing, but say what would be added"
+            "--dry-run", action="store_true", help="add nothing, but print what would be added"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         if not options["file"] and not options["from_last_login"]:
-            # Not by argparse, which does not know a file that call_command is given by name
+            # argparse cannot require it: it does not see a file passed to call_command by keyword
             raise CommandError("Error: name a FILE, or add --from-last-login", returncode=2)
         self.reported = 0
-        self.unknown: list[str] = []  # the first users who are
+        self.unknown: list[str] = []  # the first unknown users
         self.is_strict = options["strict"]
-        kept = "Nothing was added" if self.is_strict else "What was added stays"
+        kept = "Nothing was added" if self.is_strict else "Souvenirs added so far were kept"
         kept = "Nothing was added" if options["dry_run"] else kept
         try:
             with ExitStack() as stack:
-                entries: Iterable[Entry | Bad]
+                entries: Iterable[Entry | RejectedLine]
                 if options["from_last_login"]:
                     entries = last_logins(options, self.stderr)
                 else:
@@ -117,14 +114,14 @@ class Command(SouvenirsCommand):
             name, reason = options["file"], getattr(error, "strerror", None) or error
             raise CommandError(f"{name} cannot be read: {reason}. {kept}.") from None
         except KeyboardInterrupt:
-            raise CommandError(f"Interrupted. {kept}; repeat the command to go on.") from None
+            raise CommandError(f"Interrupted. {kept}; repeat the command to continue.") from None
         self.stdout.write(describe(summary, options))
         if summary.bad and not summary.added and not summary.limited:
-            raise CommandError(f"No line could be used.{self.hint()}")
+            raise CommandError(f"No line could be loaded.{self.hint()}")
         if hint := self.hint():
             self.stderr.write(hint.strip())
 
-    def report(self, bad: Bad) -> None:
+    def report(self, bad: RejectedLine) -> None:
         if bad.reason == UNKNOWN_USER and len(self.unknown) < REPORTED:
             self.unknown.append(bad.value)
         self.reported += 1
@@ -134,11 +131,11 @@ class Command(SouvenirsCommand):
             self.stderr.write(
                 str(bad)
                 if self.reported <= REPORTED
-                else "There are more bad lines: see the summary for how many"
+                else "There are more bad lines: the summary has their number"
             )
 
     def hint(self) -> str:
-        """What to try where users are unknown as they are named."""
+        """Suggest another --user-by if it would find a user that is unknown."""
         for user_by in USER_BY:
             with suppress(BackfillError):  # the user model has no such field
                 found = find_users(self.unknown, user_by)
@@ -148,13 +145,14 @@ class Command(SouvenirsCommand):
 
 
 def to_format(options: dict[str, Any]) -> str:
-    """The format that was asked for, or that the file's name shows. CommandError if neither is."""
+    """Return --format, or the format that the file's name shows. Raises CommandError if there is
+    neither."""
     if options["format"]:
         return str(options["format"])
     found = SUFFIX.findall(PurePath(options["file"]).name.lower())
     if not found:
         raise CommandError(
-            f"The name of {str(options['file'])!r} does not say what is in it: add --format, one of"
+            f"The name of {str(options['file'])!r} does not show its format: add --format, one of"
             f" {', '.join(readers.READERS)}"
         )
     return FORMATS[found[-1]]
@@ -164,12 +162,12 @@ def last_logins(options: dict[str, Any], stderr: OutputWrapper) -> Iterable[Entr
     for name in ("format", *Naming._fields):
         if options[name]:
             option = "--" + name.replace("_", "-")
-            raise CommandError(f"{option} is about a file: leave it out with --from-last-login")
+            raise CommandError(f"{option} is only for files: omit it with --from-last-login")
     return Progress(stderr, readers.read_last_logins(), unit="users")
 
 
 def open_file(name: str) -> AbstractContextManager[IO[bytes]]:
-    """A file, or standard input if its name is "-". Raises CommandError if it cannot be opened."""
+    """Open a file, or standard input if its name is "-". Raises CommandError if that fails."""
     if name == "-":
         return nullcontext(sys.stdin.buffer)
     try:
@@ -179,8 +177,8 @@ def open_file(name: str) -> AbstractContextManager[IO[bytes]]:
 
 
 def read_lines(file: IO[bytes], name: str, stderr: OutputWrapper) -> Generator[str, None, None]:
-    """The lines of a file, which is compressed if its name ends in .gz; on a terminal with a
-    progress bar. Raises OSError, EOFError or zlib.error while it reads."""
+    """Yield the lines of a file, which is compressed if its name ends in .gz. Show a progress bar
+    on a terminal. Raises OSError, EOFError or zlib.error while it reads."""
     size = os.fstat(file.fileno()).st_size if name != "-" and file.seekable() else 0
     unit = {"total": size, "unit": "B"} if size else {"unit": "lines"}
     data: Any = gzip.GzipFile(fileobj=file) if name.lower().endswith(".gz") else file
@@ -192,7 +190,7 @@ def read_lines(file: IO[bytes], name: str, stderr: OutputWrapper) -> Generator[s
                     bar.update(file.tell() - bar.n if size else 1)
                 yield line
     finally:
-        text.detach()  # or standard input would be closed
+        text.detach()  # otherwise standard input would be closed
 
 
 def describe(summary: backfill.Summary, options: dict[str, Any]) -> str:
@@ -203,8 +201,8 @@ def describe(summary: backfill.Summary, options: dict[str, Any]) -> str:
     parts = [f"Read {count(summary.read, unit)}", added]
     if summary.limited:
         parts.append(f"Skipped {count(summary.limited, unit)} within the rate limit")
-    if summary.nobody:
-        parts.append(f"Skipped {count(summary.nobody, unit)} without a user")
+    if summary.anonymous:
+        parts.append(f"Skipped {count(summary.anonymous, unit)} without a user")
     if summary.bad:
         reasons = "; ".join(f"{reason}: {n:,}" for reason, n in summary.bad.most_common())
         parts.append(f"Rejected {count(summary.bad.total(), unit)} ({reasons})")
