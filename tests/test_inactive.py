@@ -158,7 +158,7 @@ def test_list_inactive_users__without_users_is_an_empty_list() -> None:
     make({"here": (400, 0.01), "there": (400, 89)})
     souvenez(User.objects.get(username="here"), when=NOW - 200 * DAY)
     assert json.loads(run("--older-than", "90d", "--format", "json")) == []
-    assert run("--older-than", "90d") == "Nobody.\n"
+    assert run("--older-than", "90d") == "No inactive users.\n"
     assert run("--older-than", "90d", "--format", "csv").splitlines() == [
         "key,username,is_active,joined,last_seen"
     ]
@@ -171,11 +171,11 @@ def test_list_inactive_users__exit_code_says_whether_anybody_is_listed() -> None
         run("--older-than", "90d", "--exit-code")
     assert error.value.code == 3
     souvenez(User.objects.get(username="gone"))
-    assert run("--older-than", "90d", "--exit-code") == "Nobody.\n"
+    assert run("--older-than", "90d", "--exit-code") == "No inactive users.\n"
 
 
 def test_list_inactive_users__refuses_a_time_before_the_record() -> None:
-    with pytest.raises(CommandError, match="Nobody has been recorded yet"):
+    with pytest.raises(CommandError, match="No users have been recorded yet"):
         run("--older-than", "90d")
     make({"here": (400, 30), "never": (400, None)})
     with pytest.raises(CommandError, match="The record begins at 2024-04-15"):

@@ -158,7 +158,7 @@ def test_call_command__prune_souvenirs(old_souvenir: None, age: Any) -> None:
 
 @pytest.mark.parametrize("age", ["90", 0, -1, 0.5, float("inf"), float("nan"), True, timedelta.max])
 def test_call_command__prune_souvenirs_with_an_invalid_age(old_souvenir: None, age: Any) -> None:
-    with pytest.raises(CommandError, match=r"argument --older-than: .* is no duration"):
+    with pytest.raises(CommandError, match=r"argument --older-than: .* is not a duration"):
         call("prune_souvenirs", older_than=age)
     assert Souvenir.objects.count() == 2
 
@@ -275,8 +275,8 @@ def test_date_limits__souvenirs_history(old_souvenir: None, name: str, text: str
 def test_date_limits__durations(old_souvenir: None) -> None:
     assert (
         call("prune_souvenirs", older_than="292y")
-        == "Nothing to do: there are no souvenirs of that age.\n"
+        == "Nothing to do: there are no souvenirs that old.\n"
     )
     for text in ("293y", "9" * 5_000 + "d"):
-        with pytest.raises(CommandError, match="is no duration"):
+        with pytest.raises(CommandError, match="is not a duration"):
             call("prune_souvenirs", older_than=text)

@@ -36,29 +36,29 @@ def users() -> list[Any]:
 def test_prune_souvenirs__deletes_older_rows_and_keeps_the_counts(users: list[Any]) -> None:
     old = sum(t < (NOW - 2 * DAY) // 900 * 900 for _, t in FACTS)
     assert 0 < old < len(FACTS)
-    assert run("--older-than", "2d") == f"{old} souvenirs are deleted.\n"
+    assert run("--older-than", "2d") == f"Deleted {old} souvenirs.\n"
     assert Souvenir.objects.count() == len(FACTS) - old
     assert_counts(FACTS)
-    assert run("--older-than", "2d") == "Nothing to do: there are no souvenirs of that age.\n"
+    assert run("--older-than", "2d") == "Nothing to do: there are no souvenirs that old.\n"
     assert_counts(FACTS)
 
 
 def test_prune_souvenirs__rolls_up_first(users: list[Any]) -> None:
-    assert run("--older-than", "1h") == f"{len(FACTS)} souvenirs are deleted.\n"
+    assert run("--older-than", "1h") == f"Deleted {len(FACTS)} souvenirs.\n"
     assert_counts(FACTS)
 
 
 def test_prune_souvenirs__dry_run_reports_the_number_and_deletes_nothing(users: list[Any]) -> None:
-    assert run("--older-than", "1h", "--dry-run") == "0 souvenirs would be deleted.\n"
+    assert run("--older-than", "1h", "--dry-run") == "Would delete 0 souvenirs.\n"
     with at(NOW):
         call_command("rollup_souvenirs", stdout=io.StringIO())
-    assert run("--older-than", "1h", "--dry-run") == f"{len(FACTS)} souvenirs would be deleted.\n"
+    assert run("--older-than", "1h", "--dry-run") == f"Would delete {len(FACTS)} souvenirs.\n"
     assert Souvenir.objects.count() == len(FACTS)
 
 
 @pytest.mark.parametrize("text", ["0d", "12", "soon", "-1d", ""])
 def test_prune_souvenirs__refuses_invalid_durations(text: str, users: list[Any]) -> None:
-    with pytest.raises(CommandError, match="is no duration") as caught:
+    with pytest.raises(CommandError, match="is not a duration") as caught:
         run(f"--older-than={text}")
     assert repr(text) in str(caught.value)
     assert Souvenir.objects.count() == len(FACTS)
@@ -75,7 +75,7 @@ def test_prune_souvenirs__exits_with_2_for_a_bad_duration(
     with pytest.raises(SystemExit) as caught:
         ManagementUtility(["manage.py", "prune_souvenirs", "--older-than", "soon"]).execute()
     assert caught.value.code == 2
-    assert "--older-than: 'soon' is no duration" in capsys.readouterr().err
+    assert "--older-than: 'soon' is not a duration" in capsys.readouterr().err
 
 
 def test_prune_souvenirs__writes_nothing_but_its_result_to_a_file(
@@ -133,4 +133,4 @@ assert not Souvenir.objects.exists()
 
 @pytest.mark.own_site
 def test_prune_souvenirs__continues_after_kills(run_site: Callable[..., str]) -> None:
-    assert run_site(KILLED).splitlines() == ["267", "245", "245 souvenirs are deleted."]
+    assert run_site(KILLED).splitlines() == ["267", "245", "Deleted 245 souvenirs."]

@@ -335,13 +335,13 @@ def test_dates__may_be_datetimes_from_python() -> None:
     [
         (
             ["--weekly", START],
-            "--weekly reports on the calendar: leave out --subscription-start, and use --after to"
-            " say where to begin",
+            "--weekly reports on calendar periods: omit --subscription-start, and use --after to"
+            " set the start",
         ),
         (
             ["--calendar", START],
             "--subscription-start and --calendar exclude each other: calendar periods have no"
-            " subscription; use --after to say where to begin",
+            " subscription; use --after to set the start",
         ),
         (
             ["--calendar", "--after=2015-13-45"],
@@ -360,10 +360,10 @@ def test_dates__may_be_datetimes_from_python() -> None:
         ),
         (
             [START, "--after=2015-01-24", "--before=1/24/2015"],
-            "--after is 2015-01-24, which is not earlier than --before 1/24/2015: there is nothing"
-            " between; exchange them?",
+            "--after, 2015-01-24, must be earlier than --before, 1/24/2015: there is nothing"
+            " between them",
         ),
-        ([START, "--recent=0"], "--recent is 0: give a number of periods, from 1 up"),
+        ([START, "--recent=0"], "--recent must be a positive number of periods, not 0"),
         (
             [START, "--daily", "--yearly"],
             "Error: argument --yearly: not allowed with argument --daily",
@@ -465,16 +465,16 @@ def test_active_days__counts_users_by_days() -> None:
     assert first == {"active days": 1, "active": 1, "complete": True}
     assert [row["active"] for row in others] == [0] * 27
     table = show("--active-days", "--before=2010-02-16")
-    assert table.endswith("\n\nPartial: 1 to 28 (the record begins within the days)\n")
+    assert table.endswith("\n\nPartial: 1 to 28 (the record begins within these days)\n")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--growth", START], "leave out --subscription-start"),
-        (["--active-days", START], "leave out --subscription-start"),
-        (["--active-days", "--weekly"], "leave out --after, --recent and"),
-        (["--active-days", "--after=2016-01-01"], "leave out --after, --recent and"),
+        (["--growth", START], "omit --subscription-start"),
+        (["--active-days", START], "omit --subscription-start"),
+        (["--active-days", "--weekly"], "omit --after, --recent and"),
+        (["--active-days", "--after=2016-01-01"], "omit --after, --recent and"),
         (["--growth", "--retention"], "not allowed with argument"),
     ],
 )

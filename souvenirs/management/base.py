@@ -1,4 +1,4 @@
-"""What the commands of both packages have in common."""
+"""The base class of the commands of both packages."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from souvenirs.models import Souvenir
 
 
 class SouvenirsCommand(BaseCommand):
-    """Takes options as Python values too, from `call_command`, and asks for `migrate` where it has
-    not been run."""
+    """A command that accepts options as Python values too, from `call_command`, and asks the user
+    to run `migrate` if migrations are not applied."""
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         options = to_values(self.create_parser("", ""), options)
@@ -28,11 +28,11 @@ class SouvenirsCommand(BaseCommand):
 
     def require_tables(self) -> None:
         """Raise CommandError if migrations of souvenirs are not applied. If the database is away,
-        it is for the command to say so. A role that may not read django_migrations is not asked."""
+        reached, leave that error to the command."""
         if not scopes.has_table(Souvenir):
             raise CommandError(
                 f"The schema {scopes.current_schema()!r} has no tables of souvenirs: run the"
-                " command for one tenant with tenant_command, or for all of them with"
+                " command for one tenant with tenant_command, or for all tenants with"
                 " all_tenants_command --no-public"
             )
         using = router.db_for_write(Souvenir)
@@ -49,13 +49,13 @@ class SouvenirsCommand(BaseCommand):
 
 
 def unapplied_migrations(using: str) -> set[str]:
-    """The names of the migrations of souvenirs that a database lacks.
+    """Return the names of the migrations of souvenirs that are not applied to a database.
 
-    Only those: Django's own check loads the migrations of all apps, which takes a large site
-    longer than most commands.
+    Do not look at others: Django's own check loads the migrations of all apps, which on a large
+    site takes longer than most commands.
     """
     package, _ = MigrationLoader.migrations_module("souvenirs")
-    if package is None:  # MIGRATION_MODULES says that the tables are made without
+    if package is None:  # MIGRATION_MODULES says that tables are created without migrations
         return set()
     names = {module.name for module in pkgutil.iter_modules(import_module(package).__path__)}
     applied = MigrationRecorder(connections[using]).applied_migrations()
@@ -63,8 +63,8 @@ def unapplied_migrations(using: str) -> set[str]:
 
 
 def to_values(parser: ArgumentParser, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as the command line would give them: `call_command` hands its keyword arguments
-    on as they are. Raises CommandError for what the command line would refuse."""
+    """Convert options as the command line would: `call_command` passes its keyword arguments
+    unchanged. Raises CommandError for values that the command line would reject."""
     values = dict(options)
     try:
         for action in parser._actions:

@@ -1,4 +1,4 @@
-"""Charts of characters, in color where the terminal has it."""
+"""Text charts, in color if the terminal supports it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from souvenirs.management.tables import Table
 
-# Of each change of users: the character without colors, and the color (of 256) of the block with
+# For each kind of change: the character without colors, and the color (of 256) of a block with them
 CHANGES = {"new": ("+", 77), "resurrected": ("~", 80), "retained": ("=", 69), "churned": ("-", 203)}
-# Shades of a share of users, from none to all: of 256 colors, and of characters
+# Shades for a share of users, from none to all: from 256 colors, and as characters
 COLORS = (235, 17, 18, 19, 20, 26, 32, 38, 44, 50, 86)
-DARK = 6  # of the colors: white can be read on them
+DARK = 6  # the colors up to this index are dark enough for white text
 SHADES, PLAIN_SHADES = " ░▒▓█", " .:+#"
 
 
 def has_color(stream: Any, options: Mapping[str, Any]) -> bool:
-    """Whether to print colors: to a terminal, unless NO_COLOR or --no-color says otherwise."""
+    """Return True to print colors: on a terminal, unless NO_COLOR or --no-color is set."""
     if options.get("no_color") or os.environ.get("NO_COLOR"):
         return False
     return bool(options.get("force_color") or stream.isatty())
@@ -32,7 +32,7 @@ def encodes(stream: Any, text: str) -> bool:
 
 
 def bars(table: Table, width: int) -> str:
-    """Bars of active users: `#` of complete periods, `:` of partial ones."""
+    """Draw bars of active users: `#` for complete periods, `:` for partial ones."""
     rows = list(table.rows)
     names = [table.name(row) for row, _ in rows]
     counts = [row[-1] for row, _ in rows]
@@ -48,7 +48,7 @@ def bars(table: Table, width: int) -> str:
 
 
 def growth_bars(table: Table, width: int, color: bool) -> str:
-    """Churned users to the left; retained, resurrected and new ones to the right."""
+    """Draw churned users to the left; retained, resurrected and new ones to the right."""
     first = len(table.text)
     columns = {name: first + table.counts.index(name) for name in CHANGES}
     rows = list(table.rows)
@@ -76,7 +76,7 @@ def growth_bars(table: Table, width: int, color: bool) -> str:
 
 
 def triangle(table: Table, color: bool, shades: str) -> str:
-    """Of each cohort, the share that was active at each age, in percent, on a shade of that."""
+    """Draw the percentage of each cohort that was active at each age, shaded accordingly."""
     rows = list(table.rows)
     names = [table.name(row) for row, _ in rows]
     margin = max(map(len, names), default=0)
@@ -101,7 +101,7 @@ def _cell(share: float, color: bool, shades: str) -> str:
 
 
 def _step(share: float, steps: Sequence[Any]) -> int:
-    """The place of a share among so many steps; the first is for none only."""
+    """Return the index of a share among these steps; the first one is for 0 only."""
     return min(len(steps) - 1, 1 + int(share * (len(steps) - 1))) if share else 0
 
 

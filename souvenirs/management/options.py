@@ -1,4 +1,4 @@
-"""What commands read, and how they show it."""
+"""Parse and format the values of commands' options."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ DAY = 86_400
 
 
 def duration(value: Any) -> int:
-    """Seconds of a Prometheus duration, or of a timedelta or a whole number of seconds, which
-    call_command may give. Raises ArgumentTypeError for anything else."""
+    """Return the seconds of a Prometheus duration or, from call_command, of a timedelta or a whole
+    number of seconds. Raises ArgumentTypeError for anything else."""
     text: Any = value.total_seconds() if isinstance(value, timedelta) else value
     if type(text) in (int, float) and text == text // 1:
         text = f"{text:.0f}s"
@@ -37,8 +37,8 @@ def add_older_than(parser: ArgumentParser, help: str) -> None:
 
 
 def age_of(options: Mapping[str, Any]) -> int:
-    """Seconds of --older-than. Raises CommandError if it is not given: not by argparse, which
-    call_command would give str() of a timedelta."""
+    """Return the seconds of --older-than. Raises CommandError if it is missing. (argparse cannot
+    require it: call_command would then pass the str() of a timedelta.)"""
     age: int | None = options["older_than"]
     if age is None:
         raise CommandError("Error: --older-than is required, such as 90d", returncode=2)
@@ -46,7 +46,7 @@ def age_of(options: Mapping[str, Any]) -> int:
 
 
 def to_moment(option: str, value: Any) -> datetime | None:
-    """An option's date (text, "now", or a date or datetime), in the site's zone.
+    """Convert an option's date (text, "now", or a date or datetime) to the site's zone.
 
     Raises CommandError for anything else.
     """
@@ -55,7 +55,7 @@ def to_moment(option: str, value: Any) -> datetime | None:
     now = datetime.now(conf.zone)
     if value == "now":
         return now
-    # What a date leaves out is the first: "January 2010" begins on the 1st, and not on today's day
+    # Missing parts are the first ones: "January 2010" is its 1st, not today's day of the month
     first = now.replace(month=1, day=1, hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
     try:
         with warnings.catch_warnings():
@@ -72,6 +72,6 @@ def to_moment(option: str, value: Any) -> datetime | None:
 
 
 def show(t: float) -> str:
-    """Unix time in the site's zone, for people."""
-    when = timestamps.to_datetime(max(t, EARLIEST + DAY))  # else it has no date in some zones
+    """Format a Unix time in the site's zone, for people."""
+    when = timestamps.to_datetime(max(t, EARLIEST + DAY))  # earlier ones have no date in some zones
     return timestamps.aware(when).astimezone(conf.zone).isoformat(" ", "seconds")

@@ -1,4 +1,4 @@
-"""Progress bars of long work, on a terminal."""
+"""Progress bars for long work, on a terminal."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ WHOLE = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f}{unit} [{elapsed}<
 
 
 class Progress(untyped):  # type: ignore[misc]
-    """A bar on stderr, if that is a terminal, of work that takes over a second.
+    """A progress bar on stderr, if that is a terminal, for work that takes over a second.
 
-    It writes past Django's wrapper of stderr, which makes each state of a bar a red line.
+    It bypasses Django's wrapper of stderr, which would print each state of the bar as a red line.
 
     unit: what is counted, in the plural. Further options are tqdm's.
     """
@@ -32,7 +32,7 @@ class Progress(untyped):  # type: ignore[misc]
             iterable,
             unit=f" {unit}",
             file=stderr._out,
-            disable=None,  # where stderr is not a terminal
+            disable=None,  # if stderr is not a terminal
             delay=DELAY_SECONDS,
             **options,
         )
@@ -44,6 +44,6 @@ class Progress(untyped):  # type: ignore[misc]
 
 
 def interrupted(stderr: OutputWrapper) -> AbstractContextManager[None]:
-    """In the block something else may be written: bars are taken away, and are back after it."""
+    """Clear all bars, so that the block can write other output, and redraw them after it."""
     context: AbstractContextManager[None] = untyped.external_write_mode(file=stderr._out)
     return context

@@ -10,14 +10,14 @@ from tabulate import tabulate
 
 from souvenirs.spreadsheets import csv_lines
 
-Row = tuple[list[Any], bool]  # with whether it is complete
+Row = tuple[list[Any], bool]  # cells, and whether the row is complete
 
 
 class Table(NamedTuple):
-    """A row for each period, or for each value in it. The columns of `text` say which, those of
-    `counts` count; a row may end before the last of them.
+    """A row for each period, or for each value in a period. The columns of `text` identify it,
+    those of `counts` contain numbers; a row may end before the last column.
 
-    rows: may be an iterator, for reports that are too long for memory.
+    rows: may be an iterator, for reports that do not fit in memory.
     partial: why rows are not complete, for people.
     """
 
@@ -31,11 +31,11 @@ class Table(NamedTuple):
         return [*self.text, *self.counts]
 
     def name(self, row: list[Any]) -> str:
-        """What a row is called where there is little room."""
+        """Return a short name for a row."""
         return " ".join(map(str, row[: min(len(self.text), 2)]))
 
     def note(self, rows: Iterable[Row]) -> str:
-        """Which of its rows are not complete, in words; empty if all are."""
+        """Return a sentence that names the rows that are not complete; empty if all are."""
         partial = list(dict.fromkeys(str(row[0]) for row, complete in rows if not complete))
         if not partial:
             return ""
@@ -58,7 +58,7 @@ def to_json(table: Table) -> Iterator[str]:
 
 def to_text(table: Table, style: str = "simple") -> Iterator[str]:
     rows = list(table.rows)
-    # "2016" is a label, not a number (tabulate refuses a list of columns if there are no rows)
+    # "2016" is a label, not a number (tabulate rejects a list of columns if there are no rows)
     labels = list(range(len(table.text))) if rows else False
     lines = tabulate(
         [row for row, _ in rows], table.headers, tablefmt=style, disable_numparse=labels

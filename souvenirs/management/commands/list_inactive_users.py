@@ -1,4 +1,4 @@
-"""Lists users who were not active lately."""
+"""List users who have not been active recently."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ Row = list[Any]
 
 class Command(SouvenirsCommand):
     help = (
-        "Lists the users who were not seen for some time, and those who joined before and were"
-        " never seen. It changes nothing."
+        "Lists users who have not been seen for some time, and users who joined before that time"
+        " and have never been seen. It changes nothing."
     )
     requires_system_checks = (checks.TAG,)
 
@@ -43,16 +43,16 @@ class Command(SouvenirsCommand):
         parser.add_argument(
             "--joined-before",
             metavar="DATE",
-            help="list users who were never seen only if they joined before that date (default:"
-            " before the time from which on nobody on the list was seen)",
+            help="list users who have never been seen only if they joined before this date"
+            " (default: --older-than before now)",
         )
         parser.add_argument(
-            "--format", choices=FORMATS, default="table", help="how to print (default: table)"
+            "--format", choices=FORMATS, default="table", help="output format (default: table)"
         )
         parser.add_argument(
             "--exit-code",
             action="store_true",
-            help=f"exit with {LISTED} if anybody is on the list, with 0 if nobody is",
+            help=f"exit with {LISTED} if any users are listed, and with 0 if none are",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -72,21 +72,21 @@ class Command(SouvenirsCommand):
 
 
 def require_record(since: float) -> None:
-    """Raise CommandError if nothing is known from before `since`: users who were only there then
+    """Raise CommandError if the record begins after `since`: users who were active only before it
     would be listed as never seen."""
     first = counting.first_recorded()
     if first is None:
-        raise CommandError("Nobody has been recorded yet, so nobody is known to be inactive.")
+        raise CommandError("No users have been recorded yet, so none are known to be inactive.")
     if first > since:
         raise CommandError(
-            f"The record begins at {show(first)}, later than the {show(since)} of --older-than:"
-            " users who were active before would be listed as never seen. Give a shorter time, or"
-            " load the past with backfill_souvenirs."
+            f"The record begins at {show(first)}, but --older-than goes back to {show(since)}:"
+            " users who were active only before the record would be listed as never seen. Use a"
+            " shorter time, or load past activity with backfill_souvenirs."
         )
 
 
 def rows(users: QuerySet[Any]) -> Iterator[Row]:
-    """The users in the order of their keys."""
+    """Yield the rows of the users, in the order of their keys."""
     everybody = users.order_by("pk").iterator(BATCH_SIZE)
     while batch := list(islice(everybody, BATCH_SIZE)):
         times = get_store().get_many([user.pk for user in batch])
@@ -102,7 +102,7 @@ def rows(users: QuerySet[Any]) -> Iterator[Row]:
 
 
 def local(when: datetime | None) -> str | None:
-    """In the site's time zone, with the offset."""
+    """Format a datetime in the site's time zone, with the offset."""
     if when is None:
         return None
     return timestamps.aware(when).astimezone(conf.zone).isoformat(timespec="seconds")
@@ -111,7 +111,7 @@ def local(when: datetime | None) -> str | None:
 def to_table(listed: Iterable[Row]) -> Iterator[str]:
     cells = [["" if cell is None else str(cell) for cell in row] for row in listed]
     if not cells:
-        yield "Nobody.\n"
+        yield "No inactive users.\n"
         return
     cells = [[*row[:-1], row[-1] or "never"] for row in cells]
     yield tabulate(cells, COLUMNS, tablefmt="simple", disable_numparse=True) + "\n"
@@ -124,7 +124,7 @@ def to_csv(listed: Iterable[Row]) -> Iterator[str]:
 
 
 def to_json(listed: Iterable[Row]) -> Iterator[str]:
-    """A list of dictionaries, of which each is a line."""
+    """Yield a JSON list with one dictionary per line."""
     separator = "[\n"
     for row in listed:
         yield separator + json.dumps(dict(zip(COLUMNS, row)))

@@ -1,4 +1,4 @@
-"""Rolls up the history."""
+"""Roll up the history."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ DAY = 86_400
 class Command(SouvenirsCommand):
     help = (
         "Rolls up the souvenirs of each quarter of an hour, day and month that is over, so that"
-        " counting them takes milliseconds. It goes on where the last run stopped; run it from"
-        " cron, unless something scrapes the metrics, which does this too."
+        " counting them takes milliseconds. It continues where the last run stopped. Run it from"
+        " cron, unless the metrics are scraped: that rolls up too."
     )
     requires_system_checks = (checks.TAG,)
 
@@ -33,8 +33,8 @@ class Command(SouvenirsCommand):
         parser.add_argument(
             "--repair",
             action="store_true",
-            help="also compare all that is rolled up with the rows: after these were changed by"
-            " raw SQL, update() or loaddata, or after TIME_ZONE was changed",
+            help="also compare all rollups with the rows: use it after rows were changed by raw"
+            " SQL, update() or loaddata, or after TIME_ZONE was changed",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

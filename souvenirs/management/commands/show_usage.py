@@ -1,4 +1,4 @@
-"""Prints a report: as a table, for machines, or as a chart."""
+"""Print a report: as a table, in a machine-readable format, or as a chart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from souvenirs.management.tables import FORMATS, Row, Table
 class Report(NamedTuple):
     usage: Callable[..., Iterator[dict[str, Any]]]
     column: str
-    label: str | None  # None: periods go by the date that they begin on
+    label: str | None  # None: periods are labelled with the date on which they begin
 
 
 SUBSCRIPTION = {
@@ -55,10 +55,10 @@ DATES = ("subscription_start", "after", "before")
 
 class Command(SouvenirsCommand):
     help = (
-        "Shows registered, activated and active users in periods of a subscription, or of the"
-        " calendar; or how many are new, retained, resurrected and churned. Dates such as"
-        " 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00, by default in the site's time zone;"
-        " periods are shown in it."
+        "Shows registered, activated and active users in periods of a subscription or of the"
+        " calendar; or how many users are new, retained, resurrected and churned. Write dates like"
+        " 2010-01-24, 1/24/2010 or 2010-01-24T22:00+01:00; without an offset, they are in the"
+        " site's time zone, in which periods are shown."
     )
     requires_system_checks = (checks.TAG,)
 
@@ -72,7 +72,7 @@ class Command(SouvenirsCommand):
         kinds.add_argument(
             "--retention",
             action="store_true",
-            help=f"how many users who were new in a period were active in the {AGES} after it",
+            help=f"how many new users of a period were active in the {AGES} periods after it",
         )
         kinds.add_argument(
             "--active-days",
@@ -82,13 +82,13 @@ class Command(SouvenirsCommand):
         parser.add_argument(
             "--subscription-start",
             metavar="DATE",
-            help="when the subscription started or was renewed: its periods count from there",
+            help="when the subscription started or was renewed: periods are counted from there",
         )
         parser.add_argument(
-            "--after", metavar="DATE", help="leave out periods that end by then (inclusive)"
+            "--after", metavar="DATE", help="omit periods that end by this date (inclusive)"
         )
         parser.add_argument(
-            "--before", metavar="DATE", help="end the report there (exclusive; default: now)"
+            "--before", metavar="DATE", help="end the report at this date (exclusive; default: now)"
         )
         lengths = parser.add_mutually_exclusive_group()
         for length in CALENDAR:
@@ -101,8 +101,8 @@ class Command(SouvenirsCommand):
         parser.add_argument(
             "--calendar",
             action="store_true",
-            help="periods of the calendar, from --after or the first record on (the default"
-            " without --subscription-start)",
+            help="use calendar periods, from --after or the first record on (the default without"
+            " --subscription-start)",
         )
         parser.add_argument(
             "--recent",
@@ -110,7 +110,7 @@ class Command(SouvenirsCommand):
             const=1,
             type=int,
             metavar="N",
-            help="only the last N (1) periods",
+            help="show only the last N periods (default: 1)",
         )
         parser.add_argument(
             "--ascending", action="store_true", help="oldest first (default: newest first)"
@@ -118,17 +118,17 @@ class Command(SouvenirsCommand):
         parser.add_argument(
             "--datefmt",
             default="%Y-%m-%d",
-            help="strftime of the date columns (default: %%Y-%%m-%%d)",
+            help="strftime format of the date columns (default: %%Y-%%m-%%d)",
         )
         parser.add_argument(
             "--by",
             metavar="PATH",
-            help="count active users by what they have now, a path from the user model"
-            " such as subscription__plan",
+            help="count active users by their current value of a path from the user model, such as"
+            " subscription__plan",
         )
         outputs = parser.add_mutually_exclusive_group()
         outputs.add_argument(
-            "--format", choices=FORMATS, default="table", help="how to print (default: table)"
+            "--format", choices=FORMATS, default="table", help="output format (default: table)"
         )
         outputs.add_argument("--csv", action="store_true", help="the same as --format csv")
         outputs.add_argument(
@@ -145,7 +145,7 @@ class Command(SouvenirsCommand):
         try:
             for text in FORMATS["csv" if options["csv"] else options["format"]](table):
                 self.stdout.write(text)
-        except BrokenPipeError:  # the reader has enough, as `head`; Python must not flush again
+        except BrokenPipeError:  # the reader, such as `head`, stopped; Python must not flush again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def has_color(self, options: Mapping[str, Any]) -> bool:
@@ -168,30 +168,30 @@ def length_of(options: dict[str, Any]) -> str:
 
 
 def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
-    """Raises CommandError for options that make no report."""
+    """Raise CommandError if the options do not define a report."""
     after, before, report = bounds["after"], bounds["before"], length_of(options)
     kind = next((name for name in (*COHORTS, "active_days") if options[name]), None)
     if kind and bounds["subscription_start"]:
         raise CommandError(
-            f"--{kind.replace('_', '-')} reports on the calendar: leave out --subscription-start,"
-            " and use --after to say where to begin"
+            f"--{kind.replace('_', '-')} reports on calendar periods: omit --subscription-start,"
+            " and use --after to set the start"
         )
     if kind == "active_days" and (
         after or options["recent"] or any(options[length] for length in CALENDAR)
     ):
         raise CommandError(
-            "--active-days reports on the 28 days before --before: leave out --after, --recent and"
-            " the length of periods"
+            "--active-days reports on the 28 days before --before: omit --after, --recent and the"
+            " length of periods"
         )
     if options["calendar"] and bounds["subscription_start"]:
         raise CommandError(
             "--subscription-start and --calendar exclude each other: calendar periods have no"
-            " subscription; use --after to say where to begin"
+            " subscription; use --after to set the start"
         )
     if bounds["subscription_start"] and report not in SUBSCRIPTION:
         raise CommandError(
-            f"--{report} reports on the calendar: leave out --subscription-start, and use --after"
-            " to say where to begin"
+            f"--{report} reports on calendar periods: omit --subscription-start, and use --after"
+            " to set the start"
         )
     try:
         datetime.now(conf.zone).strftime(options["datefmt"])
@@ -199,15 +199,17 @@ def check(options: dict[str, Any], bounds: dict[str, datetime | None]) -> None:
         raise CommandError(f"--datefmt is {options['datefmt']!r}, which fails: {error}") from None
     if after and before and after.timestamp() >= before.timestamp():
         raise CommandError(
-            f"--after is {options['after']!s}, which is not earlier than --before"
-            f" {options['before']!s}: there is nothing between; exchange them?"
+            f"--after, {options['after']!s}, must be earlier than --before, {options['before']!s}:"
+            " there is nothing between them"
         )
     if options["recent"] is not None and options["recent"] < 1:
-        raise CommandError(f"--recent is {options['recent']}: give a number of periods, from 1 up")
+        raise CommandError(
+            f"--recent must be a positive number of periods, not {options['recent']}"
+        )
     if options["by"] and options["plot"]:
-        raise CommandError("--plot draws one bar for each period: leave out --by, or use --format")
+        raise CommandError("--plot draws one bar for each period: omit --by, or use --format")
     if options["by"] and kind:
-        raise CommandError(f"--{kind.replace('_', '-')} is of all users: leave out --by")
+        raise CommandError(f"--{kind.replace('_', '-')} reports on all users: omit --by")
 
 
 def read(options: dict[str, Any], bounds: dict[str, datetime | None]) -> Table:
@@ -227,7 +229,7 @@ def read(options: dict[str, Any], bounds: dict[str, datetime | None]) -> Table:
             function(*first, bounds["after"], bounds["before"], recent=options["recent"], **more)
         )
     except reports.ReportError as error:
-        raise CommandError(f"There is no such report: {error}.") from None
+        raise CommandError(f"Could not produce the report: {error}.") from None
     except FieldError as error:
         raise CommandError(f"--by is {options['by']!r}: {error}") from None
     if not options["ascending"]:
@@ -263,7 +265,7 @@ def period_columns(row: dict[str, Any], label: str | None, datefmt: str) -> list
 def retention_table(
     text: list[str], periods: list[list[Any]], found: list[dict[str, Any]]
 ) -> Table:
-    """Only cohorts that are known, and ages whose periods are over."""
+    """Return a table of the cohorts that are known, at ages whose periods are over."""
     rows: list[Row] = []
     for period, cohort in zip(periods, found):
         over = [n for n, complete in zip(cohort["retained_users"], cohort["complete"]) if complete]
@@ -282,4 +284,4 @@ def days_table(found: list[dict[str, Any]]) -> Table:
         )
         for each in found
     ]
-    return Table(["active days"], ["active"], rows, "the record begins within the days")
+    return Table(["active days"], ["active"], rows, "the record begins within these days")
