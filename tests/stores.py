@@ -67,7 +67,7 @@ def store(request: Any, transactional_db: None) -> Iterator[LastSeenStore]:
 
 def join_resync() -> None:
     for thread in threading.enumerate():
-        if thread.name == "souvenirs-filling":
+        if thread.name == "souvenirs-resync":
             thread.join(30)
 
 

@@ -377,7 +377,7 @@ def redis_stopped(stack: ExitStack, url: str, process: Any) -> Case:
 
 
 def redis_hidden(stack: ExitStack, url: str, process: Any) -> Case:
-    return redis_stopped(stack, url, process)._replace(cause="keeps nothing")
+    return redis_stopped(stack, url, process)._replace(cause="does not store values")
 
 
 def redis_frozen(stack: ExitStack, url: str, process: Any) -> Case:

@@ -248,13 +248,13 @@ def test_souvenez__of_another_model_is_an_error(
 
 @pytest.mark.parametrize("value", [{"pk": 1}, [1], SimpleNamespace(pk={}), b"ada", float("inf")])
 def test_souvenez__of_an_invalid_key_is_an_error(value: Any) -> None:
-    with pytest.raises(TypeError, match="is neither a user nor a primary key of one"):
+    with pytest.raises(TypeError, match="is neither a user nor a user's primary key"):
         souvenez(value)
 
 
 @pytest.mark.parametrize("value", NO_KEYS)
 def test_souvenez__of_a_value_that_no_key_has_is_an_error(value: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="is neither a user nor a primary key of one"):
+    with pytest.raises((TypeError, ValueError), match="is neither a user nor a user's primary key"):
         souvenez(value)
 
 
@@ -512,6 +512,6 @@ def test_failure__of_text_that_does_not_fit_the_column_does_not_open_the_breaker
     try:
         with pytest.raises(DatabaseError) as caught:
             Session.objects.filter(session_key=ODD["emoji"]).exists()
-        assert not failures.is_servers(caught.value)
+        assert not failures.is_server_failure(caught.value)
     finally:
         convert_sessions("utf8mb4")

@@ -475,6 +475,6 @@ def test_rollup_souvenirs__rolls_up_while_redis_is_down(
         traveller.shift(HOUR)
         call_command("rollup_souvenirs", verbosity=0, repair=True)
     assert Rollup.objects.get(kind=Rollup.BUCKET).active_users == len(NAMES)
-    logged = " ".join(errors(caplog))
-    assert "Filling Redis with last-seen times failed" in logged
-    assert "Could not sweep" in logged
+    told = " ".join(errors(caplog))
+    assert "Refilling Redis with last-seen times failed" in told
+    assert "Could not remove deleted users" in told

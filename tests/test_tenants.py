@@ -636,7 +636,7 @@ def test_check__accepts_the_site(settings: str, run_tenants: RunTenants) -> None
         (
             'SOUVENIRS_LAST_SEEN_STORE = {"BACKEND": "souvenirs.lastseen.redis.RedisStore",'
             ' "LOCATION": "redis://127.0.0.1/0"}',
-            "RedisStore would mix the users of tenants up",
+            "RedisStore would mix up the users of tenants",
         ),
         (
             'DATABASES["replica"] = DATABASES["default"]\nSOUVENIRS_METRICS_DATABASE = "replica"',

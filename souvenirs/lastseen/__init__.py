@@ -1,4 +1,4 @@
-"""Since when? Stores of the last time that each user was seen."""
+"""Last-seen times: stores of the last time that each user was seen."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _lock = threading.Lock()
 
 
 def get_store() -> LastSeenStore:
-    """The process's store, as SOUVENIRS_LAST_SEEN_STORE says. It is made on first use.
+    """Return the process's store, which SOUVENIRS_LAST_SEEN_STORE defines. It is created on first
+    use.
 
-    Raises ImproperlyConfigured if BACKEND is not a LastSeenStore, or none for a scoped site, and
-    whatever importing and making it raises.
+    Raises ImproperlyConfigured if BACKEND is not a LastSeenStore, or not one for scoped sites when
+    the site is scoped; also raises the errors of importing and creating it.
     """
     if _store is None:
         with _lock:
@@ -39,12 +40,12 @@ def make_store(setting: dict[str, Any]) -> LastSeenStore:
     if not (isinstance(backend, type) and issubclass(backend, LastSeenStore)):
         raise ImproperlyConfigured(f"{backend!r} is not a LastSeenStore")
     if scopes.is_scoped() and not backend.keeps_scopes_apart:
-        raise ImproperlyConfigured(f"{backend.__name__} would mix the users of tenants up")
+        raise ImproperlyConfigured(f"{backend.__name__} would mix up the users of tenants")
     return backend(params)
 
 
 def use_store(store: LastSeenStore | None) -> None:
-    """Make `store` the process's store; None: make a new one on next use."""
+    """Make `store` the process's store. None: create a new one on next use."""
     global _store
     _store = store
 

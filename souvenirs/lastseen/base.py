@@ -1,4 +1,4 @@
-"""What every store of last-seen times offers."""
+"""The interface of stores of last-seen times."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from django.core.checks import CheckMessage
 
 from souvenirs.conf import conf
 
-# Given the alias of a database, the context in which to read from it
+# A function from the alias of a database to the context in which to read from it
 ReadContext = Callable[[str], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LastSeenUpdate:
-    """A user was seen: move their last-seen time forward to `seen`. All times in unix seconds.
+    """A user was seen: move their last-seen time forward to `seen`. All times are in Unix seconds.
 
-    seen: None if the time is still to come; then only the table's row is made.
-    slot_start: nothing is moved if the user was already seen at or after this time.
-    latest: a stored time after it is replaced: a wrong clock made it. None: no such time is.
-    has_row: True if LastSeen is known to have a row of the user (it may since be deleted), which
-        saves a query.
+    seen: None if the time is in the future; then only the table's row is created.
+    slot_start: do not move the time if the user was already seen at or after this time.
+    latest: replace a stored time after this one, which must come from a wrong clock. None: do not
+        replace any.
+    has_row: True if LastSeen is known to have a row for the user (which may have been deleted since
+        then); this saves a query.
     """
 
     user_pk: Any
@@ -37,14 +38,14 @@ class LastSeenUpdate:
 
 @dataclass(frozen=True, kw_only=True)
 class LastSeenCounts:
-    """What a store knows at one instant. Times are in unix seconds.
+    """The counts of a store at one instant. Times are in Unix seconds.
 
     since: for each cut point, how many users have been seen at or after it.
     newest: the newest last-seen time, None if there is none.
-    exact_from: from here on times are known to SOUVENIRS_LAST_SEEN_SECONDS. Earlier ones are known
-        to the rate limit's slot: from an earlier cut point, users are counted from the beginning of
-        its slot, so never too few.
-    cause: why earlier times are known to the slot only.
+    exact_from: times from here on have the resolution of SOUVENIRS_LAST_SEEN_SECONDS. Earlier ones
+        have that of the rate-limit slot: from an earlier cut point, users are counted from the
+        start of its slot on, so never too few.
+    cause: why earlier times have only the resolution of the slot.
     """
 
     since: Mapping[float, int]
@@ -53,23 +54,24 @@ class LastSeenCounts:
     cause: str = ""
 
     def knows(self, start: float, seconds: float) -> bool:
-        """Whether the count since `start` will do for a window of so many seconds. Where times are
-        known to the rate limit's slot only, it does not if the window is shorter than two."""
+        """Return True if the count since `start` is good enough for a window of `seconds`. If times
+        have only the resolution of the rate-limit slot, the window must not be shorter than two
+        slots."""
         return start >= self.exact_from or seconds >= 2 * conf.ratelimit_seconds
 
 
 class LastSeenStore(ABC):
-    """Base of the stores that SOUVENIRS_LAST_SEEN_STORE can name.
+    """Base class of the stores that SOUVENIRS_LAST_SEEN_STORE can name.
 
-    A store is made with the setting's dictionary, less BACKEND. `name` is its label in metrics.
-    Methods may raise what their server's client raises.
+    A store is created with the setting's dictionary, without BACKEND. `name` is its label in
+    metrics. Methods may raise the errors of their server's client.
 
     Whatever the store, the LastSeen table is updated in the transaction that writes a user's
-    souvenir: once in a rate-limit slot. The updates in between are the store's.
+    souvenir: once in a rate-limit slot. The store receives the updates in between.
 
-    keeps_scopes_apart: whether users with the same key in two scopes (see scopes) are two users. If
-        not, scoped sites cannot use the store.
-    in_table: whether the table has all of the store's times, those between souvenirs too.
+    keeps_scopes_apart: whether users with the same key in two scopes (see `scopes`) are two users.
+        If not, scoped sites cannot use the store.
+    in_table: whether the table has all of the store's times, including those between souvenirs.
     """
 
     name: str
@@ -82,28 +84,28 @@ class LastSeenStore(ABC):
 
     @abstractmethod
     def touch(self, update: LastSeenUpdate) -> None:
-        """Move the last-seen time of a user forward. They have a souvenir, or are about to."""
+        """Move the last-seen time of a user forward. The user has a souvenir, or will have one."""
 
     def touch_all(self, updates: Sequence[LastSeenUpdate]) -> None:
-        """`touch` for visits that were queued, in the writer's thread, which may wait. The table is
-        written already. `has_row` is True if it had a row of the user just now."""
+        """Apply several updates of queued visits. Called in the writer's thread, which may wait,
+        after the table was written. `has_row` is True if it had a row of the user just now."""
         for update in updates:
             self.touch(update)
 
     def on_table_updated(self, newest: Mapping[Any, int], latest: int | None = None) -> None:  # noqa: B027
-        """The table's times of these users have moved forward to `newest`, and are committed.
-        `latest` is as in LastSeenUpdate."""
+        """Called after the table's times of these users have moved forward to `newest`, and are
+        committed. `latest` is as in LastSeenUpdate."""
 
     def remove(self, user_pks: Collection[Any]) -> None:  # noqa: B027
-        """Users have been deleted, and the table's rows with them."""
+        """Called after users have been deleted, and the table's rows with them."""
 
     @abstractmethod
     def get(self, user_pk: Any) -> int | None:
-        """When the user was last seen, in unix seconds; None for never."""
+        """Return when the user was last seen, in Unix seconds; None for never."""
 
     def get_many(self, user_pks: Collection[Any]) -> dict[Any, int]:
-        """When each of these users was last seen, in unix seconds, by key. Users who never were are
-        left out."""
+        """Return when each of these users was last seen, in Unix seconds, by key. Users who have
+        never been seen are left out."""
         times = ((user_pk, self.get(user_pk)) for user_pk in user_pks)
         return {user_pk: seen for user_pk, seen in times if seen is not None}
 
@@ -117,37 +119,37 @@ class LastSeenStore(ABC):
     ) -> LastSeenCounts:
         """Count the users seen from each of `cuts` to `until`, both inclusive.
 
-        using: the alias of the database to read from, within `read_context`, if that is needed.
+        using: the alias of the database to read from, within `read_context`, if necessary.
         """
 
     def run_maintenance(self) -> None:  # noqa: B027
-        """Start what has to be done from time to time, without waiting for it."""
+        """Start periodic work, without waiting for it."""
 
     def resync(self) -> None:  # noqa: B027
-        """Copy from the table what the store has lost."""
+        """Restore from the table what the store has lost."""
 
     def reconcile(self, users: int | None = None) -> None:  # noqa: B027
-        """Remove users who no longer exist, and add what is in the table only.
+        """Remove users who no longer exist, and add times that are only in the table.
 
-        users: look at about so many, and go on from there at the next call. Raises
-        django.db.DatabaseError then. None: look at all.
+        users: check about this many users, and continue from there at the next call; then it may
+        raise django.db.DatabaseError. None: check all users.
         """
 
     def set_back(self, users: int | None = None) -> None:  # noqa: B027
-        """Set times that are still to come, because a clock was ahead, back to the table's, where
-        future.set_back has been before. users: of about so many; None: of all. Raises
+        """Reset times in the future, from a clock that was ahead, to those in the table, which
+        future.set_back has corrected before. users: correct about this many; None: all. Raises
         django.db.DatabaseError."""
 
     def flush(self) -> bool:
-        """Write what is pending. Return False if that has to wait."""
+        """Write pending updates. Return False if that has to wait."""
         return True
 
     def close(self) -> None:  # noqa: B027
-        """The process ends."""
+        """Called when the process ends."""
 
     def after_fork(self) -> None:  # noqa: B027
-        """This is the child of a fork: what is pending belongs to the parent."""
+        """Called in the child of a fork: pending updates belong to the parent."""
 
     def check(self) -> list[CheckMessage]:
-        """Ask the server whether it is fit for this: for `check --deploy`."""
+        """Check that the server is suitable, for `check --deploy`."""
         return []

@@ -1,4 +1,4 @@
-"""Last-seen times in the database: nothing else to run, counts linear in users."""
+"""Last-seen times in the database: no other server needed, and counts take time linear in users."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DatabaseStore(LastSeenStore):
         table.touch(update)
 
     def touch_all(self, updates: Sequence[LastSeenUpdate]) -> None:
-        """There is nothing left to do."""
+        """Do nothing: the table has been written."""
 
     def get(self, user_pk: Any) -> int | None:
         row = LastSeen.objects.filter(user_id=user_pk).first()
@@ -64,7 +64,7 @@ class DatabaseStore(LastSeenStore):
         edges = [*sorted(set(starts.values())), shown_until(math.floor(until) + 1, using)]
         newest = f"(SELECT MAX({seen}) FROM {name} WHERE {seen} < %s)"  # noqa: S608
         params = edges[-1:]
-        # One statement, so one snapshot, which looks at nobody twice, however windows overlap
+        # One statement, so one snapshot; each user is read once, however windows overlap
         is_one_pass = counts_in_one_pass(using) and bool(cuts)
         if is_one_pass:
             counts = [f"COUNT(*) FILTER (WHERE {seen} >= %s)"] * (len(edges) - 1)

@@ -1,4 +1,4 @@
-"""Last-seen times that are still to come: a clock was ahead, and has been set right."""
+"""Correct last-seen times in the future: a clock was ahead, and has been set right."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from souvenirs.models import LastSeen, Souvenir
 
 logger = logging.getLogger("souvenirs")
 
-CLOCK_SECONDS = 120  # clocks of a site's machines may differ by so much
+CLOCK_SECONDS = 120  # how much the clocks of a site's machines may differ
 BATCH_SIZE = 1_000  # users in a statement
 
 _log_limit = LogLimit()
 
 
 def latest() -> int:
-    """The latest last-seen time, in unix seconds, that no clock need be wrong for."""
+    """Return the latest last-seen time, in Unix seconds, that does not need a wrong clock."""
     return math.ceil(time.time()) + max(conf.last_seen_seconds, CLOCK_SECONDS)
 
 
 def set_back(users: int | None = None) -> None:
-    """Set the table's last-seen times that are still to come back to the user's newest souvenir
-    that is not, or to NULL where there is none; and warn of them.
+    """Reset last-seen times in the future, in the table, to the user's newest souvenir that is not
+    in the future, or to NULL if there is none; and log a warning.
 
-    users: of so many at most. Until then they count in no window, and later in wrong ones.
+    users: correct at most this many. Without the correction, users with such a time would count in
+    no window until then, and afterwards in wrong ones.
     """
     using = router.db_for_write(LastSeen)
     ahead = LastSeen.objects.using(using).filter(
         seen__gt=to_column(shown_until(latest(), using), using)
     )
-    newest = (  # grouped, so that PostgreSQL asks the index on users, not that on times
+    newest = (  # grouped, so that PostgreSQL uses the index on users, not the one on times
         Souvenir.objects.using(using)
         .filter(user_id=OuterRef("user_id"), when__lte=to_column(time.time(), using))
         .order_by()
@@ -52,11 +53,11 @@ def set_back(users: int | None = None) -> None:
 
 
 def warn(users: int) -> None:
-    """Log that last-seen times of so many users are still to come."""
+    """Log that the last-seen times of so many users are in the future."""
     if users and _log_limit.allows(""):
         logger.warning(
-            "Last-seen times in the future: %d. The clock of a machine is ahead, or was. They are"
-            " set back to the users' newest souvenirs that are not in the future; see that all"
-            " machines keep time (NTP)",
+            "Last-seen times in the future: %d. The clock of a machine is ahead, or was. Resetting"
+            " them to the users' newest souvenirs that are not in the future; make sure that the"
+            " clocks of all machines are synchronised (NTP)",
             users,
         )

@@ -1,4 +1,5 @@
-"""Who was not seen lately: conditions on the table, for lists of users and of their times."""
+"""Find users who have not been seen recently: conditions on the table, for lists of users and of
+their times."""
 
 from __future__ import annotations
 
@@ -15,34 +16,36 @@ from souvenirs.lastseen import table
 from souvenirs.models import LastSeen
 from souvenirs.users import has_constraint, has_date_joined
 
-SEEN = "souvenirs_last_seen__seen"  # of a user
+SEEN = "souvenirs_last_seen__seen"  # path from the user model
 
 
 def first_time_of(t: float) -> datetime:
-    """The column's earliest time of a user who was seen at or after `t` (unix seconds)."""
+    """Return the earliest time that the column may have for a user seen at or after `t` (Unix
+    seconds)."""
     start = table.earliest(table.resolution_start(t))
     using = router.db_for_read(LastSeen)
     return databases.to_column(databases.shown_from(math.floor(start), using), using)
 
 
 def seen_since(t: float, column: str = SEEN) -> Q:
-    """The condition of users seen at or after `t` (unix seconds), give or take what the table does
-    not know: with last-seen times in Redis, the rate limit's slot. Nobody is missing."""
+    """Return the condition for users seen at or after `t` (Unix seconds). With last-seen times in
+    Redis, the table has them only at the resolution of the rate-limit slot: the condition may hold
+    for users seen earlier in the slot, but none are missing."""
     return Q(**{f"{column}__gte": first_time_of(t)})
 
 
 def not_seen_since(t: float, column: str = SEEN) -> Q:
-    """The condition of users who were seen, but not since `t`: the others of `seen_since`."""
+    """Return the condition for users who were seen, but not since `t`: the rest of `seen_since`."""
     return Q(**{f"{column}__lt": first_time_of(t)})
 
 
 def never_seen(column: str = SEEN) -> Q:
-    """The condition of users without a last-seen time."""
+    """Return the condition for users without a last-seen time."""
     return Q(**{f"{column}__isnull": True})
 
 
 def inactive_users(since: float, joined_before: float) -> Any:
-    """See control.inactive_users. Times are in unix seconds."""
+    """Implement control.inactive_users. Times are in Unix seconds."""
     users = get_user_model()._base_manager.all()
     if not has_constraint():
         return users.filter(pk__in=_inactive_keys(users, since, joined_before))
@@ -57,7 +60,7 @@ def _joined_before(t: float) -> Q | None:
 
 
 def _inactive_keys(users: QuerySet[Any], since: float, joined_before: float) -> list[Any]:
-    """The keys of inactive users, who are in another database than the table."""
+    """Return the keys of inactive users, if users are in a different database from the table."""
     rows = LastSeen.objects.all()
     inactive = rows.filter(not_seen_since(since, "seen")).values_list("user_id", flat=True)
     keys = set(inactive.iterator())

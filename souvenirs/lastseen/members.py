@@ -1,4 +1,4 @@
-"""Users <-> members of the sorted sets in Redis."""
+"""Convert users to members of the sorted sets in Redis, and back."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from souvenirs.models import LastSeen
 
 
 def member_of(user_pk: Any) -> bytes:
-    """The user with this key, in a shard."""
+    """Return the member of a shard for the user with this key."""
     return str(_user_key().to_python(user_pk)).encode()
 
 
 def existing_of(members: Collection[bytes]) -> dict[bytes, datetime | None]:
-    """Those of the members who are users with a souvenir, with the table's time."""
+    """Return those members that are users with a souvenir, with their times in the table."""
     field = _user_key()
     keys = []
     for member in members:
-        with suppress(ValueError, ValidationError):  # of users whose keys once were of another type
+        with suppress(ValueError, ValidationError):  # users' keys may have had another type before
             keys.append(field.to_python(member.decode()))
     table = LastSeen.objects.using(router.db_for_write(LastSeen))
     found: dict[bytes, datetime | None] = {}

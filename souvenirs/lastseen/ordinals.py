@@ -1,7 +1,7 @@
-"""The ids of LastSeen rows: users' ordinals in bitmaps, so none is ever given again.
+"""The ids of LastSeen rows: users' ordinals in bitmaps, so no id may be assigned twice.
 
-A table can forget which ids it gave: TRUNCATE ... RESTART IDENTITY, MySQL's TRUNCATE, and a restart
-of MySQL 5.7 do that. A newcomer would then be named by the history of somebody else.
+A table can lose track of the ids that it assigned: TRUNCATE ... RESTART IDENTITY, MySQL's TRUNCATE,
+and a restart of MySQL 5.7 do that. A new user would then appear in the history of another user.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from django.db import connections, transaction
 from souvenirs.databases import share_name_locks, skip_ids, try_name_locks
 from souvenirs.models import DeletedMember, LastSeen, Rollup
 
-HELD_BY = ((LastSeen, "id"), (Rollup, "last_member"), (DeletedMember, "member"))
+ID_COLUMNS = ((LastSeen, "id"), (Rollup, "last_member"), (DeletedMember, "member"))
 LOCKS, LOCK_COUNT = "souvenirs.lastseen", 64
-TRIES = 10  # who has no row then gets one when their souvenir is rolled up
+ATTEMPTS = 10  # users without a row after that get one when their souvenir is rolled up
 
 
-def without_rival(user_pks: Collection[Any], using: str) -> set[Any]:
-    """Those of the users whose rows no other transaction is about to make: to insert them will not
-    wait for anybody. A transaction that makes rows keeps a lock until it ends; users share few of
-    them, since a database has room for so many only."""
+def without_concurrent_insert(user_pks: Collection[Any], using: str) -> set[Any]:
+    """Return those users whose rows no other transaction is inserting, so that inserting them will
+    not wait. A transaction that inserts rows holds a lock until it ends; users share a few locks,
+    since a database has room for only so many."""
     free = try_name_locks(LOCKS, {_lock_of(user_pk) for user_pk in user_pks}, using)
     return {user_pk for user_pk in user_pks if _lock_of(user_pk) in free}
 
@@ -34,47 +34,47 @@ def _lock_of(user_pk: Any) -> int:
 
 
 @contextmanager
-def secured(user_pks: Collection[Any], using: str) -> Iterator[None]:
-    """In the block, rows of these users are made, who have none. They get ids that the history does
-    not hold."""
+def with_unused_ids(user_pks: Collection[Any], using: str) -> Iterator[None]:
+    """Make sure that rows inserted in the block for these users, who have none, get ids that are
+    not in the history."""
     if connections[using].in_atomic_block:
         share_name_locks(LOCKS, {_lock_of(user_pk) for user_pk in user_pks}, using)
-    newest, held = _newest_and_held(using)
-    if newest >= held or skip_ids(LastSeen, held, using):
+    newest, used = _largest_ids(using)
+    if newest >= used or skip_ids(LastSeen, used, using):
         yield
         return
-    # The last user was deleted, as a rule, and the table goes on from their id
+    # Usually the last user was deleted, and the table continues from their id
     with transaction.atomic(using=using):
         yield
-        _renew(user_pks, held, using)
+        _reinsert(user_pks, used, using)
 
 
-def _renew(user_pks: Collection[Any], held: int, using: str) -> None:
-    """Make these users' rows again, where the history holds their ids; then the table goes on from
-    the new ones."""
+def _reinsert(user_pks: Collection[Any], used: int, using: str) -> None:
+    """Insert these users' rows again if their ids are in the history; then the table continues from
+    the new ids."""
     rows = LastSeen.objects.using(using)
-    again = list(rows.filter(user_id__in=user_pks, pk__lte=held))
+    again = list(rows.filter(user_id__in=user_pks, pk__lte=used))
     rows.filter(pk__in=[row.pk for row in again]).delete()
-    for _ in range(TRIES):
+    for _ in range(ATTEMPTS):
         if not again:
             return
         for row in again:
-            held += 1
-            row.pk = held
+            used += 1
+            row.pk = used
         rows.bulk_create(again, ignore_conflicts=True)  # another process may do the same
         made = rows.filter(user_id__in=[row.user_id for row in again])
         known = set(made.values_list("user_id", flat=True))
         again = [row for row in again if row.user_id not in known]
 
 
-def _newest_and_held(using: str) -> tuple[int, int]:
-    """The largest id in the table, and in the history. Each is the end of an index."""
+def _largest_ids(using: str) -> tuple[int, int]:
+    """Return the largest id in the table, and in the history. Each is read from an index."""
     quote = connections[using].ops.quote_name
     largest = (
         f"(SELECT MAX({quote(column)}) FROM {quote(model._meta.db_table)})"  # noqa: S608
-        for model, column in HELD_BY
+        for model, column in ID_COLUMNS
     )
     with connections[using].cursor() as cursor:
         cursor.execute(f"SELECT {', '.join(largest)}")
-        newest, *held = (value or 0 for value in cursor.fetchone() or ())
-    return newest, max(held)
+        newest, *used = (value or 0 for value in cursor.fetchone() or ())
+    return newest, max(used)

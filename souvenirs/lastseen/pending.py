@@ -1,4 +1,4 @@
-"""What a process has still to write to Redis. A visit leaves it here, and waits for nobody."""
+"""The updates that a process has yet to write to Redis: visits add them here without waiting."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ MAX_PENDING = 50_000  # users
 
 
 class Move(NamedTuple):
-    """What is to be written of a user.
+    """An update of a user.
 
-    seen: their last-seen time goes forward to this. None: they have been deleted.
-    confirmed: the table said so just now. Otherwise another process may have deleted the user
-        meanwhile, or made a user with the same key.
+    seen: move the last-seen time forward to this. None: the user has been deleted.
+    confirmed: the table has just confirmed it. Otherwise another process may have deleted the user
+        meanwhile, or created a user with the same key.
     latest: as in LastSeenUpdate.
-    key_reused: another user had their key before, and has been deleted.
+    key_reused: another user had this key before, and has been deleted.
     """
 
     seen: int | None
@@ -26,7 +26,7 @@ class Move(NamedTuple):
     key_reused: bool = False
 
     def then(self, later: Move) -> Move:
-        """Both, one after the other."""
+        """Return a move with the effect of this one followed by `later`."""
         if later.seen is None or later.key_reused:
             return later
         if self.seen is None:
@@ -41,7 +41,7 @@ class Move(NamedTuple):
 
 
 class PendingWrites:
-    """At most one move for each user: several become one. Any thread may use it."""
+    """At most one move for each user: several are merged. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -52,7 +52,7 @@ class PendingWrites:
         return len(self._moves)
 
     def __bool__(self) -> bool:
-        """Whether there is something to do."""
+        """Return True if there is something to do."""
         return bool(self._moves) or self._overflowed
 
     def add(self, moves: Mapping[bytes, Move]) -> None:
@@ -63,13 +63,13 @@ class PendingWrites:
             self._bound()
 
     def pop(self, users: int) -> dict[bytes, Move]:
-        """Take the moves of so many users, those first that wait for longest."""
+        """Remove and return the moves of at most `users` users, those that waited longest first."""
         with self._lock:
             return {m: self._moves.pop(m) for m in list(islice(self._moves, users))}
 
     def restore(self, moves: Mapping[bytes, Move]) -> None:
-        """Put moves back that could not be written, before those that came meanwhile. They are not
-        confirmed any more: other processes may have written."""
+        """Put back moves that could not be written, before those added meanwhile. They are no
+        longer confirmed: other processes may have written."""
         with self._lock:
             old = {member: move._replace(confirmed=False) for member, move in moves.items()}
             newer = {m: old[m].then(move) for m, move in self._moves.items() if m in old}
@@ -82,7 +82,7 @@ class PendingWrites:
             self._overflowed = True
 
     def pop_overflow(self) -> bool:
-        """Whether moves were dropped since the last call."""
+        """Return True if moves were dropped since the last call."""
         with self._lock:
             overflowed, self._overflowed = self._overflowed, False
         return overflowed

@@ -37,24 +37,24 @@ T = TypeVar("T")
 class RedisStore(LastSeenStore):
     """Last-seen times in sorted sets: a rank takes O(log n), and all machines share them.
 
-    Visits do not wait for Redis: a thread writes what is pending. No method raises what redis-py
-    does. While Redis is down, a breaker keeps readers from waiting, the process keeps what is
-    pending, and counts come from the table, at the rate limit's resolution. So they do while shards
-    that the server has lost are filled from the table.
+    Visits do not wait for Redis: a thread writes pending updates. No method raises redis-py's
+    errors. While Redis is down, a breaker keeps readers from waiting, the process keeps pending
+    updates, and counts come from the table, at the resolution of the rate-limit slot. The same
+    applies while shards that the server has lost are refilled from the table.
     """
 
     name = "redis"
 
     def __init__(self, params: Mapping[str, Any]) -> None:
-        """Raises ValueError for options that do not go together, TypeError for unknown ones."""
+        """Raise ValueError for options that do not go together, and TypeError for unknown ones."""
         make_client, prefix, self.in_table = parse_params(**params)
         self.shards = Shards(make_client, prefix)
         self.table = DatabaseStore({})
         self.breaker = Breaker("The Redis of last-seen times")
         self.writer = Writer(self.shards, self.breaker)
         self.needs_resync = False
-        self._exact_from = 0.0  # as in LastSeenCounts, when Redis was asked for the last time
-        self._resync_breaker = Breaker("Filling Redis with last-seen times")
+        self._exact_from = 0.0  # as in LastSeenCounts, at the last query of Redis
+        self._resync_breaker = Breaker("Refilling Redis with last-seen times")
         self._reconciler = Reconciler(self.shards)
         self._resync_thread: threading.Thread | None = None
 
@@ -86,7 +86,7 @@ class RedisStore(LastSeenStore):
         return self.writer.flush()
 
     def close(self) -> None:
-        """Write what is left, if the server lets it."""
+        """Write what is left, if the server is up."""
         self.breaker.untried()
         self.flush()
 
@@ -97,7 +97,7 @@ class RedisStore(LastSeenStore):
     # Reading
 
     def _ask(self, question: Callable[[], T]) -> T | None:
-        """What Redis answers, once all that is pending is written. None if it is down."""
+        """Query Redis after writing all pending updates. Return None if it is down."""
         if not self.flush() or not self.breaker.allows():
             return None
         try:
@@ -109,12 +109,12 @@ class RedisStore(LastSeenStore):
         return answer
 
     def get(self, user_pk: Any) -> int | None:
-        """Ask Redis, or the table if Redis is down or does not know."""
+        """Read from Redis, or from the table if Redis is down or does not have the user."""
         seen = self._ask(lambda: self.shards.get(member_of(user_pk)))
         return self.table.get(user_pk) if seen is None else seen
 
     def get_many(self, user_pks: Collection[Any]) -> dict[Any, int]:
-        """Ask Redis, then the table for the users that Redis does not know: see `get`."""
+        """Read from Redis, and from the table for users that Redis does not have: see `get`."""
         members = {user_pk: member_of(user_pk) for user_pk in user_pks}
         known = self._ask(lambda: self.shards.get_many(members.values())) or {}
         times = {pk: known[member] for pk, member in members.items() if member in known}
@@ -152,7 +152,7 @@ class RedisStore(LastSeenStore):
         )
 
     def _count(self, cuts: Sequence[float], until: float) -> Counts:
-        """What the shards have. From before they were whole, they know to the slot."""
+        """Count from the shards. Times before they were whole have the resolution of the slot."""
         while True:
             exact = self._exact_from
             starts = {cut: cut if cut >= exact else table.slot_start(cut) for cut in cuts}
@@ -163,14 +163,14 @@ class RedisStore(LastSeenStore):
                 return replace(counts, since=since)
             self._exact_from = counts.whole_since
 
-    # Keeping it whole
+    # Maintenance
 
     def run_maintenance(self) -> None:
-        """Start filling lost shards, in a thread."""
+        """Start refilling lost shards, in a thread."""
         is_running = self._resync_thread is not None and self._resync_thread.is_alive()
         if self.needs_resync and not is_running and self._resync_breaker.allows():
             self._resync_thread = start_thread(
-                "souvenirs-filling", self._resync_in_thread, self.breaker
+                "souvenirs-resync", self._resync_in_thread, self.breaker
             )
 
     def _resync_in_thread(self) -> None:
@@ -183,13 +183,13 @@ class RedisStore(LastSeenStore):
         started = time.monotonic()
         try:
             filled = resync(self.shards, whole_too=self.in_table)
-        except Exception as error:  # a later scrape begins again
+        except Exception as error:  # a later scrape starts over
             self._resync_breaker.failure(error)
             return
         self._resync_breaker.success()
         if filled:
             took = time.monotonic() - started
-            logger.warning("Filled %d lost shards of last-seen times in %.1f s", filled, took)
+            logger.warning("Refilled %d lost shards of last-seen times in %.1f s", filled, took)
 
     def reconcile(self, users: int | None = None) -> None:
         if users is None:
@@ -206,7 +206,7 @@ class RedisStore(LastSeenStore):
             self._try(do)
 
     def _try(self, do: Callable[[], object]) -> None:
-        """Do it, unless Redis is down. Raises what the database raises."""
+        """Call `do`, unless Redis is down. Raises the database's errors."""
         if not self.breaker.allows():
             return
         try:
@@ -229,15 +229,16 @@ class RedisStore(LastSeenStore):
             logger.exception("Could not remove deleted users from Redis: %r", error)
 
     def check(self) -> list[CheckMessage]:
-        """souvenirs.W002 if the server is not fit for this, W003 if it cannot be asked."""
+        """Return souvenirs.W002 if the server is not suitable, W003 if it cannot be queried."""
         try:
             facts = self.shards.servers()
         except Exception as error:
             return [
                 Warning(
-                    "The server of SOUVENIRS_LAST_SEEN_STORE cannot be asked:"
+                    "The server of SOUVENIRS_LAST_SEEN_STORE cannot be queried:"
                     f" {type(error).__name__}: {words_of(error)}.",
-                    hint="Start it, correct LOCATION and OPTIONS, or allow its user the command.",
+                    hint="Start it, correct LOCATION and OPTIONS, or allow its user to run the"
+                    " command.",
                     id="souvenirs.W003",
                 )
             ]
@@ -245,19 +246,19 @@ class RedisStore(LastSeenStore):
         if old := {each for each in versions if get_version_tuple(each) < MIN_VERSION}:
             return [
                 Warning(
-                    f"The Redis of SOUVENIRS_LAST_SEEN_STORE is {', '.join(sorted(old))}, and has"
-                    f" to be {'.'.join(map(str, MIN_VERSION))} at least.",
-                    hint="Upgrade it, or set SOUVENIRS_LAST_SEEN_STORE to another one.",
+                    "The Redis of SOUVENIRS_LAST_SEEN_STORE must be version"
+                    f" {'.'.join(map(str, MIN_VERSION))} or later, not {', '.join(sorted(old))}.",
+                    hint="Upgrade it, or set SOUVENIRS_LAST_SEEN_STORE to another server.",
                     id="souvenirs.W002",
                 )
             ]
         policies = {each["maxmemory_policy"] for each in facts if each["maxmemory"]}
-        # The others drop keys that expire only, and ours do not
+        # Other policies evict only keys with a time to live, which ours do not have
         if evicting := {policy for policy in policies if policy.startswith("allkeys")}:
             return [
                 Warning(
                     "The Redis of SOUVENIRS_LAST_SEEN_STORE may evict keys (maxmemory-policy"
-                    f" {', '.join(sorted(evicting))}), a sixteenth of all last-seen times each.",
+                    f" {', '.join(sorted(evicting))}), each with 1/16 of all last-seen times.",
                     hint="Set its maxmemory-policy to noeviction, or use a separate server.",
                     id="souvenirs.W002",
                 )

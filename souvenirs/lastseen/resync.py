@@ -1,4 +1,4 @@
-"""The LastSeen table -> shards that were lost; and what else keeps the two alike."""
+"""Refill lost shards from the LastSeen table, and keep shards and table consistent."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from souvenirs.lastseen.shards import Shards
 from souvenirs.models import LastSeen
 
 BATCH_SIZE = 5_000  # users
-LOCK_SECONDS = 60  # for a batch
+LOCK_SECONDS = 60  # per batch
 
 Rows = Sequence[tuple[int, Any, int]]  # (pk, user, seen) of LastSeen
 
 
 def resync(shards: Shards, *, whole_too: bool = False) -> int | None:
-    """Fill the shards that are not whole. Return how many these were, None if another process is at
-    it.
+    """Refill the shards that are not whole. Return how many there were; None if another process is
+    refilling them.
 
-    whole_too: also the others, with what may be in the table only.
+    whole_too: also copy to the other shards times that may be only in the table.
 
-    Users who are written meanwhile are written, for times only go forward. Users who are deleted
-    meanwhile may stay: see Reconciler.
+    Concurrent updates are not lost, because times only move forward. Users who are deleted
+    meanwhile may remain: see Reconciler.
     """
     if not shards.lock(LOCK_SECONDS):
         return None
     try:
         token = uuid4().hex
-        found = shards.begin_filling(token)
-        for key in found:  # of an old snapshot of Redis: users who were deleted after it
+        found = shards.begin_resync(token)
+        for key in found:  # an old snapshot of Redis may contain users who were deleted after it
             cursor = remove_deleted(shards, key, 0, BATCH_SIZE)
             while cursor:
                 shards.keep_lock(LOCK_SECONDS)
@@ -46,15 +46,15 @@ def resync(shards: Shards, *, whole_too: bool = False) -> int | None:
             shards.keep_lock(LOCK_SECONDS)
             copy(shards, batch, shards.keys if whole_too else found)
             newest = max(newest, *(seen for _, _, seen in batch))
-        shards.finish_filling(token, found, table.exact_from(newest or None, time.time()))
+        shards.finish_resync(token, found, table.exact_from(newest or None, time.time()))
         return len(found)
     finally:
         shards.unlock()
 
 
 class Reconciler:
-    """Go round the shards and the table, and correct what is in one only: members who are no users,
-    and users whose time a process had no chance to write."""
+    """Go through the shards and the table repeatedly, and correct differences: remove members that
+    are not users, and add users whose time a process could not write."""
 
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
@@ -63,7 +63,7 @@ class Reconciler:
         self._is_swept = self._is_copied = False
 
     def step(self, users: int) -> bool:
-        """Look at about so many. Return True after a whole round."""
+        """Check about `users` users. Return True after a full round."""
         key = self.shards.keys[self._number]
         self._cursor = remove_deleted(self.shards, key, self._cursor, users)
         if self._cursor == 0:
@@ -77,16 +77,16 @@ class Reconciler:
 
 
 def copy(shards: Shards, rows: Rows, keys: Container[str]) -> None:
-    """Move users of these shards forward to the table's times."""
+    """Move the times of users in these shards forward to those in the table."""
     moves = {member_of(user_pk): Move(seen) for _, user_pk, seen in rows}
     of_keys = {member: move for member, move in moves.items() if shards.key_of(member) in keys}
     shards.write(of_keys, table.latest())
 
 
 def remove_deleted(shards: Shards, key: str, cursor: int, users: int) -> int:
-    """Remove members who are no users, about so many of a shard at a time: their deletion went past
-    us, or another process that did not know of it wrote them again. Return the next cursor, 0 at
-    the end."""
+    """Remove members that are not users, checking about `users` members of a shard. Either their
+    deletion was not noticed, or another process wrote them again after it. Return the next cursor,
+    0 at the end."""
     cursor, members = shards.scan(key, cursor, users)
     existing = existing_of(members)
     gone = {member: Move(None) for member in members if member not in existing}
@@ -95,8 +95,8 @@ def remove_deleted(shards: Shards, key: str, cursor: int, users: int) -> int:
 
 
 def set_back(shards: Shards, users: int) -> bool:
-    """Set times that are still to come back to the table's; remove who has none there. Return False
-    if there are none left, but for those that are to come in the table too."""
+    """Reset times in the future to those in the table; remove users without one there. Return False
+    if none are left, except for those that are in the future in the table too."""
     latest = future.latest()
     members = shards.seen_after(latest, users)
     future.warn(len(members))
@@ -110,7 +110,7 @@ def set_back(shards: Shards, users: int) -> bool:
 
 
 def _batches() -> Iterator[Rows]:
-    """The whole table."""
+    """Yield the whole table in batches."""
     last = 0
     while batch := _rows(last, BATCH_SIZE):
         yield batch
@@ -118,7 +118,7 @@ def _batches() -> Iterator[Rows]:
 
 
 def _rows(after: int, limit: int) -> Rows:
-    """The table's next rows, except times that a wrong clock made."""
+    """Return the table's next rows, except those with a time from a wrong clock."""
     using = router.db_for_write(LastSeen)
     until = to_column(shown_until(table.latest(), using), using)
     rows = LastSeen.objects.using(using).filter(seen__lte=until)

@@ -1,6 +1,6 @@
-"""Since when, by something that users have: their plan, or the organization that they belong to.
+"""Count users seen since a time by an attribute: their plan, or the organisation they belong to.
 
-These counts come from the LastSeen table, whatever the store, as they join it to the users.
+These counts come from the LastSeen table, whatever the store, because they join it to the users.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from souvenirs.databases import count_where, shown_from, shown_until, to_column,
 from souvenirs.models import LastSeen
 from souvenirs.paths import NONE, OTHER, UserPath, number_of
 
-Since = dict[float, int]  # cut point -> how many were seen at or after it
+Since = dict[float, int]  # cut point -> number of users seen at or after it
 
 
 def count_users_by(
     path: UserPath, values: Sequence[Any], cuts: Iterable[float], until: float, using: str
 ) -> dict[int, Since]:
-    """Count the users seen from each of `cuts` to `until`, both inclusive, by the value that `path`
-    leads to. One query, which counts all cuts in one pass.
+    """Count the users seen from each of `cuts` to `until`, both inclusive, by the value of `path`.
+    One query, which counts all cuts in one pass.
 
-    The result has an entry for each of `values`, by its position, and for NONE (null, or nothing
-    there) and OTHER (all other values). A user with several values counts once in each entry.
+    The result has an entry for each of `values`, by its position, and for NONE (null, or no related
+    object) and OTHER (all other values). A user with several values counts once in each entry.
     """
     starts, end = _edges(cuts, until, using)
     edges = sorted(set(starts.values()))
@@ -61,20 +61,20 @@ def count_users_by(
 
 
 def _numbers(path: UserPath, values: Sequence[Any], using: str) -> tuple[str, Sequence[Any]]:
-    """A query for pairs of a user (souvenirs_key) and the number of their value (souvenirs_number),
-    and its parameters.
+    """Return a query for pairs of a user (souvenirs_key) and the number of their value
+    (souvenirs_number), and its parameters.
 
-    It begins with the first table on the path that has the users' keys: joined by the ORM, all of
-    them would go through the table of users, which is large.
+    It starts at the first table on the path that has the users' keys: the ORM would join it through
+    the table of users, which is large.
     """
     model: Any = get_user_model()
     key, rest = "pk", path.name
     first = path.relations[0] if path.relations else None
-    # A OneToOneRel is one, too
+    # OneToOneRel is a subclass
     if isinstance(first, ManyToOneRel) and first.field.target_field.primary_key:
         model, key = first.related_model, first.field.attname
         rest = path.name.partition("__")[2]
-    # By names that no model has a field of
+    # Under names that no model has as a field
     rows = model._base_manager.using(using).annotate(souvenirs_key=F(key), souvenirs_raw=F(rest))
     pairs = rows.order_by().annotate(souvenirs_number=number_of("souvenirs_raw", values))
     pairs = pairs.values_list("souvenirs_key", "souvenirs_number")
@@ -105,7 +105,7 @@ def count_accounts(path: UserPath, cuts: Iterable[float], until: float, using: s
 
 
 def _edges(cuts: Iterable[float], until: float, using: str) -> tuple[dict[float, float], float]:
-    """The cuts and the end, as columns show them."""
+    """Return the cuts and the end as columns show them."""
     starts = {cut: shown_from(math.ceil(cut), using) for cut in cuts}
     return starts, shown_until(math.floor(until) + 1, using)
 

@@ -1,10 +1,10 @@
-"""The sorted sets of a Redis: members are users, scores are when they were last seen.
+"""The sorted sets in Redis: members are users, scores are when they were last seen.
 
-A shard is one key, so a Cluster spreads them; users belong to a shard by their key's checksum. It
-also has marks, whose scores are below all times: that of WHOLE says that the shard has missed
-nothing since the time in its score, as long as the server runs on which it was set. A server that
-lost the shard, has restarted, or is a replica that took over (which may lack the last moments) has
-no such mark with its own run id.
+A shard is one key, so that a Cluster spreads them; the checksum of a user's key determines their
+shard. A shard also has marks, whose scores are below all times: the mark WHOLE says that the shard
+has missed nothing since the time in its score, as long as the server on which it was set keeps
+running. A server that lost the shard, was restarted, or is a replica that took over (which may lack
+the last moments) has no such mark with its run id.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ SHARDS = 16  # not a setting: after a change, all users would be counted twice
 BELOW = -(10**15)  # added to the scores of marks
 # No user has such a key: it is not valid UTF-8
 WHOLE = b"\xffwhole:"
-FILLING = b"\xfffilling:"
+RESYNC = b"\xffresync:"
 
-# A time after `latest` is replaced: ZADD GT would keep it
+# Replace a time after `latest`, which ZADD GT would keep
 REPLACE = """
 local seen = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if seen and tonumber(seen) > tonumber(ARGV[3]) then
     redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
 end
 """
-# The one mark becomes the other, if it is still there
+# Replace one mark with another, if it is still there
 FINISH = """
 if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then
     redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3])
@@ -44,7 +44,12 @@ end
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """since, newest: as in LastSeenCounts. is_whole: all shards are, at the latest since then."""
+    """Counts from all shards.
+
+    since, newest: as in LastSeenCounts.
+    is_whole: whether all shards are whole.
+    whole_since: the time from which on the marked shards have missed nothing.
+    """
 
     since: Mapping[float, int]
     newest: int | None
@@ -53,16 +58,16 @@ class Counts:
 
 
 class Shards:
-    """Methods raise what redis-py raises. They may be called by any thread.
+    """The shards of a site. Methods raise redis-py's errors, and are thread-safe.
 
-    make_client: is called when there is something to ask, and again after `reconnect`.
+    make_client: called before the first command, and again after `reconnect`.
     """
 
     def __init__(self, make_client: Callable[[], Any], prefix: str) -> None:
         self._make_client = make_client
         self._client: Any = None
         self.keys = spread_keys(prefix)
-        self.lock_key = f"{prefix}filling"
+        self.lock_key = f"{prefix}resync"
 
     @property
     def client(self) -> Any:
@@ -72,16 +77,16 @@ class Shards:
         return client
 
     def reconnect(self) -> None:
-        """Make the next call look again which servers there are."""
+        """Make the next call discover the servers again."""
         self._client = None
 
     def after_fork(self) -> None:
-        # Kept: to close it may wait for a lock that a thread of the parent holds
+        # Keep a reference: closing the client may wait for a lock held by a thread of the parent
         self._client_of_parent = self._client
         self.reconnect()
 
     def server_of(self, key: str) -> Any:
-        # Not a Cluster's client: where a node is away, some of its versions try again for seconds
+        # Not a Cluster's client: some of its versions retry for seconds if a node is down
         ((server, _),) = group_by_node(self.client, [key])
         return server
 
@@ -96,7 +101,7 @@ class Shards:
         return None if seen is None else int(seen)
 
     def get_many(self, members: Iterable[bytes]) -> dict[bytes, int]:
-        """In one round trip to each server. Members who are not there are left out."""
+        """Return members' scores, in one round trip per server. Unknown members are left out."""
         of_key: dict[str, list[bytes]] = {}
         for member in members:
             of_key.setdefault(self.key_of(member), []).append(member)
@@ -111,11 +116,11 @@ class Shards:
         return found
 
     def write(self, moves: Mapping[bytes, Move], latest: float) -> dict[bytes, Move]:
-        """Write in one round trip to each server, and more for users whose time did not move: one
-        after `latest` is replaced.
+        """Write moves in one round trip per server, and more for users whose time did not move: if
+        it is after `latest`, it is replaced.
 
-        Return the moves that have to be confirmed first: of users who are not there, or were
-        deleted.
+        Return the moves that have to be confirmed first: those of users who are not in the shard,
+        or were deleted.
         """
         unconfirmed = {
             member: move
@@ -161,8 +166,8 @@ class Shards:
         return unconfirmed
 
     def count(self, cuts: Sequence[float], until: float) -> Counts:
-        """Count in one round trip to each server. Each shard's counts are of one moment; those of
-        two shards may be some milliseconds apart, but no user moves from one to the other."""
+        """Count in one round trip per server. The counts of a shard are consistent; those of two
+        shards may be some milliseconds apart, but no user moves from one to the other."""
         distinct = list(dict.fromkeys(cuts))
         since = dict.fromkeys(distinct, 0)
         newest: list[int] = []
@@ -191,21 +196,21 @@ class Shards:
         )
 
     def servers(self) -> list[dict[str, Any]]:
-        """INFO of each server: its sections "server" and "memory"."""
+        """Return the sections "server" and "memory" of each server's INFO."""
         found = []
         for server, _ in group_by_node(self.client, self.keys):
-            server.eval("return 1", 0)  # which ACLs may forbid, and writing needs
+            server.eval("return 1", 0)  # writing needs it, and ACLs may forbid it
             found.append({**server.info("server"), **server.info("memory")})
         return found
 
     def scan(self, key: str, cursor: int, count: int) -> tuple[int, list[bytes]]:
-        """The next users of a shard, about so many, and the cursor for those after them: 0 at the
-        end."""
+        """Return the next users of a shard, about `count`, and the cursor for the ones after them:
+        0 at the end."""
         cursor, pairs = self.server_of(key).zscan(key, cursor, count=count)
         return cursor, [member for member, _ in pairs if not member.startswith(b"\xff")]
 
     def seen_after(self, t: float, count: int) -> list[bytes]:
-        """Users with a later time than `t`, at most so many of each shard."""
+        """Return users with a time after `t`, at most `count` of each shard."""
         found = []
         for server, keys in group_by_node(self.client, self.keys):
             pipe = server.pipeline(transaction=False)
@@ -216,7 +221,7 @@ class Shards:
 
     # Marks
 
-    def begin_filling(self, token: str) -> dict[str, bytes]:
+    def begin_resync(self, token: str) -> dict[str, bytes]:
         """Mark the shards that are not whole. Return their keys, with their server's run id."""
         found = {}
         for server, keys in group_by_node(self.client, self.keys):
@@ -224,23 +229,23 @@ class Shards:
             for key in keys:
                 if server.zscore(key, WHOLE + run) is None:
                     server.zremrangebyscore(key, "-inf", f"({EARLIEST}")
-                    server.zadd(key, {FILLING + token.encode(): BELOW})
+                    server.zadd(key, {RESYNC + token.encode(): BELOW})
                     found[key] = run
         return found
 
-    def finish_filling(self, token: str, found: Mapping[str, bytes], since: int) -> None:
+    def finish_resync(self, token: str, found: Mapping[str, bytes], since: int) -> None:
         """Mark as whole the shards that have not been lost again meanwhile."""
         for key, run in found.items():
-            mark = FILLING + token.encode()
+            mark = RESYNC + token.encode()
             self.server_of(key).eval(FINISH, 1, key, mark, BELOW + since, WHOLE + run)
 
     def unmark(self) -> None:
-        """Mark no shard as whole: pending writes were lost."""
+        """Remove the marks of all shards: pending writes were lost."""
         for key in self.keys:
             self.server_of(key).zremrangebyscore(key, "-inf", f"({EARLIEST}")
 
     def lock(self, seconds: int) -> bool:
-        """Return False if another process fills shards."""
+        """Return False if another process is refilling shards."""
         return bool(self.server_of(self.lock_key).set(self.lock_key, 1, nx=True, ex=seconds))
 
     def keep_lock(self, seconds: int) -> None:
@@ -251,8 +256,8 @@ class Shards:
 
 
 def spread_keys(prefix: str) -> list[str]:
-    """One key in each of SHARDS equal parts of a Cluster's hash slots, so that its nodes get about
-    the same number of shards. The same keys for the same prefix."""
+    """Return one key in each of SHARDS equal parts of a Cluster's hash slots, so that its nodes get
+    about the same number of shards. The keys depend only on the prefix."""
     keys: dict[int, str] = {}
     numbers = count()
     while len(keys) < SHARDS:
@@ -262,5 +267,5 @@ def spread_keys(prefix: str) -> list[str]:
 
 
 def run_id(info: Mapping[str, Any]) -> bytes:
-    """The id of a server's process: a restart changes it."""
+    """Return the id of a server's process, which changes at a restart."""
     return str(info["run_id"]).encode()

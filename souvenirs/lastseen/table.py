@@ -1,7 +1,7 @@
-"""The LastSeen table, which has a row for every user with a souvenir: its UPDATEs, its resolution.
+"""The LastSeen table, with a row for every user with a souvenir: its UPDATEs and its resolution.
 
-The UPDATEs are in SQL of our own: the first request of each user, process and minute waits for
-them, and the ORM takes longer to build such a statement than the database to run it.
+The UPDATEs are written in SQL: the first request of each user, process and minute waits for them,
+and the ORM takes longer to build such a statement than the database takes to run it.
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ BATCH_SIZE = 150  # users in a statement
 
 
 def seconds(seen: datetime) -> int:
-    """LastSeen.seen, in unix seconds."""
+    """Convert LastSeen.seen to Unix seconds."""
     return math.floor(timestamps.to_seconds(seen))
 
 
 def latest() -> int:
-    """The latest last-seen time, in unix seconds, that a right clock can have made."""
+    """Return the latest last-seen time, in Unix seconds, that a correct clock can produce."""
     return math.floor(time.time()) + conf.last_seen_seconds
 
 
 def resolution_start(t: float) -> float:
-    """`t`, floored to SOUVENIRS_LAST_SEEN_SECONDS: from there on, last-seen times count everybody
-    who was seen at or after `t`."""
+    """Return `t` floored to SOUVENIRS_LAST_SEEN_SECONDS: last-seen times from there on include all
+    users seen at or after `t`."""
     return t // conf.last_seen_seconds * conf.last_seen_seconds
 
 
 def earliest(t: float) -> float:
-    """The earliest time that the table may have of a user who was seen at or after `t`, where `t`
-    is a multiple of SOUVENIRS_LAST_SEEN_SECONDS. Users with an earlier one were not seen since."""
+    """Return the earliest time that the table may have for a user seen at or after `t`, a multiple
+    of SOUVENIRS_LAST_SEEN_SECONDS. Users with an earlier time have not been seen since `t`."""
     return t if get_store().in_table else slot_start(t)
 
 
 def slot_start(t: float) -> float:
-    """The start of the rate limit's slot that holds `t`. The table has a time of each slot in which
-    a user was seen: so from a slot's start on, it counts everybody."""
+    """Return the start of the rate-limit slot that contains `t`. The table has a time in each slot
+    in which a user was seen, so from a slot's start on it includes all users."""
     if not conf.ratelimit_seconds:
         return t
     return slot_containing(t, conf.ratelimit_seconds, conf.zone).start
 
 
 def exact_from(newest: int | None, now: float) -> int:
-    """From when on the table's times are as good as a store's, if `newest` is its newest one: a
-    time in the table is up to a slot behind, but not beyond the slot's end."""
+    """Return the time from which on the table's times are as exact as a store's, if `newest` is its
+    newest one: a time in the table may be behind, but only until the end of its slot."""
     if newest is None:
         return 0
     if not conf.ratelimit_seconds:
@@ -77,16 +77,16 @@ def exact_from(newest: int | None, now: float) -> int:
 
 
 def touch(update: LastSeenUpdate, using: str | None = None) -> bool:
-    """Move a user's last-seen time forward; make the row if there is none. If `has_row` is wrong,
-    because the user was deleted, nothing is written. Return True if a row was moved, which is then
+    """Move a user's last-seen time forward; insert the row if there is none. If `has_row` is wrong,
+    because the user was deleted, write nothing. Return True if a row was updated, which is then
     locked until the transaction ends.
 
-    UPDATE comes first, and INSERT only where there is no row: an upsert would burn an id on each
+    UPDATE comes first, and INSERT only if there is no row: an upsert would use up an id on each
     visit (PostgreSQL takes the sequence's next value before it sees the conflict), and ids have to
     stay dense.
 
-    Raises the user model's DoesNotExist, before anything is inserted, if no user has the key: the
-    foreign key would burn an id, too, and log an error.
+    Raises the user model's DoesNotExist, before inserting anything, if no user has the key: a
+    foreign key error would use up an id too, and the database would log it.
     """
     using = using or router.db_for_write(LastSeen)
     moved = _move_forward(update, using)
@@ -101,13 +101,13 @@ def touch(update: LastSeenUpdate, using: str | None = None) -> bool:
 
 
 def insert(update: LastSeenUpdate, using: str) -> None:
-    """Make a user's row, where there was none a moment ago."""
-    # Another process may make the row meanwhile, with an older time. On a conflict it has to be
-    # locked for writing, which MySQL does in this form only: of two transactions that share a
-    # lock, neither could go on to the update.
+    """Insert a user's row, which did not exist a moment ago."""
+    # Another process may insert the row meanwhile, with an older time. On a conflict it has to be
+    # locked for writing, which MySQL does only in this form: if two transactions shared a lock,
+    # neither could go on to the update.
     seen = None if update.seen is None else to_column(update.seen, using)
     targeted = connections[using].features.supports_update_conflicts_with_target
-    with ordinals.secured([update.user_pk], using):
+    with ordinals.with_unused_ids([update.user_pk], using):
         LastSeen.objects.using(using).bulk_create(
             [LastSeen(user_id=update.user_pk, seen=seen)],
             update_conflicts=True,
@@ -117,8 +117,8 @@ def insert(update: LastSeenUpdate, using: str) -> None:
 
 
 def insert_all(user_pks: Sequence[Any], using: str) -> None:
-    """Make rows without a time for users, where there were none a moment ago."""
-    with ordinals.secured(user_pks, using):
+    """Insert rows without a time for users who had none a moment ago."""
+    with ordinals.with_unused_ids(user_pks, using):
         rows = (LastSeen(user_id=user_pk) for user_pk in user_pks)
         LastSeen.objects.using(using).bulk_create(rows, ignore_conflicts=True)
 
@@ -127,7 +127,8 @@ def lock_rows(
     user_pks: Sequence[Any], using: str, *, skip_locked: bool
 ) -> dict[Any, tuple[int, int | None]]:
     """Lock the rows of these users until the transaction ends. Return, by user, the row's id and
-    its time in unix seconds (None for none). skip_locked: leave out rows that somebody holds."""
+    its time in Unix seconds (None for none). skip_locked: leave out rows that are locked already.
+    """
     connection = connections[using]
     user, table, key, _ = _user_field_and_names(connection)
     condition, params = is_one_of(user, user_pks, using)
@@ -142,16 +143,16 @@ def lock_rows(
 
 
 def move_rows(times: Mapping[int, int], using: str) -> None:
-    """Set the times of these rows, which are locked: unix seconds, by the rows' ids."""
+    """Set the times of these rows, which the caller has locked: row id -> Unix seconds."""
     if times:
         update_times(LastSeen, "seen", times, using)
 
 
 def catch_up(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
-    """Move the last-seen times of these souvenirs' users forward to them, in batches; for times
-    that are still to come, only make the row. The store follows on commit.
+    """Move the last-seen times of these souvenirs' users forward to the souvenirs', in batches; for
+    times in the future, only insert the row. The store is updated on commit.
 
-    It receives the signal souvenirs_written.
+    Receiver of the signal souvenirs_written.
     """
     not_after = latest()
     newest: dict[Any, int] = {}
@@ -175,8 +176,8 @@ def catch_up(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
 
 
 def _move_forward(update: LastSeenUpdate, using: str) -> bool | None:
-    """The UPDATE of `touch`. Return False if the row is recent, None if there is no row or no time
-    to move it to."""
+    """Run the UPDATE of `touch`. Return False if the row is recent, None if there is no row or no
+    time to move it to."""
     if update.seen is None:
         return None
     connection = connections[using]
@@ -189,8 +190,8 @@ def _move_forward(update: LastSeenUpdate, using: str) -> bool | None:
     if update.latest is not None:
         is_recent += f" AND {at} <= %s"
         values.append(to_parameter(update.latest, using))
-    # A function, for no index on times can answer it: InnoDB would lock that before the user's row,
-    # and whoever deletes a user locks these in the other order
+    # A function prevents the use of an index on times: InnoDB would lock that index before the
+    # user's row, while deleting a user locks them in the opposite order
     is_recent = f"COALESCE({is_recent}, FALSE)"
     with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
         statement = f"UPDATE {table} SET {at} = %s WHERE {key} = %s AND NOT {is_recent}"  # noqa: S608
@@ -203,7 +204,7 @@ def _move_forward(update: LastSeenUpdate, using: str) -> bool | None:
 
 
 def _move_all_forward(newest: Mapping[Any, int], using: str) -> None:
-    """The UPDATE of `catch_up`, for users who have rows."""
+    """Run the UPDATE of `catch_up`, for users with rows."""
     connection = connections[using]
     user, table, key, at = _user_field_and_names(connection)
     pairs = [
@@ -222,7 +223,7 @@ def _move_all_forward(newest: Mapping[Any, int], using: str) -> None:
 
 
 def _user_field_and_names(connection: Any) -> tuple[Any, str, str, str]:
-    """The field of users; and the quoted names of the table, its column of users, that of times."""
+    """Return the user field, and the quoted names of the table and its columns user and seen."""
     user: Any = LastSeen._meta.get_field("user")
     quote = connection.ops.quote_name
     return user, quote(LastSeen._meta.db_table), quote(user.column), quote("seen")

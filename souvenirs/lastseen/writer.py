@@ -1,4 +1,4 @@
-"""Pending writes -> Redis, by a thread."""
+"""Write pending updates to Redis, in a thread."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from souvenirs.lastseen.pending import Move, PendingWrites
 from souvenirs.lastseen.shards import Shards
 from souvenirs.models import LastSeen
 
-FLUSH_DELAY = 0.05  # seconds that moves wait for others, to be written with them
-BATCH_SIZE = 500  # users that are written together
+FLUSH_DELAY = 0.05  # seconds for which moves are collected before they are written together
+BATCH_SIZE = 500  # users written together
 
 
 class Writer:
-    """Methods raise nothing that redis-py does. Any thread may call them."""
+    """The pending updates and their thread. Methods do not raise redis-py's errors, and are
+    thread-safe."""
 
     def __init__(self, shards: Shards, breaker: Breaker) -> None:
         self.shards = shards
@@ -32,7 +33,7 @@ class Writer:
         self.reset()
 
     def reset(self) -> None:
-        """Start with nothing to write. After a fork, pending writes belong to the parent."""
+        """Start without pending updates. After a fork, they belong to the parent."""
         self.pending = PendingWrites()
         self.unconfirmed = PendingWrites()
         self._has_work = threading.Event()
@@ -41,14 +42,14 @@ class Writer:
         self._thread: threading.Thread | None = None
 
     def put_and_flush(self, moves: Mapping[Any, Move]) -> None:
-        """Write moves, by users' keys, in this thread, which may wait. What cannot be written is
-        left to the other one."""
+        """Write moves, by users' keys, in the calling thread, which may wait. Moves that cannot be
+        written are left to the writer's thread."""
         self._add(moves)
         if not self.flush() or self.unconfirmed:
             self._wake_thread()
 
     def put(self, moves: Mapping[Any, Move]) -> None:
-        """Leave moves, by users' keys, to the thread."""
+        """Leave moves, by users' keys, to the writer's thread."""
         self._add(moves)
         if not (self._has_work.is_set() and self._thread and self._thread.is_alive()):
             self._wake_thread()
@@ -63,7 +64,7 @@ class Writer:
     def _wake_thread(self) -> None:
         with self._starting:
             if self._thread is None or not self._thread.is_alive():
-                self._thread = start_thread("souvenirs-outbox", self._run, self.breaker)
+                self._thread = start_thread("souvenirs-redis-writer", self._run, self.breaker)
             if self._thread is not None:
                 self._has_work.set()
 
@@ -83,7 +84,7 @@ class Writer:
                     self._has_work.set()
 
     def flush(self) -> bool:
-        """Write what is pending. Return False if that has to wait, because Redis is down."""
+        """Write pending updates. Return False if that has to wait, because Redis is down."""
         with self._sending:
             if not self.pending:
                 return True
@@ -112,8 +113,8 @@ class Writer:
                 raise
 
     def confirm_pending(self, read_context: ReadContext = nullcontext) -> None:
-        """Ask the table about moves that have to be confirmed: write the times of users who exist,
-        and remove the others. Not in a transaction, which need not see who exists now."""
+        """Look up users with unconfirmed moves in the table: write the times of those who exist,
+        and remove the others. Does nothing in a transaction, which may not see who exists now."""
         using = router.db_for_write(LastSeen)
         if connections[using].in_atomic_block:
             return
@@ -121,7 +122,7 @@ class Writer:
             try:
                 with read_context(using):
                     existing = existing_of(moves)
-            except Exception:  # whoever else asks that database reports that it fails
+            except Exception:  # other queries of that database report its failure
                 self.unconfirmed.restore(moves)
                 return
             for member, move in moves.items():
@@ -132,7 +133,7 @@ class Writer:
             self.flush()
 
     def note_failure(self, error: Exception) -> None:
-        """Note that Redis failed, and look for its servers again."""
+        """Report that Redis failed, and discover its servers again."""
         self.breaker.failure(error)
         self.shards.reconnect()
 
@@ -140,7 +141,7 @@ class Writer:
 def start_thread(
     name: str, target: Callable[[], None], breaker: Breaker
 ) -> threading.Thread | None:
-    """None if the system has no more threads; `breaker` logs it."""
+    """Start a thread. Return None if the system allows no more threads; `breaker` logs that."""
     thread = threading.Thread(target=target, name=name, daemon=True)
     try:
         thread.start()

@@ -1,1 +1,1 @@
-"""A user was active -> process memory, the shared cache, a row."""
+"""Record that a user was active: process memory, the shared cache, a row."""

@@ -1,9 +1,9 @@
-"""Entries of the queue -> rows, in one transaction that waits for no row.
+"""Write entries of the queue as rows, in one transaction that never waits for a row lock.
 
-Whoever holds a user's rows delays that user only: they are skipped, and left for the next batch. A
-batch that waited for one row, while it held others, would delay everybody, and could be in a
-deadlock with the site. Where rows cannot be skipped, each user has a transaction, which fails at
-the first row that somebody holds.
+If a user's rows are locked, that delays only this user, who is skipped and left for the next batch.
+A batch that waited for one row while it locked others would delay all users, and could deadlock
+with the site. Where locked rows cannot be skipped, each user has a separate transaction, which
+fails at the first locked row.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ from souvenirs.periods import BUCKET, bucket_containing, slot_containing
 from souvenirs.recording.queue import Entry
 from souvenirs.users import existing_users, has_constraint, lock_users
 
-Known = dict[Any, "tuple[int, int | None]"]  # by user: the LastSeen row's id and time
+Known = dict[Any, "tuple[int, int | None]"]  # user -> the LastSeen row's id and time
 
 
 @dataclass
 class Outcome:
-    """What became of entries.
+    """The results of writing entries.
 
-    added, limited: those whose souvenir was written now, or before.
-    skipped: somebody holds a row of theirs.
-    nobody: no user has the key, perhaps not any longer.
-    moved: the last-seen times that the table now has.
+    added, limited: entries whose souvenir was written now, or before.
+    skipped: entries of users with a locked row.
+    missing: entries of users who do not exist, or no longer.
+    moved: the last-seen times that the table has now.
     """
 
     added: list[Entry] = field(default_factory=list)
     limited: list[Entry] = field(default_factory=list)
     skipped: list[Entry] = field(default_factory=list)
-    nobody: list[Entry] = field(default_factory=list)
+    missing: list[Entry] = field(default_factory=list)
     moved: dict[Any, int] = field(default_factory=dict)
 
 
 class KeysEquated(Exception):
-    """The database takes keys of several entries for one, or for another: "Bob" and "bob" under
-    most collations of MySQL. A batch of one user's entries never raises it."""
+    """The database treats the keys of several entries as equal, or as equal to another key: "Bob"
+    and "bob" under most collations of MySQL. A batch of one user's entries never raises it."""
 
 
 def split(entries: Sequence[Entry]) -> list[Sequence[Entry]]:
-    """The batches that entries are to be written in: one, or where rows that somebody holds cannot
-    be skipped, one for each user."""
+    """Split entries into batches: a single one or, where locked rows cannot be skipped, one for
+    each user."""
     if len(entries) < 2 or can_skip_locked(router.db_for_write(Souvenir)):
         return [entries] if entries else []
     return by_user(entries)
@@ -77,9 +77,9 @@ def by_user(entries: Iterable[Entry]) -> list[Sequence[Entry]]:
 def write(entries: Sequence[Entry], each_minute: bool) -> Outcome:
     """Write the souvenirs that are due, and move last-seen times forward.
 
-    each_minute: whether the table has every move of last-seen, or only those with a souvenir.
+    each_minute: whether to move every last-seen time in the table, or only those with a souvenir.
 
-    Raises what the database raises, and KeysEquated; then nothing is written.
+    Raises the database's errors, and KeysEquated; then nothing is written.
     """
     using = router.db_for_write(Souvenir)
     batch = Batch(entries, using, each_minute)
@@ -100,7 +100,7 @@ class Batch:
         for entry in entries:
             self.of_user[entry.user_pk].append(entry)
         self.skips = can_skip_locked(using)
-        # Not as it was when the visits were queued: what others wrote since is no clock's mistake
+        # As of now, not of when the visits were queued: later times of others are not in the future
         self.latest = table.latest()
         self.marked: set[int] = set()
 
@@ -112,13 +112,13 @@ class Batch:
         new = [user_pk for user_pk in new if user_pk in self.of_user]
         due = [entry for entry in due if entry.user_pk in self.of_user]
         if new:
-            self.skip(set(new) - ordinals.without_rival(new, self.using))
+            self.skip(set(new) - ordinals.without_concurrent_insert(new, self.using))
             new = [user_pk for user_pk in new if user_pk in self.of_user]
         if new:
             table.insert_all(sorted(new, key=str), self.using)
             made = self.lock_rows(new)
             self.skip(set(new) - set(made))
-            # Another process has made the row since, and perhaps written the slot
+            # Another process has created the row since then, and perhaps written the slot
             self.skip({user for user, (_, seen) in made.items() if seen is not None})
             known |= made
         due = [entry for entry in due if entry.user_pk in self.of_user]
@@ -137,19 +137,20 @@ class Batch:
             self.outcome.skipped += self.of_user.pop(user_pk)
 
     def lock_last_seen(self) -> Known:
-        """Lock the LastSeen rows of these users that nobody holds, and skip whose somebody does."""
+        """Lock the LastSeen rows of these users; skip users whose row is locked already."""
         known = self.lock_rows(list(self.of_user))
         if rest := [user_pk for user_pk in self.of_user if user_pk not in known]:
             rows = LastSeen.objects.using(self.using).filter(user_id__in=rest)
-            self.skip(self.asked(rest, rows.values_list("user_id", flat=True)))
+            self.skip(self.requested_keys(rest, rows.values_list("user_id", flat=True)))
         return known
 
     def lock_rows(self, user_pks: Sequence[Any]) -> Known:
         rows = table.lock_rows(user_pks, self.using, skip_locked=self.skips)
-        return dict(zip(self.asked(user_pks, rows), rows.values()))
+        return dict(zip(self.requested_keys(user_pks, rows), rows.values()))
 
-    def asked(self, user_pks: Collection[Any], found: Iterable[Any]) -> list[Any]:
-        """For each key that the database found, that which it was asked for."""
+    def requested_keys(self, user_pks: Collection[Any], found: Iterable[Any]) -> list[Any]:
+        """Return, for each key that the database found, the key it was queried for. They differ if
+        the database treats different keys as equal."""
         found = list(found)
         if set(found) <= set(user_pks):
             return found
@@ -158,15 +159,15 @@ class Batch:
         return [*self.of_user] * len(found)
 
     def existing(self, user_pks: set[Any], using: str | None = None) -> set[Any]:
-        """Those of the keys that users have."""
-        found = set(self.asked(user_pks, existing_users(user_pks, using)))
-        if found and (rest := user_pks - found):  # perhaps it took two keys for one
-            found |= set(self.asked(rest, existing_users(rest, using)))
+        """Return those keys that belong to existing users."""
+        found = set(self.requested_keys(user_pks, existing_users(user_pks, using)))
+        if found and (rest := user_pks - found):  # perhaps it treats two keys as equal
+            found |= set(self.requested_keys(rest, existing_users(rest, using)))
         return found
 
     def due_entries(self, known: Known) -> list[Entry]:
-        """The entries whose souvenir is to be written. A last-seen time before the slot says so;
-        one in the slot, or after it, may come from elsewhere: then look for the row."""
+        """Return the entries whose souvenir has to be written: those with a last-seen time before
+        the slot. A time in the slot or after it may have another origin: then look for the row."""
         due, unsure = [], []
         for user_pk, entries in self.of_user.items():
             _, seen = known.get(user_pk, (0, None))
@@ -185,7 +186,7 @@ class Batch:
         return due
 
     def written_slots(self, entries: Sequence[Entry]) -> set[tuple[Any, float]]:
-        """Of these entries, user and slot of those with a souvenir. One query."""
+        """Return the user and slot of those entries that have a souvenir. One query."""
         if not entries:
             return set()
         user_pks = {entry.user_pk for entry in entries}
@@ -198,23 +199,23 @@ class Batch:
         )
         found = set()
         pairs = list(rows.values_list("user_id", "when"))
-        asked = self.asked(user_pks, (user_pk for user_pk, _ in pairs))
-        for user_pk, (_, when) in zip(asked, pairs):
+        requested = self.requested_keys(user_pks, (user_pk for user_pk, _ in pairs))
+        for user_pk, (_, when) in zip(requested, pairs):
             t = timestamps.to_seconds(when)
             found |= {(user_pk, slot.start) for slot in slots if slot.start <= t < slot.end}
         return found
 
     def require_users(self, due: Iterable[Entry], new: Iterable[Any]) -> None:
-        """Keep the users of souvenirs from being deleted until the commit. Drop keys of nobody, and
-        skip users whom somebody is deleting."""
+        """Prevent users of souvenirs from being deleted until the commit. Drop keys without a user,
+        and skip users who are being deleted."""
         wanted = {*new, *(entry.user_pk for entry in due)}
         if not wanted:
             return
         if not has_constraint():
             self.drop(wanted - self.existing(wanted))
             return
-        # Whoever has inserted a new user's row shares a lock of the user, as a rule, and an insert
-        # of ours would wait for that
+        # A transaction that has inserted a new user's LastSeen row usually holds a shared lock on
+        # the user, and our insert would wait for it. Trying an exclusive lock reveals it
         alone = set() if checks_keys_late(self.using) else set(new)
         locked = self.lock_users(wanted - alone, shared=True)
         locked |= self.lock_users(alone, shared=False)
@@ -224,15 +225,16 @@ class Batch:
             self.drop(missing - existing)
 
     def lock_users(self, user_pks: set[Any], *, shared: bool) -> set[Any]:
-        return set(self.asked(user_pks, lock_users(user_pks, self.using, shared=shared)))
+        found = lock_users(user_pks, self.using, shared=shared)
+        return set(self.requested_keys(user_pks, found))
 
     def drop(self, user_pks: set[Any]) -> None:
         for user_pk in user_pks:
-            self.outcome.nobody += self.of_user.pop(user_pk)
+            self.outcome.missing += self.of_user.pop(user_pk)
 
     def move(self, known: Known, due: set[Any]) -> None:
         times: dict[int, int] = {}
-        minute_start = cache(_minute_start)  # most visits of a batch are of the same seconds
+        minute_start = cache(_minute_start)  # most visits of a batch are in the same few seconds
         for user_pk, entries in self.of_user.items():
             pk, seen = known[user_pk]
             newest = max((math.floor(e.last) for e in entries if e.last <= self.latest), default=-1)
@@ -250,8 +252,8 @@ class Batch:
         insert_times(Souvenir, ("user", "when"), rows, self.using)
 
     def mark(self) -> None:
-        """Mark the buckets of new souvenirs that have ended by now, also of those in doubt. The
-        clock is read again once all is written."""
+        """Mark the buckets of new souvenirs (and of those in doubt) that have ended by now. Read
+        the clock again after the marks are written."""
         while True:
             now = time.time()
             buckets = {bucket for bucket in self.buckets() if bucket + BUCKET <= now}
@@ -261,7 +263,7 @@ class Batch:
             self.marked |= buckets
 
     def mark_late(self) -> None:
-        """After the commit, mark the buckets that the roller may have read before it."""
+        """After the commit, mark buckets that the roller may have read before it."""
         if late := set(filter(may_be_rolled_up, self.buckets())) - self.marked:
             mark_buckets(late, self.using)
 

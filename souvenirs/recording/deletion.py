@@ -1,4 +1,4 @@
-"""Visits that wait for the writer, of users who are deleted before it has written them."""
+"""Write the queued visits of users who are about to be deleted."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from souvenirs.users import has_constraint
 
 
 def write_before_deletion(user_pks: Sequence[Any], using: str, **kwargs: Any) -> None:
-    """Write the visits that wait, of users who are about to be deleted, so that the history keeps
-    them. It receives the signal deleting_users."""
+    """Write the queued visits of users who are about to be deleted, so that the history keeps them.
+    Receiver of the signal deleting_users."""
     waiting = writer.queue.of_users(set(user_pks))
     if not waiting:
         return
-    # In the deletion's transaction, if it is of the same database. The entries stay, in case that
-    # fails; if it does not, the writer finds that they are nobody's
+    # In the deletion's transaction, if that is in the same database. The entries stay queued, in
+    # case it fails; if it does not, the writer finds that their users do not exist
     ours = using if has_constraint() else router.db_for_write(Souvenir)
     try:
         Souvenir.objects.using(ours).bulk_create(

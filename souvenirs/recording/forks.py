@@ -1,4 +1,4 @@
-"""The connections of a thread, and what a fork makes of them."""
+"""A thread's database connections, and how to abandon them after a fork."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ logger = logging.getLogger("souvenirs")
 
 
 class ThreadConnections:
-    """The drivers' connections that one thread has open. Call `note` and `close` in that thread."""
+    """The driver connections that one thread has open. Call `note` and `close` in that thread."""
 
     def __init__(self) -> None:
         self._open: list[Any] = []
         self._of_parents: list[Any] = []
 
     def note(self) -> None:
-        """Note which connections are open now."""
+        """Remember which connections are open now."""
         self._open = [
             wrapper.connection
             for wrapper in connections.all(initialized_only=True)
@@ -31,17 +31,17 @@ class ThreadConnections:
         self._open = []
 
     def after_fork(self) -> None:
-        """In the child, which has no such thread, leave the connections to the parent.
+        """In the child, where this thread does not exist, leave the connections to the parent.
 
-        Once nobody refers to them, some drivers say good-bye to the server, which would end the
-        parent's session: they are kept, and lead nowhere.
+        When such a connection is garbage-collected, some drivers end the session with the server,
+        which is the parent's. So they are kept, with their file descriptors on /dev/null.
         """
         null = os.open(os.devnull, os.O_RDWR)
         for driver in self._open:
             try:
                 os.dup2(null, driver.fileno())
             except Exception as error:  # closed by now, or a driver without `fileno`
-                logger.debug("A connection of the parent is left open: %r", error)
+                logger.debug("A connection of the parent process was left open: %r", error)
         os.close(null)
         self._of_parents += self._open
         self._open = []

@@ -1,4 +1,4 @@
-"""The site's hooks, whether to record and whom: what they see, and must not leave behind."""
+"""Call the site's hooks, SOUVENIRS_SHOULD_RECORD and SOUVENIRS_GET_USER, without side effects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from souvenirs.recording.requests import LOGGED_OUT
 from souvenirs.recording.sessions import read_only
 from souvenirs.users import is_key, principal_key
 
-# Attributes of the request that the hook may change by looking at them
+# Attributes of the request that a hook may change by reading them
 EXPOSED = (LOGGED_OUT, "session", "user", "_cached_user", "_acached_user")
 
 
@@ -25,8 +25,8 @@ def is_allowed(
     request: HttpRequest,
     response: HttpResponseBase,
 ) -> bool:
-    """Ask SOUVENIRS_SHOULD_RECORD. Raises TypeError if it is async: a coroutine would count as a
-    yes."""
+    """Call SOUVENIRS_SHOULD_RECORD. Raises TypeError if it is async: a coroutine would count as
+    True."""
     with exposed(request):
         answer = should_record(request, response)
     require_sync("SOUVENIRS_SHOULD_RECORD", answer)
@@ -38,8 +38,8 @@ def user_key(
     request: HttpRequest,
     response: HttpResponseBase,
 ) -> Any:
-    """The key of the user whose request it is, as SOUVENIRS_GET_USER says; None if it does not, or
-    names something that is not a user. Raises TypeError if it is async."""
+    """Return the key of the user that SOUVENIRS_GET_USER returns; None if it returns None, or
+    something that is not a user. Raises TypeError if it is async."""
     with exposed(request):
         answer = get_user(request, response)
     require_sync("SOUVENIRS_GET_USER", answer)
@@ -49,14 +49,14 @@ def user_key(
 def require_sync(name: str, answer: Any) -> None:
     if isawaitable(answer):
         if iscoroutine(answer):
-            answer.close()  # else Python warns that nobody awaited it
-        raise TypeError(f"{name} must not be async, and returned {answer!r}: name a plain function")
+            answer.close()  # otherwise Python warns that it was never awaited
+        raise TypeError(f"{name} must not be async, but returned {answer!r}: use a sync function")
 
 
 @contextmanager
 def exposed(request: HttpRequest) -> Iterator[None]:
-    """Let a hook look at session and user, also of a user who has just logged out. Afterwards the
-    request is as if nobody had looked."""
+    """Allow a hook to read session and user, even of a user who has just logged out. Afterwards,
+    restore the request as if they had not been read."""
     shown: Any = request
     before = {name: request.__dict__[name] for name in EXPOSED if name in request.__dict__}
     session, user = before.get("session"), before.get("user")

@@ -1,4 +1,4 @@
-"""Whom this process has recorded lately, so that most visits cost one look-up."""
+"""The users that this process recorded recently, so that most visits cost a single look-up."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from souvenirs.periods import Interval
 
 MAX_USERS = 50_000
 MAX_MISSING = 10_000
-MISSING_SECONDS = 60  # how long a key that no user has is remembered as such
+MISSING_SECONDS = 60  # how long to remember that no user has a key
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
 class Memory(Generic[K, V]):
-    """A dictionary that forgets what was not used lately, and never holds over 2 * `size` items.
+    """A dictionary that drops items not used recently, and never holds more than 2 * `size` items.
 
-    Two generations: a full young one becomes the old one, whose items move back when they are
-    asked for. So the common case is one look-up in `young`, with no bookkeeping. On a scoped site
-    each scope has its own items.
+    It has two generations: a full young one becomes the old one, whose items move back when they
+    are used. So the common case is one look-up in `young`, without bookkeeping. On a scoped site
+    each scope has separate items.
     """
 
     def __init__(self, size: int) -> None:
@@ -60,10 +60,10 @@ class Memory(Generic[K, V]):
 
 
 class RecentlyRecorded(NamedTuple):
-    """What this process has done for a user. Unix seconds.
+    """What this process has written for a user, in Unix seconds.
 
-    From `start` until `end` nothing is left to do: row and last-seen are written. From
-    `written_start` until `written_end` the row is.
+    From `start` until `end` there is nothing left to do: the row and the last-seen time are
+    written. From `written_start` until `written_end` the row is written.
     """
 
     start: float
@@ -77,15 +77,15 @@ class RecentlyRecorded(NamedTuple):
 
 @lru_cache(maxsize=8)
 def interned(*times: float) -> RecentlyRecorded:
-    """The same object for all users of a minute: each costs a dictionary's item only."""
+    """Return the same object for all users of a minute: each costs only a dictionary item."""
     return RecentlyRecorded(*times)
 
 
-hits = 0  # only grows: setting it back would lose what another thread adds meanwhile
+hits = 0  # only increases: resetting it could lose hits that another thread adds meanwhile
 
 
 class RecentMemory(Memory[K, RecentlyRecorded]):
-    """The users, or sessions, that this process has recorded lately."""
+    """The users, or sessions, that this process recorded recently."""
 
     def is_handled(self, key: Any, now: float) -> bool:
         """Return True, and count a hit, if nothing is left to do at `now`. This is the hot path."""
@@ -98,9 +98,9 @@ class RecentMemory(Memory[K, RecentlyRecorded]):
 
 
 recent_users: RecentMemory[Any] = RecentMemory(MAX_USERS)
-# By digests of session cookies: to what was done, not to whose they are
+# Digests of session cookies -> what was written; not who the users are
 recent_sessions: RecentMemory[bytes] = RecentMemory(MAX_USERS)
-# Keys that no user has, until when: those of stateless tokens whose users are elsewhere, say
+# Keys that no user has -> until when to remember that; from stateless tokens of other sites, say
 missing_users: Memory[Any, float] = Memory(MAX_MISSING)
 
 
@@ -111,13 +111,13 @@ def is_missing(user_pk: Any, now: float) -> bool:
 
 
 def remember_missing(user_pk: Any) -> None:
-    """No user has this key."""
+    """Remember that no user has this key."""
     recent_users.forget(user_pk)
     missing_users[user_pk] = time.time() + MISSING_SECONDS
 
 
 def note_row(user_pk: Any, slot: Interval) -> None:
-    """The user's souvenir of this slot is written, which is known of the present slot only."""
+    """Remember that the user's souvenir of this slot is written. Only the current slot counts."""
     known = recent_users.young.get(user_pk)
     if (
         known is not None
@@ -128,18 +128,18 @@ def note_row(user_pk: Any, slot: Interval) -> None:
 
 
 def forget_user(user_pk: Any) -> None:
-    """Remember nothing of this key: a user got it, or has lost it."""
-    for key in {user_pk, str(user_pk)}:  # tokens have it as text
+    """Forget this key: a user with it was created or deleted."""
+    for key in {user_pk, str(user_pk)}:  # tokens contain it as text
         recent_users.forget(key)
         missing_users.forget(key)
 
 
-_flushed = 0  # of the hits
+_flushed = 0  # how many of the hits
 _lock = threading.Lock()
 
 
 def drain_hits() -> int:
-    """How many visits process memory has answered since the last call."""
+    """Return how many visits process memory has answered since the last call."""
     global _flushed
     with _lock:
         new = hits - _flushed
@@ -148,7 +148,7 @@ def drain_hits() -> int:
 
 
 def clear() -> None:
-    """Forget everybody, as a restart of the process does."""
+    """Forget all users, as a restart of the process does."""
     global _flushed
     recent_users.clear()
     recent_sessions.clear()
@@ -157,7 +157,7 @@ def clear() -> None:
 
 
 def _after_fork() -> None:
-    """The hits so far are the parent's, and so is the lock."""
+    """Start over: the hits so far belong to the parent, and so does the lock."""
     global _flushed, _lock
     _flushed = hits
     _lock = threading.Lock()

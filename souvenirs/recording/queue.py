@@ -1,4 +1,4 @@
-"""Visits that wait for the writer: one entry for each user and slot of the rate limit."""
+"""The queue of visits for the writer: one entry per user and rate-limit slot."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 from souvenirs.periods import Interval
 
-MAX_ENTRIES = 50_000  # users' slots: 16 MiB with integer keys, see benchmarks/memory.py
+MAX_ENTRIES = 50_000  # 16 MiB with integer keys, see benchmarks/memory.py
 
 
 @dataclass(slots=True)
 class Entry:
-    """A user's visits in a slot that are still to be written. Times in unix seconds.
+    """A user's visits in a slot that are not written yet. Times in Unix seconds.
 
-    first, last: of these visits. The first is the souvenir's, the last moves last-seen.
-    visits: how many they are.
+    first, last: of these visits. The first is the souvenir's time, the last the last-seen time.
+    visits: the number of visits.
     has_row: True if this process knows that the slot's souvenir is written.
-    in_store: True if `last` has been given to a store that does not keep its times in the table.
-    in_doubt: True if a transaction has written the souvenir, but may have failed, or its late mark.
+    in_store: True if `last` has been written to a store that does not keep its times in the table.
+    in_doubt: True if a transaction wrote the souvenir, but it (or its late mark) may have failed.
     """
 
     user_pk: Any
@@ -46,11 +46,12 @@ class Entry:
 
 
 class VisitQueue:
-    """Any thread may use it. The oldest entries come first, and go first if there are too many."""
+    """A thread-safe queue. The oldest entries come first, and are the first to be dropped if there
+    are too many."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.queued = 0  # visits, ever
+        self.queued = 0  # visits, in total
         self.waiting_since: float | None = None  # on the monotonic clock, for the next `take`
         self._entries: dict[tuple[Any, float], Entry] = {}
 
@@ -58,7 +59,7 @@ class VisitQueue:
         return len(self._entries)
 
     def add(self, user_pk: Any, slot: Interval, t: float, has_row: bool) -> int:
-        """Add a visit. Return how many visits were dropped for it."""
+        """Add a visit. Return how many visits were dropped to make room."""
         key = user_pk, slot.start
         with self.lock:
             self.queued += 1
@@ -74,28 +75,28 @@ class VisitQueue:
             return self._drop() if len(self._entries) > MAX_ENTRIES else 0
 
     def take(self, count: int) -> list[Entry]:
-        """Take entries out, the oldest first."""
+        """Remove and return the oldest entries, at most `count`."""
         with self.lock:
             taken = [self._entries.pop(key) for key in list(islice(self._entries, count))]
             self.waiting_since = time.monotonic() if self._entries else None
         return taken
 
     def take_new_for_store(self) -> list[Entry]:
-        """Take out the entries that are not in the store."""
+        """Remove and return the entries that are not in the store."""
         with self.lock:
             keys = [key for key, entry in self._entries.items() if not entry.in_store]
             return [self._entries.pop(key) for key in keys]
 
     def of_users(self, user_pks: Container[Any]) -> list[Entry]:
-        """The entries of these users, which stay."""
+        """Return the entries of these users, without removing them."""
         if not self._entries:
             return []
         with self.lock:
             return [entry for entry in self._entries.values() if entry.user_pk in user_pks]
 
     def restore(self, entries: Iterable[Entry]) -> int:
-        """Put entries back, before those that came meanwhile. Return how many visits were dropped
-        for it."""
+        """Put entries back, before those that were added meanwhile. Return how many visits were
+        dropped to make room."""
         with self.lock:
             restored = {(entry.user_pk, entry.slot.start): entry for entry in entries}
             if not restored:

@@ -1,4 +1,4 @@
-"""A user was active -> a row, their last-seen time, process memory."""
+"""Record a visit at once: write the row and the last-seen time, and fill process memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def record(
     ratelimit: bool | float = True,
     check_duplicate: bool = False,
 ) -> str:
-    """`control.souvenez` of a visit that process memory could not answer."""
+    """Implement `control.souvenez` for a visit that process memory could not answer."""
     flush_hits()
     recording = Recording(user, when, ratelimit)
     result = recording.record(check_duplicate)
@@ -41,10 +41,10 @@ def record(
 
 
 class Recording:
-    """One visit: what is due, and what is done for it."""
+    """One visit: decide what has to be written, and write it."""
 
     def __init__(self, user: Any, when: datetime | None, ratelimit: bool | float) -> None:
-        self.key = key_of(user)  # what process memory is asked for
+        self.key = key_of(user)  # the key in process memory
         self.user_pk = clean_pk(user)
         # Whole microseconds, as databases keep: a row must not be rounded into the next slot
         self.now = time.time_ns() // 1_000 / 1_000_000
@@ -57,7 +57,10 @@ class Recording:
         self.default_limit = ratelimit is True
         self.limit = conf.ratelimit_seconds if ratelimit is True else _to_float(ratelimit)
         if not 0 <= self.limit < math.inf:
-            raise ValueError(f"ratelimit is {ratelimit!r}: give True, False or seconds from 0 up")
+            raise ValueError(
+                "ratelimit must be True, False or a non-negative number of seconds, not"
+                f" {ratelimit!r}"
+            )
         self.minute = slot_containing(self.t, conf.last_seen_seconds, conf.zone)
         self.slot = slot_containing(self.t, self.limit, conf.zone) if self.limit else None
         self.has_row = False
@@ -68,9 +71,9 @@ class Recording:
         scopes.note_database(self.using)
         connection = connections[self.using]
         self.is_nested = connection.in_atomic_block
-        # Where autocommit is off Django does not see the commit: nothing is remembered then
+        # With autocommit off, Django does not notice the commit, so nothing is remembered
         self.is_manual = not self.is_nested and not connection.get_autocommit()
-        # A visit as the writer writes them: a last-seen time in the slot is the claim on it
+        # As in the writer, a last-seen time in the slot serves as the claim
         self.is_claimed_in_table = (
             self.live
             and self.default_limit
@@ -79,10 +82,10 @@ class Recording:
         )
 
     def record(self, check_duplicate: bool) -> str:
-        """Write what is due. Raises as souvenez does."""
+        """Write what has to be written. Raises the errors of souvenez."""
         try:
             return self.write_unless_limited(check_duplicate)
-        except (IntegrityError, DataError):  # DataError: of a key that is too large
+        except (IntegrityError, DataError):  # DataError: a key that is too large
             require_user(self.user_pk)
             raise
 
@@ -95,45 +98,48 @@ class Recording:
         written_until = claim.until if claim else 0
         if not self.is_nested:
             self.after_commit(is_written, written_until)
-        elif scopes.is_scoped():  # the commit may come in another scope
+        elif scopes.is_scoped():  # the commit may happen in another scope
             with transaction.atomic(using=self.using):
                 self.move_last_seen(is_written)
             self.on_commit(partial(self.remember, written_until))
         else:
-            # Last-seen waits for the commit of a transaction that is not ours: that may last, and
-            # must not hold the user's row locked meanwhile.
+            # In the caller's transaction, write last-seen after the commit: the transaction may
+            # last long, and must not keep the user's row locked.
             self.on_commit(partial(self.after_commit, is_written, written_until))
         return result
 
     def claim(self) -> Claim | None:
-        """The claim on the slot; None where there is no limit."""
+        """Claim the slot; return None if there is no limit."""
         if self.slot is None:
             return None
         if self.default_limit:
             known = memory.recent_users.get(self.user_pk)
             if known is not None and known.has_row(self.t):
-                self.has_row = True  # last-seen was written with the slot's souvenir
+                self.has_row = True  # the last-seen row was written with the slot's souvenir
                 return Claim("", False, self.slot.end)
         if self.is_claimed_in_table:
             return Claim("", True, self.slot.end)
         claim = throttle.claim(self.user_pk, self.slot, self.limit)
         is_confirmed = not claim.granted and claim.until == self.slot.end
         if is_confirmed and not self.has_last_seen():
-            # Every user with a souvenir has that row. So the slot was written for a user who was
-            # deleted since, and this is a new one with the same key.
+            # Every user with a souvenir has a LastSeen row. So the slot was written for a user who
+            # was deleted since then, and this is a new user with the same key.
             return claim._replace(granted=True)
         return claim
 
     def write(self, claim: Claim | None, check_duplicate: bool) -> str:
-        """Write the row, and last-seen in the same transaction where that is ours."""
+        """Write the row, and the last-seen time in the same transaction unless it is the caller's.
+
+        In the caller's, `after_commit` writes the last-seen time.
+        """
         try:
             with transaction.atomic(using=self.using):
                 if self.is_nested:
-                    # A foreign key is checked at the end of a transaction: in one that is not
-                    # ours, a key of nobody would make somebody else's commit fail.
+                    # Foreign keys are checked at the end of a transaction: in the caller's, the key
+                    # of a missing user would make the caller's commit fail.
                     require_user(self.user_pk)
                 else:
-                    # Last-seen first: deleting a user locks their rows in this order too
+                    # Last-seen first: deleting a user locks the rows in the same order
                     self.require_user_unless_constrained()
                     moved = table.touch(self.update(), self.using)
                     if self.is_claimed_in_table and not moved and self.has_souvenir():
@@ -145,7 +151,7 @@ class Recording:
                 else:
                     row = Souvenir(user_id=self.user_pk, when=self.when)
                     row.save(force_insert=True, using=self.using, announce=False)
-                    # When a transaction that is not ours will be over, nobody knows
+                    # It is not known when the caller's transaction ends
                     if self.is_nested or self.is_manual or time.time() >= self.bucket + BUCKET:
                         mark_dirty([row], self.using)
                         self.is_marked = True
@@ -160,13 +166,13 @@ class Recording:
         return result
 
     def on_commit(self, do: Callable[[], None]) -> None:
-        def follow_up() -> None:  # a function: Django logs its name if it fails, a partial has none
+        def follow_up() -> None:  # not a partial: Django logs the function's name if it fails
             do()
 
         transaction.on_commit(follow_up, using=self.using, robust=True)
 
     def after_commit(self, is_written: bool, written_until: float) -> None:
-        """Do what is left once the transaction has committed."""
+        """Update last-seen and process memory after the transaction has committed."""
         self.move_last_seen(is_written)
         self.remember(written_until)
 
@@ -200,7 +206,7 @@ class Recording:
         )
 
     def remember(self, written_until: float) -> None:
-        """Fill process memory. Only live visits do: memory is about the present."""
+        """Fill process memory, for live visits only: it is about the present."""
         if self.is_manual or not (self.live and self.default_limit and self.slot is not None):
             return
         if scopes.current() != self.scope:
@@ -221,7 +227,7 @@ class Recording:
         return found
 
     def has_souvenir(self) -> bool:
-        """Whether there is a souvenir of the slot: its last-seen time may come from elsewhere."""
+        """Return True if the slot has a souvenir: a last-seen time may have another origin."""
         assert self.slot is not None
         start, end = map(timestamps.to_datetime, self.slot)
         rows = Souvenir.objects.using(self.using).between(start, end)
@@ -241,5 +247,5 @@ class Recording:
 def _to_float(number: float) -> float:
     try:
         return float(number)
-    except OverflowError:  # of a whole number that is larger than any float
+    except OverflowError:  # an integer larger than any float
         return math.inf

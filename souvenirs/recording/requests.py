@@ -1,4 +1,4 @@
-"""Whose request is it? What the view has loaded says so, at no cost."""
+"""Find the user of a request among what the view has loaded, without a query."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ LOGGED_IN = "_souvenirs_logged_in"
 
 
 class LoggedOut(NamedTuple):
-    """The user who has logged out with a request, and the data of their session."""
+    """A user who logged out in a request, and the data of their session."""
 
     user: Any
     session: dict[str, Any]
 
 
 def loaded_user_pk(request: HttpRequest) -> tuple[Any, bool]:
-    """The signed-in user's key, None for nobody; and whether that is known without the session.
+    """Return the signed-in user's key, or None; and whether that is certain without the session.
 
-    Look at what was loaded, and load nothing: reading request.user would read the session, and put
-    `Vary: Cookie` on the response.
+    Use only what was loaded already: reading request.user would read the session, and put `Vary:
+    Cookie` on the response.
     """
     attributes = request.__dict__
     user = attributes.get("user")
@@ -47,8 +47,8 @@ def loaded_user_pk(request: HttpRequest) -> tuple[Any, bool]:
 def remember_logged_in_user(
     request: HttpRequest | None = None, user: Any = None, **kwargs: Any
 ) -> None:
-    """A user who logs in for later requests, with a token of allauth's headless API say, is not
-    request.user when the response passes."""
+    """Remember a user who logs in for later requests, such as with a token of allauth's headless
+    API: request.user will not be that user when the middleware sees the response."""
     if request is not None:
         setattr(getattr(request, "_request", request), LOGGED_IN, user)
 
@@ -57,11 +57,12 @@ def remember_logged_in_user(
 def remember_logged_out_user(
     request: HttpRequest | None = None, user: Any = None, **kwargs: Any
 ) -> None:
-    """A user who logs out was active, but request.user will be nobody when the response passes."""
+    """Remember a user who logs out: they were active, but request.user will be anonymous when the
+    middleware sees the response."""
     if request is None or user is None:
         return
     session = getattr(request, "session", None)
-    # `accessed`, as it is when Django logs out: else to look would put `Vary` on the response
+    # Only if `accessed`, as when Django logs out: otherwise reading it would add `Vary`
     data = dict(session.items()) if isinstance(session, SessionBase) and session.accessed else {}
-    # On the request that REST framework wraps, if it does
+    # Set it on the original request, which REST framework may have wrapped
     setattr(getattr(request, "_request", request), LOGGED_OUT, LoggedOut(user, data))

@@ -1,4 +1,4 @@
-"""What becomes of visits, and the signal that says so."""
+"""The results of recording visits, and the signals that report them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose session is it? Read once a minute, through a store that writes nothing."""
+"""Find the user of a session: look it up once a minute, through a store that does not write."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from django.utils.crypto import constant_time_compare
 from souvenirs.recording.memory import MAX_USERS, Memory
 from souvenirs.users import principal_key
 
-# How many look-ups of sessions without a user a process makes in a second. It bounds what a flood
-# of invented cookies costs; a session that was good before is not subject to it.
+# How many sessions without a user a process looks up per second. This bounds the cost of a flood of
+# invented cookies; it does not apply to sessions that had a user before.
 LOOKUPS_PER_SECOND = 50
 UNKNOWN_SECONDS = 60  # how long a session without a user is remembered as such
 
-# By digests of session cookies, until when
+# Digests of session cookies -> until when they count as unknown, in Unix seconds
 unknown_sessions: Memory[bytes, float] = Memory(MAX_USERS)
 digest_key = os.urandom(16)
 
@@ -61,8 +61,8 @@ def forget() -> None:
 
 
 def is_plausible(cookie: str) -> bool:
-    """Whether a session may have this key: printable ASCII, as those of every store are. Databases
-    raise errors for some of the others."""
+    """Return True if this may be a session key: printable ASCII, as in every store. Databases raise
+    errors for some other strings."""
     return cookie.isascii() and cookie.isprintable()
 
 
@@ -71,7 +71,7 @@ def digest_of(cookie: str) -> bytes:
 
 
 def may_look_up(digest: bytes, now: float, *, was_good: bool) -> bool:
-    """Whether to read a session now. `was_good`: it had a user before."""
+    """Return True if a session may be looked up now. was_good: whether it had a user before."""
     until = unknown_sessions.get(digest)
     if until is not None and now < until:
         return False
@@ -79,28 +79,28 @@ def may_look_up(digest: bytes, now: float, *, was_good: bool) -> bool:
 
 
 def look_up(store: type[SessionBase], cookie: str, digest: bytes) -> Any:
-    """The key of the user signed in with this session, None if there is none. That is remembered,
-    and so is an error."""
+    """Return the key of the user signed in with this session, or None. Remember a session without a
+    user, or with an error."""
     key = None
     try:
         key = principal_key(session_user(read_only(store)(cookie)))
     finally:
         if key is None:
-            remember_fruitless(digest)
+            remember_failed_lookup(digest)
     return key
 
 
 def signed_in_by_cookie(store: type[SessionBase], cookie: str) -> str | None:
-    """Return the key of the user that a signed cookie names; None if it names none, or is forged.
-    Queries nothing."""
+    """Return a text that identifies the user signed in by a signed cookie; None if there is none,
+    or the cookie is forged. Does not query the database."""
     session = read_only(store)(cookie)
     if session.get(SESSION_KEY) is None:
         return None
     return repr([session.get(key) for key in (SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_KEY)])
 
 
-def remember_fruitless(digest: bytes) -> None:
-    """A look-up has found nobody to record."""
+def remember_failed_lookup(digest: bytes) -> None:
+    """Remember that a look-up found no user to record."""
     now = time.time()
     failed_lookups.use(now)
     unknown_sessions[digest] = now + UNKNOWN_SECONDS
@@ -108,8 +108,8 @@ def remember_fruitless(digest: bytes) -> None:
 
 @lru_cache(maxsize=8)
 def read_only(store: type[SessionBase]) -> type[SessionBase]:
-    """A session store like `store` that does not write: some clean up, or replace the session, on
-    loading."""
+    """Return a subclass of `store` that does not write: some stores clean up or replace the session
+    when they load it."""
 
     def nothing(self: SessionBase, *args: Any, **kwargs: Any) -> None:
         self._session_key = None
@@ -118,10 +118,10 @@ def read_only(store: type[SessionBase]) -> type[SessionBase]:
 
 
 def session_user(session: SessionBase) -> Any:
-    """The user signed in with `session`, None if there is none.
+    """Return the user signed in with `session`, or None.
 
-    As django.contrib.auth.get_user decides, but without cycling the key or flushing the session,
-    which that does if SECRET_KEY was rotated or the password changed.
+    The rules are those of django.contrib.auth.get_user, but without cycling the key or flushing the
+    session, as it does if SECRET_KEY was rotated or the password changed.
     """
     user_id, backend = session.get(SESSION_KEY), session.get(BACKEND_SESSION_KEY, "")
     if user_id is None or backend not in settings.AUTHENTICATION_BACKENDS:
@@ -130,7 +130,7 @@ def session_user(session: SessionBase) -> Any:
     assert key is not None
     try:
         user: Any = load_backend(backend).get_user(key.to_python(user_id))
-    except ValidationError:  # of another user model, which the site had before
+    except ValidationError:  # the session is from a time with another user model
         return None
     if user is None or not hasattr(user, "get_session_auth_hash"):
         return user

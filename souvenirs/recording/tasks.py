@@ -1,4 +1,4 @@
-"""A request and its response -> what is left to record, and a way to do it that harms nobody."""
+"""Decide what to record for a request and its response, and do it without raising exceptions."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from souvenirs.recording.results import FAILED, SKIPPED, send_recorded
 from souvenirs.recording.writer import writer
 from souvenirs.users import UNSTORABLE, clean_key, clean_pk
 
-# Returns what souvenez does, None if there was nothing to write
+# Returns the result of souvenez; None if there was nothing to write
 RecordTask = Callable[[], str | None]
 
 
 def next_step(request: HttpRequest, response: HttpResponseBase) -> RecordTask | None:
-    """What is left to do for this request: nothing (None), as a rule. It never raises."""
+    """Return what is left to do for this request: usually nothing (None). Never raises."""
     try:
         if not conf.enabled:
             return None
         task = _user_task(request, response)
         if task is not None and not scopes.has_table(Souvenir):
-            return None  # in the schema that tenants share, say
+            return None  # such as in the schema that tenants share
         if task is None or conf.should_record is None:
             return task
         return partial(run_if_allowed, conf.should_record, request, response, task)
@@ -47,9 +47,9 @@ def next_step(request: HttpRequest, response: HttpResponseBase) -> RecordTask | 
 
 
 def run_safely(task: RecordTask) -> None:
-    """Do what is left. Whatever goes wrong is counted and logged, and stays here."""
+    """Run a task. Exceptions are counted and logged, but not raised."""
     try:
-        if writer.is_used():  # then the database is the writer's concern
+        if writer.is_used():  # then the writer handles failures of the database
             task()
             return
     except Exception as error:
@@ -76,7 +76,7 @@ def run_if_allowed(
     response: HttpResponseBase,
     task: RecordTask,
 ) -> str | None:
-    """Do what is left if the site's hook agrees."""
+    """Run a task if SOUVENIRS_SHOULD_RECORD allows it."""
     if is_allowed(should_record, request, response):
         return task()
     send_recorded(SKIPPED)
@@ -110,7 +110,7 @@ def _session_task(request: HttpRequest) -> RecordTask | None:
     if memory.recent_sessions.is_handled(digest, now):
         return None
     if isinstance(session, SignedCookieStore):
-        # The cookie is the session: a new one at each save is not a new session
+        # The cookie contains the session: it changes at each save, but that is not a new session
         signed_in = sessions.signed_in_by_cookie(type(session), cookie)
         if signed_in is None:
             return None
@@ -124,7 +124,8 @@ def _session_task(request: HttpRequest) -> RecordTask | None:
 
 
 def record_user(key: Any) -> str | None:
-    """Record the user with this key. None if another request has done so, or there is none."""
+    """Record the user with this key. Return None if another request has done so, or there is no
+    such user."""
     now = time.time()
     if memory.recent_users.is_handled(key, now) or memory.is_missing(key, now):
         return None
@@ -133,7 +134,7 @@ def record_user(key: Any) -> str | None:
         return None if task is None else task()
     try:
         clean_pk(key)
-    except (TypeError, ValueError):  # a service's name, say, in a token: users have no such keys
+    except (TypeError, ValueError):  # not a user's key, but a service's name in a token, say
         return None
     try:
         return record(key)
@@ -143,9 +144,10 @@ def record_user(key: Any) -> str | None:
 
 
 def queue_user(key: Any, now: float) -> RecordTask | None:
-    """Leave the user with this key to the writer, who may need a task to be done for it."""
+    """Queue a visit of the user with this key for the writer. If the writer is stalled, return a
+    task that writes a batch in its place."""
     user_pk = clean_key(key)
-    if user_pk is UNSTORABLE:  # a service's name, say, in a token
+    if user_pk is UNSTORABLE:  # a service's name in a token, say
         return None
     now = int(now * 1_000_000) / 1_000_000  # so that no row is rounded into the next slot
     window = windows.containing(now)
@@ -155,11 +157,11 @@ def queue_user(key: Any, now: float) -> RecordTask | None:
     memory.recent_users[user_pk] = recent = window.with_row if has_row else window.without_row
     if key is not user_pk:
         memory.recent_users[key] = recent
-    return stand_in if writer.is_stalled() else None
+    return write_if_stalled if writer.is_stalled() else None
 
 
-def stand_in() -> str | None:
-    writer.stand_in()
+def write_if_stalled() -> str | None:
+    writer.write_if_stalled()
     return None
 
 
@@ -180,9 +182,10 @@ def record_session(store: type[SessionBase], cookie: str, digest: bytes) -> str 
     result = record_user(key)
     entry = memory.recent_users.get(key)
     if entry is not None:
-        # By the cookie too, where that is another digest: one that does not change is one look-up
+        # Remember the cookie too, if its digest is different: while it does not change, a visit
+        # takes one look-up
         for known in {digest, sessions.digest_of(cookie)}:
             memory.recent_sessions[known] = entry
     elif result is None:
-        sessions.remember_fruitless(digest)
+        sessions.remember_failed_lookup(digest)
     return result

@@ -1,6 +1,7 @@
-"""Users come and go, and another may get the same key: this process must remember nothing of it.
+"""Forget users who are created or deleted: a new user may get the key of a deleted one.
 
-Other processes learn of it from the database: see `recorder.Recording.claim`.
+This applies to the process's memory. Other processes find out from the database: see
+`recorder.Recording.claim`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from souvenirs.users import key_of
 
 
 def forget_user(instance: models.Model, using: str, created: bool = True, **kwargs: Any) -> None:
-    """post_save and post_delete of a user: forget the key now, and when that is committed, since
-    other threads see the former state up to then."""
+    """post_save and post_delete of a user: forget the key now, and again after the commit, since
+    other threads see the old state until then."""
     if not created:
         return
-    user_pk = key_of(instance)  # Django takes it from the instance once that is deleted
+    user_pk = key_of(instance)  # read now: Django clears it after the deletion
 
     def forget() -> None:
         memory.forget_user(user_pk)
@@ -30,7 +31,7 @@ def forget_user(instance: models.Model, using: str, created: bool = True, **kwar
 
 
 def connect() -> None:
-    """Listen to the user model, its proxies, and models that inherit from it."""
+    """Connect to the user model, its proxies, and models that inherit from it."""
     user_model = get_user_model()._meta.concrete_model
     assert user_model is not None
     for model in apps.get_models():

@@ -1,4 +1,4 @@
-"""The window of time in which one record of a user will do, computed once for all users."""
+"""The window of time in which one record of a user is enough, computed once for all users."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from souvenirs.recording.memory import RecentlyRecorded
 
 
 class Window(NamedTuple):
-    """From `start` until `end` are the minute and the rate limit's slot that hold the present.
+    """The overlap, from `start` until `end`, of the current minute and the current rate-limit slot.
 
-    with_row, without_row: what process memory remembers of users recorded in it, whose souvenir of
-    the slot is known to be written, or not.
+    with_row, without_row: what process memory remembers about users recorded in it, depending on
+        whether their souvenir of the slot is known to be written.
     """
 
     start: float
@@ -29,7 +29,7 @@ _window: Window | None = None
 
 
 def containing(now: float) -> Window:
-    """The window that holds `now`, with a rate limit."""
+    """Return the window that contains `now`. There must be a rate limit."""
     global _window
     window = _window
     if window is None or not window.start <= now < window.end:

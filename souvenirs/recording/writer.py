@@ -1,8 +1,8 @@
-"""The queue's writer: a thread that writes what has gathered, while there is something to write.
+"""The queue's writer: a thread that writes queued visits in batches.
 
-It starts with the first visit that is queued, and ends, with its connections, when nothing came for
-IDLE_SECONDS. Where it gets no time to run, as under uWSGI without threads, visits write in its
-place.
+It starts with the first queued visit, and ends, and closes its connections, after IDLE_SECONDS
+without visits. Where threads do not get to run, as under uWSGI without threads, requests write
+batches in its place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from souvenirs.logs import LogLimit
 from souvenirs.models import Souvenir
 from souvenirs.periods import Interval
 from souvenirs.recording import batch, memory
-from souvenirs.recording.failures import breaker, is_conflict, is_servers
+from souvenirs.recording.failures import breaker, is_conflict, is_server_failure
 from souvenirs.recording.forks import ThreadConnections
 from souvenirs.recording.queue import Entry, VisitQueue
 from souvenirs.recording.results import (
@@ -49,15 +49,15 @@ logger = logging.getLogger("souvenirs")
 
 BATCH_SIZE = 500  # entries in a transaction
 IDLE_SECONDS = 10
-EXIT_SECONDS = 3  # how long the end of a process may wait for its last visits
-RETRY_SECONDS = 0.05  # at that end, for rows that somebody holds
+EXIT_SECONDS = 3  # how long a process may take at its exit to write the last visits
+RETRY_SECONDS = 0.05  # between attempts then, if rows are locked
 
 _log_limit = LogLimit()
 
 
 @cache
 def has_writer(using: str) -> bool:
-    """Whether the settings let a thread write to this database."""
+    """Return True if the settings allow a thread to write to this database."""
     scopes.note_database(using)
     is_wanted = bool(conf.flush_seconds and conf.ratelimit_seconds) and not scopes.is_scoped()
     return is_wanted and takes_writers(using)
@@ -71,7 +71,7 @@ setting_changed.connect(_on_setting_changed)
 
 
 class Writer:
-    """Any thread may use it."""
+    """The queue and its thread. Any thread may call the public methods."""
 
     def __init__(self) -> None:
         self._connections = ThreadConnections()
@@ -83,18 +83,18 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()  # the thread's
         self._stop_at = 0.0
-        self._skipped: list[Entry] = []  # by this flush: they come after all others
-        self._queued = 0  # of the visits queued, those that the signal has been sent for
+        self._skipped: list[Entry] = []  # by this flush: they are tried again after all others
+        self._queued = 0  # visits for which the signal visits_queued has been sent
 
     # Visits
 
     def is_used(self) -> bool:
-        """Whether visits of this thread wait for the writer, rather than being written at once."""
+        """Return True if visits of this thread are queued rather than written at once."""
         using = router.db_for_write(Souvenir)
         return has_writer(using) and not in_transaction(using)
 
     def add(self, user_pk: Any, slot: Interval, t: float, has_row: bool) -> None:
-        """Leave a visit to the writer. It raises nothing, and asks no server."""
+        """Queue a visit. Raises nothing, and does not use the network."""
         dropped = self.queue.add(user_pk, slot, t, has_row)
         if dropped:
             self._note_dropped(dropped)
@@ -102,14 +102,14 @@ class Writer:
             self._start()
 
     def is_stalled(self) -> bool:
-        """Whether visits wait so long that the thread cannot be at work."""
+        """Return True if visits have been queued for so long that the thread cannot be running."""
         since = self.queue.waiting_since
         if since is None or breaker.is_open:
             return False
         return time.monotonic() - since > max(1.0, 2 * conf.flush_seconds)
 
-    def stand_in(self) -> None:
-        """Write a batch in this thread, unless somebody does now."""
+    def write_if_stalled(self) -> None:
+        """Write a batch in the calling thread, unless another thread is writing one."""
         if not self.is_stalled() or not self._flushing.acquire(blocking=False):
             return
         try:
@@ -132,7 +132,7 @@ class Writer:
             self._thread, self._stop = thread, stop
         try:
             thread.start()
-        except RuntimeError as error:  # no more threads: visits will write
+        except RuntimeError as error:  # no more threads: requests will write
             self._thread = None
             breaker.failure(error, opens=False)
 
@@ -145,7 +145,7 @@ class Writer:
                     idle_since = time.monotonic()
                     self.flush()
                 if is_last:
-                    self._finish()  # a visit that comes from here on starts another thread
+                    self._finish()  # a visit after this starts another thread
                     return
                 if time.monotonic() - idle_since > IDLE_SECONDS and self._may_end():
                     return
@@ -155,14 +155,14 @@ class Writer:
             self._connections.close()
 
     def _may_end(self) -> bool:
-        with self.queue.lock:  # so no visit can be added between the look and the end
+        with self.queue.lock:  # so that no visit is added between the check and the end
             if self.queue:
                 return False
             self._thread = None
             return True
 
     def _finish(self) -> None:
-        """Write what is left until the time of `stop` is over, or the database fails."""
+        """Write what is left, until the time given to `stop` is over or the database fails."""
         breaker.untried()
         while not self._may_end() and time.monotonic() < self._stop_at:
             if not self.flush():
@@ -171,8 +171,8 @@ class Writer:
                 time.sleep(RETRY_SECONDS)
 
     def flush(self) -> bool:
-        """Write all that is queued. Return False if the database fails. What is locked by somebody
-        stays in the queue."""
+        """Write all queued visits. Return False if the database fails. Visits whose rows are locked
+        stay in the queue."""
         with self._flushing, dropping_dead_connections():
             left = len(self.queue)
             try:
@@ -180,7 +180,7 @@ class Writer:
                     if not self._flush_batch():
                         return False
                     left -= BATCH_SIZE
-            except Exception as error:  # of the settings, say
+            except Exception as error:  # wrong settings, say
                 self._note_failure(error, opens=False)
                 return False
             finally:
@@ -188,8 +188,8 @@ class Writer:
         return True
 
     def stop(self, seconds: float = EXIT_SECONDS) -> bool:
-        """Write what is queued, end the thread, and close its connections. Return False if that
-        takes longer. The next visit starts another thread."""
+        """Write queued visits, end the thread, and close its connections. Return False if that
+        takes longer than `seconds`. The next visit starts another thread."""
         thread = self._thread
         if thread is None or not thread.is_alive():
             return not self.queue or (self.flush() and not self.queue)
@@ -199,7 +199,7 @@ class Writer:
         return not (thread.is_alive() or self.queue)
 
     def discard(self) -> None:
-        """Forget what is queued, as the end of a process without warning does."""
+        """Forget queued visits, as when a process is killed."""
         self.queue.clear()
         if self._thread is not None:
             self.stop()
@@ -225,7 +225,7 @@ class Writer:
                 self._restore(entries)
             return False
         entries = self.queue.take(BATCH_SIZE)
-        # Where the table has not every move, and the souvenir is written, the store is all there is
+        # With times outside the table, visits whose souvenir is written go to the store only
         limited = [] if store.in_table else [entry for entry in entries if entry.has_row]
         due = [entry for entry in entries if store.in_table or not entry.has_row]
         works = self._write_all(batch.split(due))
@@ -238,8 +238,8 @@ class Writer:
         return works is not False
 
     def _write_all(self, batches: Iterable[Sequence[Entry]]) -> bool | None:
-        """Write batches, until the database fails. Return True if it works, False if it does not,
-        None if that is unknown."""
+        """Write batches until the database fails. Return True if it works, False if it does not,
+        and None if that is unknown."""
         waiting, works = deque(batches), None
         try:
             while waiting and works is not False:
@@ -263,7 +263,7 @@ class Writer:
             if threading.current_thread() is self._thread:
                 self._connections.note()
         self._skipped += outcome.skipped
-        for entry in outcome.nobody:
+        for entry in outcome.missing:
             memory.remember_missing(entry.user_pk)
             send_recorded(SKIPPED, entry.user_pk, entry.visits)
         written = [*outcome.added, *outcome.limited]
@@ -274,19 +274,19 @@ class Writer:
         return True
 
     def _handle(self, error: Exception, entries: Sequence[Entry]) -> bool | None:
-        opens = is_servers(error) and not is_conflict(error)
+        opens = is_server_failure(error) and not is_conflict(error)
         self._note_failure(error, opens=opens)
         if is_conflict(error):
             self._skipped += entries
             return None
         if opens:
             if threading.current_thread() is self._thread:
-                self._connections.close()  # to ask a frozen server whether it is there would wait
+                self._connections.close()  # a health check of a frozen server would wait
             if not get_store().in_table:
                 self._give_to_store(entries, confirmed=False)
             self._restore(entries)
             return False
-        if len(entries) == 1:  # it is to blame: a key that the column cannot hold, say
+        if len(entries) == 1:  # it is the cause: a key that does not fit the column, say
             send_recorded(FAILED, entries[0].user_pk, entries[0].visits)
             return None
         half = len(entries) // 2
@@ -297,8 +297,8 @@ class Writer:
         write_failed.send_robust(sender=Souvenir)
 
     def _give_to_store(self, entries: Sequence[Entry], *, confirmed: bool) -> None:
-        """Move last-seen times in the store. confirmed: the table has just said that the users
-        exist."""
+        """Move last-seen times forward in the store. confirmed: whether the table has just shown
+        that the users exist."""
         store = get_store()
         if store.in_table:
             return
@@ -339,10 +339,10 @@ class Writer:
     def _note_dropped(self, visits: int) -> None:
         send_recorded(FAILED, count=visits)
         if _log_limit.allows("dropped"):
-            logger.error("Too many visits wait for the database: the oldest are dropped")
+            logger.error("Too many visits are queued for the database: dropping the oldest")
 
     def after_fork(self) -> None:
-        """Begin with nothing: what is queued belongs to the parent."""
+        """Start with an empty queue: queued visits belong to the parent."""
         self._connections.after_fork()
         self._reset()
 
