@@ -9,7 +9,7 @@ class SouvenirsConfig(AppConfig):
     def ready(self) -> None:
         from souvenirs import checks  # noqa: F401  (registers the checks)
         from souvenirs.history import marks
-        from souvenirs.history.deletion import follow_deletion
+        from souvenirs.history.deletion import keep_history_of_deleted
         from souvenirs.lastseen import table
         from souvenirs.recording import turnover
         from souvenirs.recording.deletion import write_before_deletion
@@ -18,5 +18,5 @@ class SouvenirsConfig(AppConfig):
         souvenirs_written.connect(table.catch_up)
         souvenirs_written.connect(marks.mark_dirty)
         deleting_users.connect(write_before_deletion)
-        deleting_users.connect(follow_deletion)
+        deleting_users.connect(keep_history_of_deleted)
         turnover.connect()

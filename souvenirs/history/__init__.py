@@ -1,1 +1,1 @@
-"""Between? Rows -> bitmaps of closed intervals -> numbers."""
+"""The history: roll up rows into bitmaps of closed intervals, and count users from them."""

@@ -1,4 +1,4 @@
-"""How many accounts there are, and were at the end of each day."""
+"""Count accounts, now and at the end of each day."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from souvenirs.users import column, has_date_joined
 
 
 class Totals(NamedTuple):
-    """Accounts, and those of them with is_active (all, where the user model has no such column)."""
+    """Accounts, and those of them with is_active (all, if the user model has no such column)."""
 
     registered: int
     activated: int
 
 
 def as_of(when: datetime) -> Totals | None:
-    """The accounts that exist now and had joined before `when`; `is_active` as it is now.
+    """Count the existing accounts that joined before `when`, with their current `is_active`.
 
-    None, with nothing queried, where the user model has no datetime column `date_joined`.
+    Return None, without a query, if the user model has no datetime column `date_joined`.
     """
     if not has_date_joined():
         return None
@@ -43,8 +43,8 @@ def as_of(when: datetime) -> Totals | None:
 
 
 def close_days(until: float) -> None:
-    """Keep the totals of the days that ended up to `until` (unix seconds) and have none: of the
-    last such day, and from the first day that is kept on, of all days."""
+    """Store the totals of days that ended by `until` (Unix seconds) and have none: of all days
+    after the last one with totals, or only of the last day if there are no totals at all."""
     kept = AccountTotals.objects.using(router.db_for_write(AccountTotals))
     last = kept.order_by("-end").first()
     day = previous_calendar_period("day", until, conf.zone)
@@ -69,12 +69,12 @@ def close_days(until: float) -> None:
 def as_of_all(
     ends: Sequence[float], database: Callable[[type[Model]], str] = router.db_for_read
 ) -> list[Totals] | list[tuple[None, None]]:
-    """The accounts there were at each of `ends` (unix seconds), in a constant number of queries.
-    `database` is asked for the alias from which to read a model.
+    """Count the accounts at each of `ends` (Unix seconds), in a constant number of queries.
+    `database` returns the alias from which to read a model.
 
-    Between the first day that is kept and the last one, they are the totals of the day before, plus
-    those of the existing accounts that joined since. At other times they are as in `as_of`; pairs
-    of None where that returns None.
+    Between the first and the last day with stored totals, the result is the totals of the day
+    before, plus the existing accounts that joined since then. At other times it is that of `as_of`,
+    with pairs of None instead of None.
     """
     if not has_date_joined():
         return [(None, None)] * len(ends)
@@ -110,8 +110,8 @@ def as_of_all(
 
 
 def _joined_before(cuts: Collection[float], using: str) -> dict[float, Totals]:
-    """`as_of` for each of the cuts, in one pass over the users: a count for each cut would read all
-    of them each time."""
+    """Compute `as_of` for each of the cuts, in one pass over the users: a count for each cut would
+    read all users each time."""
     if not cuts:
         return {}
     times = sorted({timestamps.to_datetime(cut) for cut in cuts})
@@ -134,8 +134,8 @@ def _joined_before(cuts: Collection[float], using: str) -> dict[float, Totals]:
 
 
 def _first_after(times: Sequence[datetime], low: int, high: int) -> Any:
-    """Which of the times, from the one at `low` to that at `high`, is the first after date_joined:
-    by bisection, in SQL."""
+    """Return an expression for the index of the first of these times, from `low` to `high`, that is
+    after date_joined: a bisection in SQL."""
     if low == high:
         return Value(low)
     middle = (low + high) // 2
@@ -144,5 +144,6 @@ def _first_after(times: Sequence[datetime], low: int, high: int) -> Any:
 
 
 def is_activated() -> Q:
-    """The condition of an account with is_active; all, where the user model has no such column."""
+    """Return the condition for accounts with is_active; for all accounts, if the user model has no
+    such column."""
     return Q(is_active=True) if column("is_active") else Q()

@@ -1,6 +1,6 @@
-"""Growth, retention and active days of consecutive periods: sets of users -> numbers. Pure.
+"""Compute growth, retention and active days of consecutive periods from sets of users. Pure.
 
-One ascending sweep over the users of disjoint intervals answers several series of periods at once.
+One ascending sweep over the users of disjoint intervals covers several series of periods at once.
 Users are numbers in bitmaps. In a period P, which follows the period P - 1 of its series:
 
     new          active in P and never before, and not joined before the record began
@@ -9,14 +9,14 @@ Users are numbers in bitmaps. In a period P, which follows the period P - 1 of i
     churned      active in P - 1 and not in P
 
 So active = new + retained + resurrected, and active(P) - active(P - 1) = new + resurrected -
-churned. The users new in P are its cohort; how many of them are active in P + k is its retention at
+churned. The new users of P are its cohort; the number of them active in P + k is its retention at
 age k.
 
-What the record does not reach back to is None, or left out: growth of a period whose previous one
-began before the record, the cohort of a period that did so itself. The first activity of users who
-joined before the record is unknown, so they are never new. Where it is not known when users
-joined, there are no new and resurrected users, and no cohorts, in periods that begin in the
-record's first SETTLING_SECONDS: most of those who seem new then are not.
+Figures that would need an earlier start of the record are None, or left out: the growth of a period
+whose previous period began before the record, and the cohort of a period that did so itself. The
+first activity of users who joined before the record is unknown, so they are never new. If it is not
+known when users joined, there are no new and resurrected users, and no cohorts, in periods that
+begin in the record's first SETTLING_SECONDS: most users who seem new then are not.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ SETTLING_SECONDS = 28 * 24 * 60 * 60
 
 
 class Record(NamedTuple):
-    """What is known of the time before the history.
+    """What is known about the time before the history.
 
-    start: when the record begins, unix seconds.
+    start: when the record begins, Unix seconds.
     joined_before: the users who joined before that; None if that is not known.
     """
 
@@ -47,13 +47,13 @@ class Record(NamedTuple):
     joined_before: BitMap | None
 
     def knows_first_activity(self, period: Interval) -> bool:
-        """Whether users can be said to be new in this period."""
+        """Return True if it is known which users are new in this period."""
         settled = self.start if self.joined_before is not None else self.start + SETTLING_SECONDS
         return settled <= period.start
 
 
 class Growth(NamedTuple):
-    """Users of a period, compared with the period before. None: not known."""
+    """Users of a period, compared with the period before it. None: not known."""
 
     new: int | None
     retained: int
@@ -62,7 +62,7 @@ class Growth(NamedTuple):
 
 
 class Retention(NamedTuple):
-    """How many users a cohort has, and how many of them were active in a period."""
+    """The size of a cohort, and the number of its users active in a period."""
 
     cohort: int
     retained: int
@@ -70,10 +70,10 @@ class Retention(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """Consecutive periods, each of which begins where the one before ends, and what is asked.
+    """Consecutive periods, each beginning where the previous one ends, and the figures to compute.
 
-    ages: of cohorts, in periods. 0 is the cohort itself.
-    window: also count on how many of the last so many periods users were active; 0: do not.
+    ages: the ages of cohorts, in periods; 0 is the cohort itself.
+    window: also count in how many of the last `window` periods users were active; 0: do not.
     """
 
     periods: tuple[Interval, ...]
@@ -82,15 +82,15 @@ class Series:
 
 
 class Figures(NamedTuple):
-    """What there is to say of one period.
+    """The figures of one period.
 
-    active: its users.
-    growth: None if the period before is not in the series, or began before the record.
-    retention: by age, that of the cohort which was so many periods old. Without those that are not
-        in the series, or not known.
-    active_days: how many users were active in exactly n of the `window` periods that end with this
-        one, at n; 0 at 0. None if the series does not ask for it, or begins within the window.
-    is_window_known: whether the window began after the record did.
+    active: the number of its users.
+    growth: None if the period before it is not in the series, or began before the record.
+    retention: by age, the retention of the cohort that was so many periods old. Cohorts that are
+        not in the series, or not known, are left out.
+    active_days: at index n, the number of users active in exactly n of the `window` periods that
+        end with this one; 0 at index 0. None if the series has no window, or begins within it.
+    is_window_known: whether the record began before the window.
     """
 
     period: Interval
@@ -102,7 +102,7 @@ class Figures(NamedTuple):
 
 
 def parts_of(series: Iterable[Series]) -> list[Interval]:
-    """The disjoint intervals, in ascending order, that all periods of the series are made of."""
+    """Return the disjoint intervals, in ascending order, that make up all periods of the series."""
     cuts = sorted({bound for each in series for period in each.periods for bound in period})
     return [Interval(*bounds) for bounds in pairwise(cuts)]
 
@@ -118,8 +118,8 @@ def sweep(
     before: the users who were active before the first of `parts`.
     parts: `parts_of` the series, in order, each with its users.
 
-    In memory are, of each series, all users, its cohorts up to the highest age, and the users of
-    the periods of its window.
+    For each series, memory holds all users, its cohorts up to the highest age, and the users of the
+    periods of its window.
     """
     sweeps = {name: _Sweep(each, record, before) for name, each in series.items() if each.periods}
     for part, members in parts:
@@ -133,20 +133,20 @@ class _Sweep:
 
     def __init__(self, series: Series, record: Record, before: BitMap) -> None:
         self.series, self.record = series, record
-        self.number = 0  # of the period that the next part is in
-        self.before = before  # everybody active before that period
-        self.members = bitmap()  # of the period so far
+        self.number = 0  # index of the period that contains the next part
+        self.before = before  # all users active before that period
+        self.members = bitmap()  # the period's users so far
         self.previous: BitMap | None = None
         self.cohorts: deque[BitMap | None] = deque(maxlen=max(series.ages, default=0) + 1)
         self.counter = WindowCounter(series.window) if series.window else None
 
     def add(self, part: Interval, members: BitMap) -> Figures | None:
-        """Add the users of the next part. Return the figures of the period if that completes it."""
+        """Add the users of the next part. Return the figures of the period that this completes."""
         periods = self.series.periods
         if self.number == len(periods):
             return None
         period = periods[self.number]
-        if part.end <= period.start:  # of another series, which begins earlier
+        if part.end <= period.start:  # for another series, which begins earlier
             self.before = self.before | members
             return None
         self.members = self.members | members
@@ -192,8 +192,8 @@ class _Sweep:
 
 
 class WindowCounter:
-    """In how many of the last `length` sets each user is: a binary number for each user, whose
-    digits are bitmaps, so that all are added to at once."""
+    """Count in how many of the last `length` sets each user is. The counts are binary numbers whose
+    digits are bitmaps, so that the counts of all users are increased at once."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -201,7 +201,7 @@ class WindowCounter:
         self.digits = [bitmap() for _ in range(length.bit_length())]
 
     def add(self, members: BitMap) -> None:
-        """Move the window on to this set."""
+        """Move the window forward to this set."""
         if len(self.sets) == self.length:
             borrow = self.sets.popleft()
             for n, digit in enumerate(self.digits):
@@ -212,16 +212,17 @@ class WindowCounter:
             self.digits[n], carry = digit ^ carry, digit & carry
 
     def distribution(self) -> list[int]:
-        """How many users are in exactly n of the sets, at n; 0 at 0."""
+        """Return, at index n, the number of users in exactly n of the sets; 0 at index 0."""
         counts = [0] * (self.length + 1)
-        everybody = bitmap()
+        users = bitmap()
         for digit in self.digits:
-            everybody |= digit
-        self._count(everybody, len(self.digits), 0, counts)
+            users |= digit
+        self._count(users, len(self.digits), 0, counts)
         return counts
 
     def _count(self, users: BitMap, digits: int, number: int, counts: list[int]) -> None:
-        """Count users whose number begins with these digits of `number`."""
+        """Count users by their number, given that it begins with the digits of `number` above the
+        lowest `digits` ones."""
         if not users:
             return
         if not digits:

@@ -1,4 +1,4 @@
-"""Between? Exact numbers of distinct users in ranges of the past: see plans."""
+"""Count the distinct users in ranges of the past, exactly: see plans."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from souvenirs.users import key_of_row
 
 
 class UserCounts(NamedTuple):
-    """Distinct users, and how many of them have each value of a path: see UsersByValue.count."""
+    """The number of distinct users, and of those with each value: see UsersByValue.count."""
 
     users: int
     by: Counter[Any]
@@ -35,7 +35,7 @@ def count_users(
     end: datetime | None = None,
     rows: SouvenirQuerySet | None = None,
 ) -> int:
-    """Distinct users with start <= when < end, of the history or of the queryset `rows`."""
+    """Count the distinct users with start <= when < end, in the history or the queryset `rows`."""
     if rows is None:
         (count,) = count_users_of_ranges([_range(start, end)])
         return count
@@ -45,7 +45,7 @@ def count_users(
 def count_users_by(
     start: datetime | None, end: datetime | None, rows: SouvenirQuerySet | None, path: str
 ) -> Counter[Any]:
-    """Count the users of `count_users` by the value that the path leads to."""
+    """Count the users of `count_users` by their value of a path from the user model."""
     if rows is None:
         (counts,) = count_users_of_ranges_by([_range(start, end)], path)
         return counts.by
@@ -55,9 +55,9 @@ def count_users_by(
 
 
 def users_between(start: datetime | None = None, end: datetime | None = None) -> QuerySet[Any]:
-    """The users that `count_users` counts, except deleted ones.
+    """Return the users that `count_users` counts, except deleted ones.
 
-    Their keys are looked up now; the queryset reads their rows when it is used.
+    Their keys are looked up now; the queryset reads their rows when it is evaluated.
     """
     using = router.db_for_read(LastSeen)
     with repeatable_read(using) as is_snapshot:
@@ -67,7 +67,7 @@ def users_between(start: datetime | None = None, end: datetime | None = None) ->
     keys = [key_of_row(key) for key in users.without_ordinal]
     ordinals = as_in_list(users.members, using)
     condition = Q(souvenirs_last_seen__id__in=ordinals)
-    if not user.db_constraint:  # users are in another database: they go by their keys
+    if not user.db_constraint:  # users are in another database: select them by their keys
         rows = LastSeen.objects.using(using).filter(pk__in=ordinals)
         condition = Q(pk__in=list(rows.values_list("user_id", flat=True)))
     found: QuerySet[Any] = get_user_model()._base_manager.filter(condition | Q(pk__in=keys))
@@ -75,10 +75,12 @@ def users_between(start: datetime | None = None, end: datetime | None = None) ->
 
 
 def count_users_of_ranges(ranges: Sequence[Interval], using: str | None = None) -> list[int]:
-    """Distinct users of each range, in the order given. Ranges may overlap, and be in any order.
+    """Count the distinct users of each range, in the order given. Ranges may overlap, and be in any
+    order.
 
-    All are from one snapshot, in a number of queries that depends neither on that of the ranges nor
-    on the history's length. The users of those ranges that overlap are in memory at a time.
+    All counts are from one snapshot. The number of queries depends neither on the number of ranges
+    nor on the length of the history. The users of overlapping ranges are in memory at the same
+    time.
     """
     counts = _count([_clamped(each) for each in ranges], using or router.db_for_read(Souvenir))
     return [counts[number] for number in range(len(ranges))]
@@ -87,11 +89,11 @@ def count_users_of_ranges(ranges: Sequence[Interval], using: str | None = None) 
 def count_users_of_ranges_by(
     ranges: Sequence[Interval], by: By, using: str | None = None
 ) -> list[UserCounts]:
-    """Distinct users of each range, also by the value that a path from the user model leads to, or
-    by a grouping of such values: see `count_users_of_ranges`. In addition, all users' values are
-    read once.
+    """Count the distinct users of each range, also by their value of a path from the user model, or
+    by a grouping of such values: see `count_users_of_ranges`. In addition, the values of all users
+    are read once.
 
-    Raise FieldError if there is no such path.
+    Raises FieldError if there is no such path.
     """
     if not ranges:
         return []
@@ -108,8 +110,8 @@ def count_users_of_ranges_by(
 def count_users_of_periods(
     periods: Mapping[str, Interval], using: str, most_rows: int
 ) -> dict[str, int]:
-    """Distinct users of each period, by its key: see `count_users_of_ranges`. Without the periods
-    of which rows of over `most_rows` buckets would have to be read."""
+    """Count the distinct users of each period, by its key: see `count_users_of_ranges`. Leave out
+    periods for which the rows of more than `most_rows` buckets would have to be read."""
     counts = _count(list(periods.values()), using, most_rows)
     return {name: counts[number] for number, name in enumerate(periods) if number in counts}
 
@@ -130,8 +132,8 @@ def _count(ranges: Sequence[Interval], using: str, most_rows: float = math.inf) 
 
 
 def first_recorded(using: str | None = None) -> float | None:
-    """When the first souvenir is from (unix seconds), None if there is none. If that is pruned, or
-    its user deleted, the start of its bucket. One query."""
+    """Return the time of the first souvenir (Unix seconds), or None if there is none. If it has
+    been pruned, or its user deleted, return the start of its bucket. One query."""
     using = using or router.db_for_read(Souvenir)
     when = connections[using].ops.quote_name("when")
     with connections[using].cursor() as cursor:
@@ -160,6 +162,6 @@ def _range(start: datetime | None, end: datetime | None) -> Interval:
 
 
 def _clamped(interval: Interval) -> Interval:
-    """The interval less what lies beyond the times of souvenirs, such as datetime.max."""
+    """Cut an interval to the times that souvenirs may have: a bound may be datetime.max, say."""
     start, end = (min(max(bound, EARLIEST), LATEST) for bound in interval)
     return Interval(start, end) if start < end else Interval(0, 0)

@@ -1,4 +1,4 @@
-"""When users are deleted: their rows and last-seen times go, the numbers of the past stay."""
+"""Deletion of users: their rows and last-seen times are deleted, but past counts are kept."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LOCK_SIZE = 50_000  # rows
 
 
 def keep_history(user_pks: Sequence[Any], using: str) -> None:
-    """Keep the buckets that users were active in, where they are not rolled up yet, as marks.
+    """Record the buckets in which users were active, if they are not rolled up yet, as marks.
 
-    Only their rows are locked, so deletions of different users do not wait for each other.
-    Last-seen rows come first, as where visits are written: no more souvenirs come meanwhile, which
-    nobody would delete. Marks may say again what a Rollup already knows.
+    Only these users' rows are locked, so deletions of different users do not wait for each other.
+    Last-seen rows are locked first, as when visits are written: no more souvenirs are added, which
+    would not be deleted. Marks may repeat what a Rollup already has.
     """
-    # First, so that SQLite waits for its turn before it reads anything
+    # Write first, so that SQLite waits for its turn before it reads anything
     UserDeletion.objects.using(using).create()
     for batch in _batches(user_pks):
         table.lock_rows(batch, using, skip_locked=False)
@@ -50,9 +50,8 @@ def _batches(user_pks: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def _lock(rows: QuerySet[Souvenir], using: str) -> None:
-    """Lock rows as pruning does. InnoDB would lock them from the index on users, when they are
-    deleted. Pruning locks the index after the row: one of the two would fail for a deadlock. So the
-    row comes first."""
+    """Lock rows in the order in which pruning does: the row, then the index on users. Deleting a
+    user, InnoDB would lock that index first, and one of the two would fail with a deadlock."""
     keys = rows.order_by("pk").values_list("pk", flat=True).iterator()
     while batch := list(islice(keys, LOCK_SIZE)):
         databases.lock_rows(Souvenir, batch, using)
@@ -69,9 +68,9 @@ def _mark(rows: QuerySet[Souvenir], using: str) -> None:
 
 
 def _ordinals(user_pks: Sequence[Any], using: str) -> dict[Any, int]:
-    """The ids of these users' LastSeen rows. Where there is none, since the souvenirs came past us,
-    a row is made for its id only: Django may not look for rows again before it deletes the users.
-    """
+    """Return the ids of these users' LastSeen rows. If there is none, because the souvenirs were
+    written by raw SQL, say, insert a row only for its id, and delete it: Django may not look for
+    rows again before it deletes the users."""
     rows = LastSeen.objects.using(using).filter(user_id__in=user_pks)
     found = dict(rows.values_list("user_id", "pk"))
     if missing := [user_pk for user_pk in user_pks if user_pk not in found]:
@@ -82,18 +81,18 @@ def _ordinals(user_pks: Sequence[Any], using: str) -> dict[Any, int]:
     return found
 
 
-def follow_deletion(user_pks: Sequence[Any], using: str, **kwargs: Any) -> None:
-    """Keep the history of users who are about to be deleted; the store forgets them on commit.
+def keep_history_of_deleted(user_pks: Sequence[Any], using: str, **kwargs: Any) -> None:
+    """Keep the history of users who are about to be deleted; remove them from the store on commit.
 
-    Where our tables are in another database, all of it, and the cascade too, waits for the commit;
-    if it fails, it raises.
+    If our tables are in another database, do all of this, and the cascade, after the commit;
+    failures are raised there.
 
-    It receives the signal deleting_users.
+    Receiver of the signal deleting_users.
     """
     if router.allow_migrate_model(using, Souvenir):
         keep_history(user_pks, using)
 
-        def forget() -> None:  # a function of ours: Django logs its name if it fails
+        def forget() -> None:  # a named function: Django logs the name if it fails
             get_store().remove(user_pks)
 
         transaction.on_commit(forget, using=using, robust=True)
@@ -103,8 +102,8 @@ def follow_deletion(user_pks: Sequence[Any], using: str, **kwargs: Any) -> None:
 
 
 def delete_rows(user_pks: Sequence[Any], using: str) -> None:
-    """Keep the history of users who are deleted, in a database that their rows are not in, and
-    delete their rows."""
+    """Keep the history of users who have been deleted from another database, and delete their rows
+    in this one."""
     with transaction.atomic(using=using):
         keep_history(user_pks, using)
         for batch in _batches(user_pks):

@@ -1,4 +1,4 @@
-"""The history -> figures of series of periods: see cohorts."""
+"""Compute the figures of series of periods from the history: see cohorts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from souvenirs.periods import EARLIEST, Interval, bucket_containing
 if TYPE_CHECKING:
     from pyroaring import BitMap
 
-LARGEST = 2**32 - 1  # that bitmaps take; LastSeen ids are of 31 bits
+LARGEST = 2**32 - 1  # the largest number in a bitmap; LastSeen ids have 31 bits
 
 
 def read_figures(
@@ -32,14 +32,15 @@ def read_figures(
     most_rows: float = math.inf,
     read_context: ReadContext = nullcontext,
 ) -> dict[str, list[Figures]]:
-    """The figures of all periods of each series, in ascending order. All are of one snapshot, in a
-    number of queries that depends neither on that of the periods nor on the history's length.
+    """Return the figures of all periods of each series, in ascending order. All are from one
+    snapshot. The number of queries depends neither on the number of periods nor on the length of
+    the history.
 
-    most_rows: return an empty dictionary if rows of more than so many buckets would have to be
-        read, since the history before the last period's end is not rolled up.
-    read_context: in which to query each database.
+    most_rows: return an empty dictionary if the rows of more than this many buckets would have to
+        be read, because the history before the last period's end is not rolled up.
+    read_context: the context in which to query each database.
 
-    In memory are the users of all periods of the series.
+    The users of all periods of the series are in memory at the same time.
     """
     if not any(each.periods for each in series.values()):
         return {name: [] for name in series}
@@ -49,8 +50,8 @@ def read_figures(
 
 
 class KeptFigures:
-    """Figures of closed periods, which the process keeps until the history changes. Threads may
-    read at the same time: each keeps a key and its figures in one step."""
+    """Figures of closed periods, which the process keeps until the history changes. Thread-safe: a
+    key and its figures are replaced in one step."""
 
     def __init__(self) -> None:
         self._kept: tuple[Hashable, dict[str, list[Figures]]] = (None, {})
@@ -64,8 +65,8 @@ class KeptFigures:
         most_rows: float = math.inf,
         read_context: ReadContext = nullcontext,
     ) -> dict[str, list[Figures]]:
-        """As `read_figures`, of periods that are over. Takes one query if the history before the
-        last period's end is as it was when the same series were read last."""
+        """Like `read_figures`, for periods that are over. Takes one query if the history before the
+        last period's end has not changed since the same series were read."""
         until = max(period.end for each in series.values() for period in each.periods)
         with read_context(using), repeatable_read(using) as is_snapshot:
             state = revision(until, using)
@@ -74,7 +75,7 @@ class KeptFigures:
             if kept_key == key:
                 return figures
             parts = _read_parts(series, using, is_snapshot, most_rows)
-            if parts is None:  # keep nothing: rolling up may leave the revision as it is
+            if parts is None:  # keep nothing: rolling up may not change the revision
                 return {}
             figures = parts.figures(self._joined, state.deletions, read_context)
             self._kept = key, figures
@@ -83,14 +84,14 @@ class KeptFigures:
 
 @dataclass
 class _Parts:
-    """What a sweep goes over."""
+    """The input of a sweep."""
 
     series: Mapping[str, Series]
     using: str
     record_start: float | None
     before: BitMap
     users: list[tuple[Interval, BitMap]]
-    without_ordinal: Mapping[Any, int]  # numbers of users who have no LastSeen row, by their keys
+    without_ordinal: Mapping[Any, int]  # numbers of users without a LastSeen row, by their keys
 
     def figures(
         self, joined: JoinedBefore, deletions: int, read_context: ReadContext
@@ -133,7 +134,7 @@ def _read_parts(
     return _Parts(
         series,
         using,
-        None if first is None else bucket_containing(first),  # which pruning does not change
+        None if first is None else bucket_containing(first),  # pruning does not change it
         before,
         list(zip(intervals, rest)),
         without_ordinal,

@@ -1,4 +1,4 @@
-"""Who joined before the record began: their first activity is not known."""
+"""Find the users who joined before the record began: their first activity is not known."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from souvenirs.users import has_constraint, has_date_joined, key_of_row
 if TYPE_CHECKING:
     from pyroaring import BitMap
 
-MAX_ORDINALS = 3_000  # to look up; for more of them, all users are read
-BATCH_SIZE = 500  # users, in a statement
+MAX_ORDINALS = 3_000  # to look up by id; if there are more, all users are read
+BATCH_SIZE = 500  # users in a statement
 
 
 class JoinedBefore:
-    """The users who joined before an instant, of those that were asked for.
+    """Finds out which users joined before an instant, and remembers the answers.
 
-    They stay until users are deleted: accounts do not say otherwise later, and reading all of them
-    takes longer than the rest of a sweep. Threads may ask at the same time: what is kept is
-    replaced in one step, never changed.
+    They are kept until users are deleted: when an account joined does not change, and reading all
+    accounts takes longer than the rest of a sweep. Thread-safe: what is kept is replaced in one
+    step, never modified.
     """
 
     def __init__(self) -> None:
@@ -38,11 +38,11 @@ class JoinedBefore:
     def among(
         self, users: BitMap, t: float, deletions: int, using: str, read_context: ReadContext
     ) -> BitMap | None:
-        """LastSeen ids of those of `users` (and maybe others) who exist and joined before `t` (unix
-        seconds). None, with nothing queried, where the user model has no datetime column
-        `date_joined`. Two queries at most.
+        """Return the LastSeen ids of those of `users` (and possibly of others) who exist and joined
+        before `t` (Unix seconds). Return None, without a query, if the user model has no datetime
+        column `date_joined`. Two queries at most.
 
-        deletions: how many transactions have deleted users.
+        deletions: the number of transactions that have deleted users.
         """
         if not has_date_joined():
             return None
@@ -82,8 +82,8 @@ def _packed(rows: QuerySet[LastSeen]) -> BitMap:
 
 
 def keys_joined_before(t: float, keys: Iterable[Any], read_context: ReadContext) -> list[Any]:
-    """Those of these users' keys (as the database has them) whose users joined before `t`. A query
-    for each BATCH_SIZE of them."""
+    """Return those keys (as the database returns them) whose users joined before `t`. One query per
+    BATCH_SIZE keys."""
     if not has_date_joined():
         return []
     raw = {key_of_row(key): key for key in keys}
@@ -95,7 +95,7 @@ def keys_joined_before(t: float, keys: Iterable[Any], read_context: ReadContext)
 
 
 def _read_users(conditions: Mapping[str, Any], read_context: ReadContext) -> list[Any]:
-    """The keys of users that meet the conditions."""
+    """Return the keys of the users that meet the conditions."""
     model: Any = get_user_model()
     using = router.db_for_read(model)
     with read_context(using):

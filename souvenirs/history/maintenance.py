@@ -1,4 +1,4 @@
-"""What keeps the history up to date: to be run from time to time, by whoever can."""
+"""Keep the history up to date: run periodically by commands, the exporter and scrapes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from souvenirs.lastseen import future, get_store
 from souvenirs.models import Rollup
 from souvenirs.periods import Interval
 
-USERS = 5_000  # whose last-seen times are set back at most, where little is to be done at a time
+USERS = 5_000  # maximum number of last-seen times to reset in a small step
 
 
 def roll_up(buckets: int | None = None, on_step: Callable[[Interval], None] | None = None) -> None:
-    """Roll up all that is due, and keep the account totals of the days that have ended. Before
-    that, set last-seen times back that are still to come.
+    """Reset last-seen times in the future, roll up everything that is due, and store the account
+    totals of the days that have ended.
 
-    buckets, on_step: see roller.roll_up_buckets. With `buckets`, do a little only, and roll up
-        nothing if another process changes Rollups.
+    buckets, on_step: see roller.roll_up_buckets. With `buckets`, do only a small step, and roll up
+        nothing if another process is changing Rollups.
     """
     set_back_last_seen(None if buckets is None else USERS)
     try:
@@ -32,6 +32,6 @@ def roll_up(buckets: int | None = None, on_step: Callable[[Interval], None] | No
 
 
 def set_back_last_seen(users: int | None = None) -> None:
-    """Correct last-seen times that a clock has made which was ahead, of about so many users."""
+    """Reset last-seen times from a clock that was ahead, for about this many users (None: all)."""
     future.set_back(users)
     get_store().set_back(users)

@@ -1,7 +1,7 @@
-"""What the Rollups of a bucket may lack: souvenirs that came late, and users who were deleted.
+"""Marks for what the Rollups of a bucket may lack: late souvenirs, and deleted users.
 
-Marks are only ever added, so writers never wait for each other. The roller takes them away in the
-transaction that honours them.
+Writers only add marks, so they never wait for each other. The roller removes marks in the
+transaction that processes them.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from souvenirs.databases import as_in_list
 from souvenirs.models import DeletedMember, DirtyBucket, Souvenir
 from souvenirs.periods import BUCKET, Interval, bucket_containing
 
-# A bucket that has ended this long ago is rolled up. A writer that takes over half as long to write
-# a souvenir marks its bucket; so clocks of a site's machines may differ by the other half.
+# A bucket is rolled up this long after its end. A writer that takes more than half of that to write
+# a souvenir marks the bucket, so clocks of a site's machines may differ by the other half.
 GRACE_SECONDS = 120
 MARKS_PER_TRANSACTION = 50_000
 BATCH_SIZE = 5_000  # marks in a statement
 
 
 def mark_dirty(souvenirs: Iterable[Souvenir], using: str, **kwargs: Any) -> None:
-    """Mark the buckets of these souvenirs. It receives the signal souvenirs_written."""
+    """Mark the buckets of these souvenirs. Receiver of the signal souvenirs_written."""
     buckets = {bucket_containing(timestamps.to_seconds(souvenir.when)) for souvenir in souvenirs}
     mark_buckets(buckets, using)
 
 
 def mark_buckets(buckets: Iterable[int], using: str) -> None:
-    """Mark buckets, given by their starts."""
+    """Mark the buckets with these starts."""
     DirtyBucket.objects.using(using).bulk_create(
         (DirtyBucket(bucket=bucket) for bucket in sorted(buckets)), batch_size=BATCH_SIZE
     )
 
 
 def may_be_rolled_up(bucket: int) -> bool:
-    """Whether the roller may have read this bucket (by its start) by now, so that a souvenir in it
-    which was committed just now has to be marked."""
+    """Return True if the roller may have read this bucket (given by its start) already, so that a
+    souvenir that was just committed in it has to be marked."""
     return time.time() > bucket + BUCKET + GRACE_SECONDS / 2
 
 
 def mark_deleted(members: Iterable[tuple[int, int]], using: str) -> None:
-    """Keep that users were active: (bucket, LastSeen id) of each."""
+    """Record that deleted users were active, as pairs of (bucket, LastSeen id)."""
     DeletedMember.objects.using(using).bulk_create(
         (DeletedMember(bucket=bucket, member=member) for bucket, member in sorted(members)),
         batch_size=BATCH_SIZE,
@@ -53,7 +53,7 @@ def mark_deleted(members: Iterable[tuple[int, int]], using: str) -> None:
 
 
 def oldest_mark(using: str) -> int | None:
-    """The oldest bucket with a mark, None if there is none. One query."""
+    """Return the oldest bucket with a mark, or None. One query."""
     dirty, deleted = (
         model._base_manager.using(using)
         .annotate(all=Value(1))
@@ -66,7 +66,7 @@ def oldest_mark(using: str) -> int | None:
 
 
 def marked_buckets(span: Interval, using: str) -> list[int]:
-    """The buckets of `span` that have a mark, in ascending order. One query."""
+    """Return the buckets of `span` that have a mark, in ascending order. One query."""
     dirty, deleted = (
         rows.order_by().values_list("bucket", flat=True) for rows in _marks_in(span, using)
     )
@@ -74,7 +74,7 @@ def marked_buckets(span: Interval, using: str) -> list[int]:
 
 
 def deleted_members(span: Interval, using: str) -> list[tuple[int, int]]:
-    """(bucket, LastSeen id) of the users who were active in `span` and are deleted since, in
+    """Return (bucket, LastSeen id) of the users who were active in `span` and have been deleted, in
     ascending order."""
     _, deleted = _marks_in(span, using)
     return sorted(deleted.order_by().values_list("bucket", "member"))
@@ -83,10 +83,12 @@ def deleted_members(span: Interval, using: str) -> list[tuple[int, int]]:
 def pop_marks(
     span: Interval, using: str, limit: int | None = None
 ) -> tuple[set[int], dict[int, set[int]]]:
-    """Take marks of `span` away. Return their buckets, and the deleted members by bucket.
+    """Delete marks of `span`. Return their buckets, and the deleted members by bucket.
 
-    limit: of so many buckets only. By their keys: marks that come meanwhile, with souvenirs that a
-    snapshot does not show, stay.
+    Marks are deleted by their keys: those added meanwhile, for souvenirs that a snapshot does not
+    show, stay.
+
+    limit: delete the marks of at most this many buckets.
     """
     if limit is not None and len(marked := marked_buckets(span, using)) > limit:
         span = Interval(span.start, marked[limit])

@@ -1,9 +1,9 @@
-"""What a range of the past is made up of, and the users in it.
+"""Plan how to read a range of the past, and find the users in it.
 
-A range is made up of the Rollups that fit inside of it, and of rows: of the buckets at its ends
-that it cuts, of those that are marked, and of those that are not rolled up yet. Bounds within
-pruned souvenirs are set back to the bucket's start. A deleted user counts in ranges that hold the
-whole bucket of their activity.
+A range consists of the Rollups that fit inside, and of rows: those of the buckets that its ends
+cut, of marked buckets, and of buckets that are not rolled up yet. Bounds within pruned souvenirs
+are moved back to the bucket's start. A deleted user counts in ranges that contain the whole bucket
+of their activity.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from souvenirs.periods import BUCKET, Interval, bucket_after, bucket_containing,
 if TYPE_CHECKING:
     from pyroaring import BitMap
 
-MAX_MARKED_INTERVALS = 3_000  # that one query asks for
+MAX_MARKED_INTERVALS = 3_000  # in one query
 
 
 class RangePlan(NamedTuple):
-    """What a range is made up of."""
+    """The parts of a range."""
 
-    buckets: Interval  # those that lie wholly in it; some may not be rolled up
-    rows: list[Interval]  # where there may be more than Rollups know
+    buckets: Interval  # those that are entirely in the range; some may not be rolled up
+    rows: list[Interval]  # where rows may have users that are not in Rollups
 
 
 @dataclass
 class Users:
-    """Distinct users: LastSeen ids, and the keys (as the database has them) of those without.
+    """Distinct users: LastSeen ids, and the keys (as the database returns them) of users without.
 
-    active_users: how many they are, where one Rollup has all of them; its members are not read.
+    active_users: the number of users, if one Rollup has all of them; its members are not read.
     """
 
     members: BitMap = field(default_factory=bitmap)
@@ -54,7 +54,8 @@ class History:
     """Ranges, and the state of the history that they are counted from."""
 
     def __init__(self, ranges: Sequence[Interval], using: str, is_snapshot: bool) -> None:
-        """is_snapshot: whether all queries see the same state of the database."""
+        """Read marks and watermark. is_snapshot: whether all queries see the same state of the
+        database."""
         self.using = using
         self.is_snapshot = is_snapshot
         low = bucket_containing(min(start for start, _ in ranges))
@@ -64,7 +65,7 @@ class History:
         self.ranges = [self._floored(each) for each in ranges]
 
     def _floored(self, bounds: Interval) -> Interval:
-        """The range, with bounds inside of pruned buckets set back to their starts."""
+        """Return the range with bounds inside pruned buckets moved back to the buckets' starts."""
         start, end = bounds
         pruned = self.watermark.pruned
         return Interval(
@@ -76,14 +77,14 @@ class History:
         return self.marked[bisect_left(self.marked, start) : bisect_left(self.marked, end)]
 
     def is_rows_only(self, number: int) -> bool:
-        """Whether the range is in rows alone: then the database can count it."""
+        """Return True if the range consists of rows alone, so that the database can count it."""
         start, end = self.ranges[number]
         is_new = start >= self.watermark.rolled_up and not self._marked_in(start, end)
         return self.is_snapshot and is_new
 
     def plan(self, number: int, max_marked: int = MAX_MARKED_INTERVALS) -> RangePlan:
-        """What the range is made up of. Where over `max_marked` intervals are marked, all between
-        the first and the last is read from rows: that is more than is needed, and as right."""
+        """Return the parts of the range. If more than `max_marked` intervals are marked, everything
+        between the first and the last is read from rows: more than necessary, but also correct."""
         start, end = self.ranges[number]
         first, last = bucket_after(start), bucket_containing(end)
         buckets = Interval(first, max(first, last))
@@ -96,15 +97,15 @@ class History:
         return RangePlan(buckets, [Interval(start, first), *marked, Interval(last, end)])
 
     def row_buckets(self, number: int) -> float:
-        """How many buckets' rows the range takes."""
+        """Return the number of buckets whose rows have to be read for the range."""
         return sum((end - start) / BUCKET for start, end in self.plan(number).rows)
 
     def iter_users(
         self, numbers: Sequence[int], with_members: bool = False
     ) -> Iterator[tuple[int, Users]]:
-        """The users of these ranges, by their numbers, each as soon as it is complete.
+        """Yield the users of these ranges, given by their numbers, each as soon as it is complete.
 
-        Marks, rows, deleted members, Rollups are read in this order: see rollups.
+        Marks, rows, deleted members and Rollups are read in this order: see rollups.
         """
         found = {number: Users() for number in numbers}
         max_marked = max(1, MAX_MARKED_INTERVALS // len(numbers))
@@ -125,7 +126,7 @@ class History:
                     ordinals[number].extend(member for _, member in deleted[first:last])
         for number, each in ordinals.items():
             found[number].members = bitmap(each)
-        # Also where nothing was rolled up before: without a snapshot, it may be now
+        # Even if nothing was rolled up before: without a snapshot, it may be now
         yield from self._add_rollups(
             found, {number: plans[number].buckets for number in numbers}, with_members
         )
@@ -133,8 +134,8 @@ class History:
     def _add_rollups(
         self, found: dict[int, Users], spans: Mapping[int, Interval], with_members: bool
     ) -> Iterator[tuple[int, Users]]:
-        """Add the users of Rollups, and take out the ranges that are complete."""
-        while found:  # again if a Rollup has disappeared: without a snapshot, it may be repaired
+        """Add the users of Rollups, and yield and remove the ranges that are complete."""
+        while found:  # repeat if a Rollup has disappeared: without a snapshot, a repair may do that
             numbers = list(found)
             wanted: dict[int, list[int]] = defaultdict(list)  # key of a Rollup -> its ranges
             missing: dict[int, int] = {}

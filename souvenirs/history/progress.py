@@ -1,4 +1,4 @@
-"""How far the history has been rolled up, and the lock to take before changing it."""
+"""How far the history has been rolled up, and the lock to hold while changing it."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from souvenirs.periods import BUCKET, EARLIEST, bucket_containing
 
 
 class LockNotAcquired(Exception):
-    """Another process changes Rollups."""
+    """Another process is changing Rollups."""
 
 
 def watermark(using: str) -> Watermark:
-    """The Watermark, or one from before anything was rolled up."""
+    """Return the Watermark, or an initial one if nothing has been rolled up."""
     return Watermark.objects.using(using).first() or _initial()
 
 
 class Revision(NamedTuple):
-    """It differs after each transaction that changed what is known of the history before a time.
+    """A value that changes with each transaction that changes the history before a given time.
 
     raised: see Watermark.revision.
-    dirty, newest_dirty: how many marks of souvenirs that came late there are, and the newest's key.
-    deletions: how many transactions have deleted users.
-    last_rows: how many souvenirs the last bucket has, until it is rolled up: for a moment some
-        come without a mark.
+    dirty, newest_dirty: the number of marks for late souvenirs, and the key of the newest mark.
+    deletions: the number of transactions that have deleted users.
+    last_rows: the number of souvenirs in the last bucket, until it is rolled up: for a moment,
+        souvenirs may be added to it without a mark.
     """
 
     raised: int
@@ -45,8 +45,8 @@ class Revision(NamedTuple):
 
 
 def revision(until: float, using: str) -> Revision:
-    """The revision of the history before `until` (unix seconds), which is at most the beginning of
-    the current day. One query; two until the last bucket is rolled up."""
+    """Return the revision of the history before `until` (Unix seconds), which must not be after the
+    start of the current day. One query; two until the last bucket is rolled up."""
     dirty = "FROM souvenirs_dirtybucket WHERE bucket < %s"
     with connections[using].cursor() as cursor:
         cursor.execute(
@@ -67,13 +67,13 @@ def revision(until: float, using: str) -> Revision:
 
 
 def due_until(now: float) -> int:
-    """The end of the buckets that have been over for the grace period at `now`."""
+    """Return the end of the buckets that, at `now`, have been over for the grace period."""
     return bucket_containing(now - GRACE_SECONDS)
 
 
 def lag(now: float, using: str) -> float:
-    """How long ago, in seconds, the oldest bucket ended that is due and not rolled up; 0 if all
-    are."""
+    """Return how long ago, in seconds, the oldest bucket ended that is due and not rolled up; 0 if
+    there is none."""
     due, mark, oldest = due_until(now), watermark(using), oldest_mark(using)
     if oldest is None or oldest >= min(due, mark.rolled_up):
         oldest = None
@@ -86,21 +86,21 @@ def lag(now: float, using: str) -> float:
 @contextmanager
 def rollup_lock(using: str, wait: bool = True) -> Iterator[Watermark]:
     """Hold the lock on all Rollups for one transaction, and yield the Watermark, with its revision
-    raised.
+    increased.
 
-    wait: if False, raise LockNotAcquired if another process holds it (on databases with SKIP
-        LOCKED; the others wait).
+    wait: if False, raise LockNotAcquired if another process holds the lock (on databases with SKIP
+        LOCKED; on others, wait).
     """
     connection = connections[using]
     is_ours = not connection.in_atomic_block and connection.get_autocommit()
     with transaction.atomic(using=using):
         if is_ours:
-            # Rows that are locked, or in sight of a DELETE, must be in sight of each SELECT too
+            # Rows that are locked, or visible to a DELETE, must be visible to each SELECT too
             set_isolation_level(using, "READ COMMITTED")
         rows = Watermark.objects.using(using)
         if not wait and can_skip_locked(using) and not rows.select_for_update(skip_locked=True):
             raise LockNotAcquired
-        # A write comes first, so that SQLite waits for its turn before it reads anything
+        # Write first, so that SQLite waits for its turn before it reads anything
         if not rows.update(revision=F("revision") + 1):
             ensure_watermark(using)
             rows.update(revision=F("revision") + 1)
@@ -108,8 +108,8 @@ def rollup_lock(using: str, wait: bool = True) -> Iterator[Watermark]:
 
 
 def count_deletions(mark: Watermark, using: str) -> None:
-    """Add the deletions of users that were not counted yet to the Watermark, which the caller has
-    locked, and saves."""
+    """Add the user deletions that are not counted yet to the Watermark, which the caller has locked
+    and must save."""
     rows = UserDeletion.objects.using(using)
     keys = list(rows.values_list("pk", flat=True)[:MARKS_PER_TRANSACTION])
     if keys:
@@ -118,10 +118,10 @@ def count_deletions(mark: Watermark, using: str) -> None:
 
 
 def ensure_watermark(using: str) -> None:
-    """Make the Watermark, if there is none."""
+    """Create the Watermark, if there is none."""
     Watermark.objects.using(using).bulk_create([_initial()], ignore_conflicts=True)
 
 
 def _initial() -> Watermark:
-    # The revision is not one of before, if the table was emptied
+    # The revision differs from earlier ones even if the table was emptied
     return Watermark(pk=1, rolled_up=EARLIEST, pruned=EARLIEST, revision=int(time.time()))

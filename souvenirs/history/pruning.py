@@ -1,4 +1,4 @@
-"""Deleting old souvenirs: the history keeps their numbers."""
+"""Delete old souvenirs: the history keeps their users' counts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ BATCH_SIZE = 5_000  # souvenirs that one transaction deletes
 
 
 def prunable(older_than: float) -> SouvenirQuerySet:
-    """The souvenirs that `prune` may delete: those of buckets that ended over `older_than` seconds
-    ago and are rolled up."""
+    """Return the souvenirs that `prune` may delete: those of buckets that ended more than
+    `older_than` seconds ago and are rolled up."""
     using = router.db_for_write(Souvenir)
     until = min(bucket_containing(time.time() - older_than), watermark(using).rolled_up)
     rows: SouvenirQuerySet = Souvenir.objects.using(using)
@@ -27,16 +27,17 @@ def prunable(older_than: float) -> SouvenirQuerySet:
 
 
 def prune(older_than: float, on_batch: Callable[[int], object] | None = None) -> int:
-    """Delete the souvenirs that are `prunable`. Return how many.
+    """Delete the souvenirs that are `prunable`. Return their number.
 
-    Counts of ranges that begin and end at quarters of an hour stay as they are; other bounds are
-    set back to the quarter from then on. Each batch is a transaction, in which its users are merged
-    into the Rollups, so the call can be interrupted at any point, and other processes may record,
-    roll up and prune meanwhile. `on_batch` is called with the number that a batch has deleted.
+    Counts of ranges that begin and end on a quarter of an hour do not change; other bounds are
+    rounded down to the quarter from then on. Each batch is a transaction, in which its users are
+    merged into the Rollups. So the call can be interrupted at any point, and other processes may
+    record, roll up and prune meanwhile. `on_batch` is called with the number of souvenirs that a
+    batch has deleted.
     """
     using = router.db_for_write(Souvenir)
-    # Rows that another transaction is deleting are left to it. So nobody waits here for a row while
-    # holding others, which a transaction that deletes a user might want.
+    # Rows that another transaction is deleting are left to it. So this never waits for a row while
+    # it holds others, which a transaction that deletes a user might need.
     skip = can_skip_locked(using)
     deleted = 0
     if watermark(using).rolled_up == EARLIEST:

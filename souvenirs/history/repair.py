@@ -1,4 +1,4 @@
-"""Rows that were changed past the ORM's save and bulk_create -> last-seen times and Rollups."""
+"""Repair last-seen times and Rollups after rows were changed without save() or bulk_create()."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ BATCH_SIZE = 5_000  # users whose last-seen times are read at a time
 
 
 def repair(on_step: Callable[[Interval], None] | None = None) -> None:
-    """Make last-seen times and Rollups agree with the rows, after these were changed by raw SQL,
-    QuerySet.update or loaddata; and days with those of the site's time zone, after it was changed.
+    """Make last-seen times and Rollups match the rows, after these were changed by raw SQL,
+    QuerySet.update or loaddata; and rebuild days after the site's time zone was changed.
 
-    What is rolled up of pruned souvenirs and of deleted users stays. A user who is moved away from
-    a bucket by an update leaves it, where souvenirs are not pruned. Each day is a transaction;
-    other processes may record, roll up and prune meanwhile. `on_step` is called with each day.
+    What was rolled up from pruned souvenirs and for deleted users is kept. A user whose rows were
+    moved out of a bucket is removed from it, unless its souvenirs are pruned. Each day is a
+    transaction; other processes may record, roll up and prune meanwhile. `on_step` is called with
+    each day.
     """
     using = router.db_for_write(Rollup)
     set_back_last_seen()
@@ -49,7 +50,7 @@ def repair(on_step: Callable[[Interval], None] | None = None) -> None:
 
 
 def catch_up_last_seen(using: str) -> None:
-    """Move all last-seen times forward to the rows, and make those that are missing."""
+    """Move all last-seen times forward to the users' rows, and create missing ones."""
     rows = Souvenir.objects.using(using).filter(when__lte=timestamps.to_datetime(time.time()))
     newest = rows.order_by("user_id").values("user_id").annotate(newest=Max("when"))
     batch = list(newest[:BATCH_SIZE])
@@ -90,8 +91,9 @@ def _repair_day(day: Interval, using: str) -> None:
 
 
 def _existing(ordinals: BitMap, using: str) -> BitMap:
-    """The LastSeen ids of existing users among these: only rows say when they were active.
-    (They are looked up after the rows: a user who is deleted in between is not lost.)"""
+    """Return those LastSeen ids that belong to existing users: for them, rows alone determine when
+    they were active. (Call it after the rows are read: then a user who is deleted in between is
+    kept.)"""
     if not ordinals:
         return bitmaps.bitmap()
     rows = LastSeen.objects.using(using).filter(pk__in=as_in_list(ordinals, using))

@@ -1,4 +1,4 @@
-"""Rows and marks -> Rollups of the buckets that are over, and of the days and months they close."""
+"""Roll up rows and marks of the buckets that are over, and of the days and months they complete."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ def roll_up_buckets(
 ) -> None:
     """Roll up the buckets that are due: new ones, and those with marks.
 
-    Each day is a transaction, so after an interruption the next call goes on where this one
-    stopped; memory is bounded by a day's souvenirs. Others may roll up or prune at the same time.
+    Each day is a transaction, so after an interruption the next call continues where this one
+    stopped; memory is bounded by a day's souvenirs. Other processes may roll up or prune at the
+    same time.
 
-    limit: no more than so many new buckets, and so many marked ones of a day. Raises
-        LockNotAcquired then if another process changes Rollups.
-    on_step: is called with the interval of each transaction.
+    limit: at most this many new buckets, and this many marked ones of a day. In that case, raise
+        LockNotAcquired if another process is changing Rollups.
+    on_step: called with the interval of each transaction.
     """
     for step in (_roll_up_new, _roll_up_marked):
         while interval := step(limit, using):
@@ -45,7 +46,8 @@ def roll_up_buckets(
 
 
 def _roll_up_new(limit: int | None, using: str) -> Interval | None:
-    """Roll up the next buckets that are due, up to `limit` and a day's end. None: nothing is."""
+    """Roll up the next buckets that are due, at most `limit`, and up to a day's end. Return their
+    interval, or None if nothing is due."""
     now = time.time()
     due = due_until(now)
     rolled_up = watermark(using).rolled_up
@@ -55,7 +57,7 @@ def _roll_up_new(limit: int | None, using: str) -> Interval | None:
         ensure_watermark(using)
     with rollup_lock(using, wait=limit is None) as mark:
         start: int | None = mark.rolled_up
-        if mark.rolled_up > due:  # the clock was set back: live souvenirs come there again
+        if mark.rolled_up > due:  # the clock was set back, so there may be new souvenirs
             mark.rolled_up = due
             mark.save(using=using)
         if start == EARLIEST:
@@ -71,7 +73,7 @@ def _roll_up_new(limit: int | None, using: str) -> Interval | None:
             _, deleted = pop_marks(Interval(start, end), using)
             merge_into_rollups(read_members(range(start, end, BUCKET), deleted, using), using)
         if start >= calendar_period("day", now, conf.zone).start:
-            mark.revision -= 1  # only of a day that is not over
+            mark.revision -= 1  # this changed only a day that is not over
         count_deletions(mark, using)
         mark.rolled_up = end
         mark.save(using=using)
@@ -80,7 +82,8 @@ def _roll_up_new(limit: int | None, using: str) -> Interval | None:
 
 
 def _roll_up_marked(limit: int | None, using: str) -> Interval | None:
-    """Roll up the marked buckets of the day that has the oldest ones. None: there are none."""
+    """Roll up the marked buckets of the day with the oldest ones. Return their interval, or None if
+    there are none."""
     oldest = oldest_mark(using)
     if oldest is None or oldest >= watermark(using).rolled_up:
         return None
@@ -97,6 +100,6 @@ def _roll_up_marked(limit: int | None, using: str) -> Interval | None:
 
 
 def _build_periods(t: float, rolled_up: int, using: str) -> None:
-    """Make the Rollups of the day and month that hold `t`, if they are closed."""
+    """Create the Rollups of the day and month that contain `t`, if they are complete."""
     for kind, name in PERIODS.items():
         build_period_rollup(kind, calendar_period(name, t, conf.zone), rolled_up, using)

@@ -1,11 +1,10 @@
 """Rollups: roaring bitmaps of the users who were active in closed intervals.
 
-A bitmap holds LastSeen ids: they are dense whatever the users' keys are, and a deleted user's
-id belongs to nobody. Facts ("this user was active in this bucket") are only ever added, and
-each is at any time in a row, in a mark, or in the Rollups: code that moves one adds it to the new
-place in the transaction that removes it from the old one. So a reader that looks at the dirty
-buckets, then at rows, then at deleted members, then at Rollups misses nothing, with or without a
-snapshot.
+A bitmap contains LastSeen ids: they are dense whatever the users' keys are, and a deleted user's id
+identifies nobody. Facts ("this user was active in this bucket") are only ever added, and each is at
+any time in a row, in a mark, or in the Rollups: code that moves one adds it to the new place in the
+transaction that removes it from the old one. So a reader that reads the dirty buckets, then rows,
+then deleted members, then Rollups misses nothing, with or without a snapshot.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from souvenirs.users import key_of_row
 if TYPE_CHECKING:
     from pyroaring import BitMap
 
-KINDS = (Rollup.MONTH, Rollup.DAY, Rollup.BUCKET)  # the longest first
+KINDS = (Rollup.MONTH, Rollup.DAY, Rollup.BUCKET)  # longest first
 PERIODS = {Rollup.DAY: "day", Rollup.MONTH: "month"}
-LONGEST_SECONDS = 32 * 24 * 60 * 60
+MAX_PERIOD_SECONDS = 32 * 24 * 60 * 60
 
 
 class RollupRef(NamedTuple):
@@ -48,8 +47,8 @@ class RollupRef(NamedTuple):
 
 
 def covering_rollups(spans: Sequence[Interval], using: str) -> list[list[RollupRef]]:
-    """For each span, which may overlap, the Rollups that make it up: all that fit inside of it, the
-    longest first, and shorter ones only where those leave gaps."""
+    """Return, for each span, the Rollups that cover it as far as possible: all that fit inside,
+    longest first, and shorter ones only in the gaps that these leave. Spans may overlap."""
     found: list[list[RollupRef]] = [[] for _ in spans]
     left = [[span] if span.start < span.end else [] for span in spans]
     for kind in KINDS:
@@ -70,7 +69,7 @@ def covering_rollups(spans: Sequence[Interval], using: str) -> list[list[RollupR
 def _refs(kind: int, wanted: Sequence[Interval], using: str) -> Iterator[RollupRef]:
     if not wanted:
         return
-    if len(wanted) > UNION_LIMIT:  # then better some more than are wanted
+    if len(wanted) > UNION_LIMIT:  # then it is better to read more than are wanted
         wanted = [Interval(wanted[0].start, wanted[-1].end)]
     fits = Q()
     for start, end in wanted:
@@ -81,8 +80,7 @@ def _refs(kind: int, wanted: Sequence[Interval], using: str) -> Iterator[RollupR
 
 
 def iter_members(pks: Iterable[int], using: str) -> Iterator[tuple[int, BitMap]]:
-    """(key, bitmap) of the Rollups with these keys, in the order of time. One query, read as a
-    stream."""
+    """Yield (key, bitmap) of the Rollups with these keys, by time. One query, read as a stream."""
     rows = Rollup.objects.using(using).filter(pk__in=as_in_list(pks, using)).order_by("start")
     for pk, members in rows.values_list("pk", "members").iterator(chunk_size=100):
         yield pk, bitmaps.from_bytes(bytes(members))
@@ -91,8 +89,8 @@ def iter_members(pks: Iterable[int], using: str) -> Iterator[tuple[int, BitMap]]
 def read_members(
     buckets: Sequence[int], deleted: Mapping[int, set[int]], using: str
 ) -> dict[int, BitMap]:
-    """The users of these buckets: those of rows, and those `deleted`. Users without an ordinal get
-    one."""
+    """Return the users of these buckets: those with rows, and the `deleted` ones. Users without an
+    ordinal get one."""
     found: dict[int, array[int]] = defaultdict(lambda: array("I"))
     without_ordinal: dict[Any, set[int]] = defaultdict(set)
     intervals = [Interval(bucket, bucket + BUCKET) for bucket in buckets]
@@ -110,7 +108,7 @@ def read_members(
 
 
 def _make_ordinals(users: Mapping[Any, set[int]], using: str) -> dict[Any, int]:
-    """Make LastSeen rows of these users, who were active in these buckets. Return their ids."""
+    """Create LastSeen rows for these users, who were active in these buckets. Return their ids."""
     found = {}
     for user, buckets in users.items():
         key, last = key_of_row(user), max(buckets)
@@ -119,11 +117,12 @@ def _make_ordinals(users: Mapping[Any, set[int]], using: str) -> dict[Any, int]:
     return found
 
 
-# Writing, which needs the lock
+# Writing, which requires the lock
 
 
 def merge_into_rollups(facts: Mapping[int, BitMap], using: str) -> None:
-    """Add users to the Rollups of buckets, which are made, and to all that contain these."""
+    """Add users to the Rollups of buckets, creating them if necessary, and to all that contain
+    these buckets."""
     rows = Rollup.objects.using(using)
     starts = sorted(bucket for bucket, members in facts.items() if members)
     buckets = rows.filter(kind=Rollup.BUCKET, start__in=as_in_list(starts, using))
@@ -140,7 +139,7 @@ def merge_into_rollups(facts: Mapping[int, BitMap], using: str) -> None:
         return
     containing = rows.filter(
         kind__in=PERIODS,
-        start__gt=starts[0] - LONGEST_SECONDS,
+        start__gt=starts[0] - MAX_PERIOD_SECONDS,
         start__lte=starts[-1],
         end__gt=starts[0],
     )
@@ -151,8 +150,8 @@ def merge_into_rollups(facts: Mapping[int, BitMap], using: str) -> None:
 
 
 def build_period_rollup(kind: int, period: Interval, rolled_up: int, using: str) -> None:
-    """Make the Rollup of a day or a month, if it is rolled up and has none."""
-    # Offsets of long ago are no multiples of a bucket; such days are counted by their buckets
+    """Create the Rollup of a day or a month, if its buckets are rolled up and there is none."""
+    # Offsets from long ago are not multiples of a bucket; such days are counted by their buckets
     if period.end > rolled_up or period.start % BUCKET or period.end % BUCKET:
         return
     rows = Rollup.objects.using(using)
@@ -162,7 +161,7 @@ def build_period_rollup(kind: int, period: Interval, rolled_up: int, using: str)
     members = bitmaps.bitmap()
     for _, each in iter_members([ref.pk for ref in refs], using):
         members |= each
-    if members or kind == Rollup.MONTH:  # so there are few gaps in a long time without users
+    if members or kind == Rollup.MONTH:  # so that a long time without users has few gaps
         rows.bulk_create([new_rollup(kind, period, members)])
 
 

@@ -1,4 +1,4 @@
-"""Raw souvenirs of intervals of time: their users, and how many they are."""
+"""Read the souvenirs of time intervals: their users, and the number of users."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from souvenirs.conf import conf
 from souvenirs.models import Souvenir
 from souvenirs.periods import Interval, bucket_containing, calendar_period
 
-MAX_SEPARATE_INTERVALS = 4  # PostgreSQL plans so many intervals better one by one
+MAX_SEPARATE_INTERVALS = 4  # PostgreSQL plans up to this many intervals better one by one
 
 
 class SouvenirRow(NamedTuple):
     """A user's row in a numbered interval.
 
-    ordinal: the id of their LastSeen, None if there is none.
-    user: their key as the database has it.
+    ordinal: the id of the user's LastSeen row, None if there is none.
+    user: the user's key as the database returns it.
     """
 
     number: int
@@ -29,13 +29,13 @@ class SouvenirRow(NamedTuple):
 
 
 def iter_rows(intervals: Sequence[Interval], using: str) -> Iterator[SouvenirRow]:
-    """The souvenirs of these intervals, which may overlap. One query, read as a stream."""
+    """Yield the souvenirs of these intervals, which may overlap. One query, read as a stream."""
     if not intervals:
         return
     when = connections[using].ops.quote_name("when")
     ordinals = "LEFT JOIN souvenirs_lastseen l ON l.user_id = s.user_id"
     if databases.joins_intervals(using) and len(intervals) > MAX_SEPARATE_INTERVALS:
-        # It reads the table of last-seen times once for all, and not for each
+        # This reads the LastSeen table once for all intervals, not once for each
         query = (
             f"SELECT i.number, l.id, s.user_id FROM {databases.intervals_table(len(intervals))}"  # noqa: S608
             f" JOIN souvenirs_souvenir s ON s.{when} >= i.first AND s.{when} < i.after {ordinals}"
@@ -53,8 +53,8 @@ def iter_rows(intervals: Sequence[Interval], using: str) -> Iterator[SouvenirRow
 
 
 def count_users(intervals: Sequence[Interval], using: str) -> list[int]:
-    """Distinct users of each interval, in one query. The database reads each interval from the
-    index on (when, user), and keeps one interval's users at a time."""
+    """Count the distinct users of each interval, in one query. The database reads each interval
+    from the index on (when, user), and holds one interval's users at a time."""
     if not intervals:
         return []
     count = _count_by_join if databases.joins_intervals(using) else _count_by_union
@@ -102,7 +102,8 @@ def _params(intervals: Sequence[Interval], using: str) -> list[Any]:
 
 
 def first_day_with_rows(before: float, using: str) -> int | None:
-    """The first bucket of the first souvenir's day, None if there is no souvenir `before`."""
+    """Return the first bucket of the first souvenir's day; None if there is no souvenir before
+    `before`."""
     rows = Souvenir.objects.using(using).filter(when__lt=timestamps.to_datetime(before))
     first = rows.order_by("when").values_list("when", flat=True).first()
     if first is None:
@@ -111,8 +112,8 @@ def first_day_with_rows(before: float, using: str) -> int | None:
 
 
 def next_day_with_rows(start: int, due: int, using: str) -> int | None:
-    """The first bucket of the next day with souvenirs, at most the end of the month or `due`; None
-    if the day of `start` has some from there on."""
+    """Return the first bucket of the next day with souvenirs, but at most the end of the month or
+    `due`; None if the day of `start` itself has souvenirs at or after `start`."""
     rows = Souvenir.objects.using(using).filter(when__gte=timestamps.to_datetime(start))
     when = rows.order_by("when").values_list("when", flat=True).first()
     after = due if when is None else min(timestamps.to_seconds(when), due)

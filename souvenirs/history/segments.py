@@ -1,4 +1,4 @@
-"""Between, by something that users have now, such as their plan."""
+"""Count users of past ranges by an attribute that they have now, such as their plan."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from pyroaring import BitMap
 
 DELETED = "deleted"
-CHUNK = 10_000  # rows that are read at once
-MAX_KEYS = 900  # in a query: SQLite may take no more than 999 parameters
+CHUNK = 10_000  # rows read at once
+MAX_KEYS = 900  # in a query: SQLite may allow no more than 999 parameters
 
 
 class Grouping(NamedTuple):
-    """What users are counted by: the labels of values that a path leads to.
+    """What users are counted by: labels for the values of a path.
 
-    values: those that have a label.
-    labels: by a value's position; NONE's is of null, OTHER's of all other values.
+    values: the values that have a label.
+    labels: by the value's position; NONE is for null, OTHER for all other values.
     """
 
     path: str
@@ -42,10 +42,10 @@ By = str | Grouping  # a path alone is a grouping by its values
 
 
 class UsersByValue:
-    """The users that exist, by the value that a path leads to, or by a label of it.
+    """The existing users by their value of a path, or by its label.
 
-    It reads them once (in one query, or two where they are in another database than souvenirs), and
-    then counts any number of sets of users without further queries, except for those who have no
+    It reads them once (in one query, or two if they are in a different database from souvenirs),
+    and then counts any number of sets of users without further queries, except for users without an
     ordinal.
     """
 
@@ -63,7 +63,8 @@ class UsersByValue:
                 ordinals[value].append(ordinal)
         except TypeError:  # a list, say, which cannot be a dictionary's key
             raise FieldError(
-                f"{self.path!r} leads to documents or lists: users are counted by a single value"
+                f"{self.path!r} leads to documents or lists: users can only be counted by a single"
+                " value"
             ) from None
         return {self._shown(value): bitmap(each) for value, each in ordinals.items()}
 
@@ -72,10 +73,10 @@ class UsersByValue:
         return union([bitmap(), *self.members.values()])
 
     def count(self, users: Users) -> Counter[Any]:
-        """How many of these users have each value, the most frequent first, and then, as DELETED,
-        how many do not exist any more. Without zeros; None is a value.
+        """Count these users by value, the most frequent first, and last, as DELETED, those who no
+        longer exist. There are no zeros; None is a value.
 
-        Raise FieldError if no such path leads on from the user model.
+        Raises FieldError if the user model has no such path.
         """
         counts: Counter[Any] = Counter()
         deleted = 0
@@ -106,7 +107,7 @@ class UsersByValue:
                 yield ordinals[key], value
 
     def _values_of(self, raw_keys: Collection[Any]) -> Iterator[tuple[Any, Any]]:
-        """The keys that are still users', each with its values."""
+        """Yield the keys that still belong to users, each with its values."""
         users = get_user_model()._base_manager
         if has_constraint():
             users = users.using(self.using)
@@ -116,10 +117,10 @@ class UsersByValue:
             yield from self._with_values(found, "pk", self.path)
 
     def _with_values(self, rows: Any, key: str, path: str) -> Iterator[tuple[Any, Any]]:
-        """Pairs of the key and the value that the path leads to, or the number of its label."""
+        """Yield pairs of the key and the value of the path, or the number of its label."""
         if self.grouping is None:
             return rows.values_list(key, path).iterator(CHUNK)  # type: ignore[no-any-return]
-        # By names that no model has a field of
+        # Under names that no model has as a field
         rows = rows.annotate(souvenirs_raw=F(path)).annotate(
             souvenirs_number=number_of("souvenirs_raw", self.grouping.values)
         )
