@@ -1,10 +1,10 @@
-"""Numbers -> bar charts in SVG. Pure.
+"""Draw numbers as bar charts in SVG. Pure.
 
-A chart is two drawings side by side: the axis, of a fixed width, and the plot, which takes what is
-left. In the plot, x is in percent and y in pixels, so text and lines keep their size on a phone.
-Colours are classes of a style sheet, for themes, and as a Content-Security-Policy may forbid
-anything else. Nothing in a plot is for screen readers but its title and description: the numbers
-are in a table beside it.
+A chart is two drawings side by side: the axis, of a fixed width, and the plot, which takes the
+rest. In the plot, x is in percent and y in pixels, so text and lines keep their size on a phone.
+Colours are classes of a style sheet, to support themes, and because a Content-Security-Policy may
+forbid anything else. Screen readers read only the title and the description of a plot: the numbers
+are in a table next to it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 HEIGHT = 200  # pixels, of the bars
-TOP, BOTTOM = 12, 24  # for half a line of text, and for the names of columns
-MOST_TICKS = 5
-MOST_NAMES = 5  # of columns, so that they have room on a phone
-CHARACTER = 7  # pixels of a digit
-GAP = 0.2  # of a column
+TOP, BOTTOM = 12, 24  # pixels, for half a line of text and for the names of columns
+MAX_TICKS = 5
+MAX_NAMES = 5  # of columns, so that they fit on a phone
+CHARACTER = 7  # width of a digit, in pixels
+GAP = 0.2  # between columns, as a share of a column
 
 
 class Bar(NamedTuple):
-    """A part of a column, with the class of the style sheet that has its colour."""
+    """A part of a column; `name` is the CSS class with its colour."""
 
     name: str
     value: int
@@ -33,10 +33,10 @@ class Bar(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """Bars on top of each other, above the zero line and below it.
+    """Stacked bars, above the zero line and below it.
 
-    name: on the axis, where there is room. hint: what a pointer shows.
-    partial: whether the bars are of a period that is not over.
+    name: shown on the axis, if there is room. hint: shown by the pointer.
+    partial: whether the bars belong to a period that is not over.
     """
 
     name: str
@@ -59,10 +59,10 @@ def draw(
     description: str,
     number: Callable[[int], str] = str,
 ) -> Chart:
-    """A chart of columns, as the markup of two <svg>.
+    """Draw a chart of columns, as the markup of two <svg>.
 
-    name: begins the ids in it, and so must differ between the charts of a page.
-    number: how the axis shows a number.
+    name: prefix of the ids in it, so it must differ between the charts of a page.
+    number: formats the numbers of the axis.
     """
     highest = max((sum(bar.value for bar in each.above) for each in columns), default=0)
     lowest = max((sum(bar.value for bar in each.below) for each in columns), default=0)
@@ -74,7 +74,7 @@ def draw(
 
 
 class Scale(NamedTuple):
-    """From values to pixels from the top."""
+    """Convert values to pixels from the top."""
 
     lowest: int
     highest: int
@@ -84,10 +84,10 @@ class Scale(NamedTuple):
 
 
 def ticks_between(lowest: int, highest: int) -> list[int]:
-    """At most MOST_TICKS + 2 round whole numbers, from `lowest` or less (at most 0) to `highest` or
-    more, with 0 among them."""
+    """Return at most MAX_TICKS + 2 round whole numbers, from `lowest` or less (at most 0) to
+    `highest` or more, including 0."""
     reach = max(highest - lowest, 1)
-    step = next(n for n in round_numbers() if n * MOST_TICKS >= reach)
+    step = next(n for n in round_numbers() if n * MAX_TICKS >= reach)
     first, last = lowest // step, -(-highest // step)
     return [step * n for n in range(first, max(last, first + 1) + 1)]
 
@@ -129,7 +129,7 @@ def _plot(
     for n in named_columns(len(columns)):
         where = {"x": f"{(n + 0.5) * width:.3f}%", "y": str(TOP + HEIGHT + BOTTOM - 6)}
         anchor = "middle"
-        if len(columns) > 2 * MOST_NAMES:  # a name is wider than its column
+        if len(columns) > 2 * MAX_NAMES:  # a name is wider than its column
             anchor = {0: "start", len(columns) - 1: "end"}.get(n, "middle")
             where["x"] = {"start": "0", "end": "100%"}.get(anchor, where["x"])
         SubElement(svg, "text", {**where, "text-anchor": anchor}).text = columns[n].name
@@ -139,7 +139,7 @@ def _plot(
 def _draw_column(svg: Element, column: Column, scale: Scale, x: float, width: float) -> None:
     group = SubElement(svg, "g", {"class": "column partial" if column.partial else "column"})
     SubElement(group, "title").text = column.hint
-    # All of the column's height shows the hint, also where nobody was active
+    # The hint is shown over the full height of the column, even if no users were active
     _rectangle(group, "hint", x, width, TOP, TOP + HEIGHT)
     for bars, sign in ((column.above, 1), (column.below, -1)):
         base = 0
@@ -168,9 +168,9 @@ def _rectangle(
 
 
 def named_columns(number: int) -> list[int]:
-    """Which of so many columns have a name below them: at most MOST_NAMES, evenly apart, with the
-    last one."""
-    step = -(-number // MOST_NAMES) or 1
+    """Return which of so many columns have a name below them: at most MAX_NAMES, evenly spaced,
+    including the last one."""
+    step = -(-number // MAX_NAMES) or 1
     return list(range(number - 1, -1, -step))[::-1]
 
 

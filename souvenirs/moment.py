@@ -1,4 +1,4 @@
-"""The rolling windows that end now, each beside the one before it."""
+"""The rolling windows that end now, each compared with the one before it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from souvenirs.models import LastSeen
 from souvenirs.periods import Interval
 
 WINDOWS = {"1h": 3_600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
-# In so many rate limits, what a window misses at its beginning is not worth mentioning
+# A window of so many rate-limit slots is long enough that what it misses at its start is negligible
 COMPARABLE = 24
 
 
@@ -21,9 +21,9 @@ COMPARABLE = 24
 class WindowFigures:
     """Users active in a window that ends now, and in the one that ended when it began.
 
-    active: None if the last-seen store does not know it for a while.
-    before: None if the record does not reach back so far, or the window is too short to be compared
-        by souvenirs, of which there is one in a rate limit.
+    active: None while the last-seen store does not know it.
+    before: None if the record does not reach back that far, or if the window is too short to be
+        compared by souvenirs, of which there is only one per rate-limit slot.
     """
 
     name: str
@@ -32,14 +32,15 @@ class WindowFigures:
 
     @property
     def change(self) -> float | None:
-        """Of `before`, such as 0.5 for half as many users more. None where it says nothing."""
+        """The change relative to `before`, such as 0.5 for 50 % more users. None if it is not known
+        or `before` is 0."""
         if self.active is None or not self.before:
             return None
         return self.active / self.before - 1
 
 
 def read_windows(now: float) -> list[WindowFigures]:
-    """The figures of WINDOWS at `now` (unix seconds), in a fixed number of queries."""
+    """Read the figures of WINDOWS at `now` (Unix seconds), in a fixed number of queries."""
     resolution, limit = conf.last_seen_seconds, conf.ratelimit_seconds
     # A window is never short: its beginning is floored to the resolution of last-seen times
     cuts = {name: table.resolution_start(now - length) for name, length in WINDOWS.items()}

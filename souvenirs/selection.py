@@ -1,4 +1,4 @@
-"""Which periods a page or a JSON document shows, from the parameters of its URL."""
+"""Select the periods that a page or a JSON document shows, from the parameters of its URL."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from souvenirs.timestamps import YEARS
 
 DEFAULT_PERIOD = "month"
 DEFAULT_RECENT = {"day": 30, "week": 26, "month": 12, "quarter": 8, "year": 5}
-MOST_PERIODS = 400
-LONGEST_DAYS = {"day": 1, "week": 7, "month": 31, "quarter": 92, "year": 366}
-MOST_DIGITS = 9
+MAX_PERIODS = 400
+MAX_DAYS = {"day": 1, "week": 7, "month": 31, "quarter": 92, "year": 366}
+MAX_DIGITS = 9
 
 USAGE: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "day": reports.calendar_daily_usage,
@@ -33,16 +33,16 @@ USAGE: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
 
 
 class SelectionError(ValueError):
-    """The parameters are wrong; the message for their sender says how."""
+    """The parameters are invalid; the message says why, for the client."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Calendar periods: those from `start` (inclusive) to `end` (exclusive), or to now if that is
-    earlier; of them the last `recent` ones. Each may be None.
+    """Calendar periods from `start` (inclusive) to `end` (exclusive), or to now if that is earlier;
+    only the last `recent` of them. Each of the three may be None.
 
-    now: unix seconds. Reports that are shown together must be of one `now`: a period may begin
-        between two looks at the clock.
+    now: Unix seconds. Reports that are shown together must use the same `now`: a new period may
+        begin between two readings of the clock.
     """
 
     period: str = DEFAULT_PERIOD
@@ -53,15 +53,15 @@ class Selection:
 
     @property
     def _most(self) -> int:
-        return self.recent or MOST_PERIODS + 1
+        return self.recent or MAX_PERIODS + 1
 
     @cached_property
     def first_day(self) -> date | None:
-        """Where a report has to start, so that it looks at no more periods than it shows, however
-        long ago the record or `start` is. None: at the first souvenir."""
+        """The day on which a report has to start so that it goes through no more periods than it
+        shows, however long ago `start` or the first souvenir is. None: at the first souvenir."""
         today = periods.day_containing(self.now, conf.zone)
         end = today if self.end is None else min(self.end, today)
-        earliest = end - timedelta(days=LONGEST_DAYS[self.period] * (self._most + 1))
+        earliest = end - timedelta(days=MAX_DAYS[self.period] * (self._most + 1))
         if self.start is not None:
             return max(self.start, earliest)
         t = counting.first_recorded()
@@ -74,18 +74,19 @@ class Selection:
         return now if self.end is None or self.end > now.date() else self.end
 
     def read(self, report: Callable[..., Iterator[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """The dictionaries of a report, which takes start, end and recent.
+        """Return the dictionaries of `report`, which is called with start, end and recent.
 
-        Raises SelectionError if there are more than MOST_PERIODS, or the report refuses them.
+        Raises SelectionError if there are more than MAX_PERIODS periods, or the report raises
+        ReportError.
         """
         try:
             rows = list(report(self.first_day, self._end, recent=self._most))
         except reports.ReportError as error:
             raise SelectionError(str(error)) from None
-        if len(rows) > MOST_PERIODS:
+        if len(rows) > MAX_PERIODS:
             raise SelectionError(
                 _("There are more than %(most)d periods: choose longer ones, or a later start.")
-                % {"most": MOST_PERIODS}
+                % {"most": MAX_PERIODS}
             )
         return rows
 
@@ -93,11 +94,11 @@ class Selection:
 def select(
     params: Mapping[str, str], period: str | None = None, now: float | None = None
 ) -> Selection:
-    """The selection that the parameters `period`, `start`, `end` and `recent` name; empty ones are
-    as if they were not there. Without `start` and `recent`, there are DEFAULT_RECENT periods.
+    """Return the selection for the parameters `period`, `start`, `end` and `recent`; empty ones are
+    ignored. Without `start` and `recent`, select DEFAULT_RECENT periods. Raises SelectionError.
 
-    period: in place of the parameter.
-    now: in place of the clock. Raises SelectionError.
+    period: used instead of the parameter.
+    now: used instead of the clock, in Unix seconds.
     """
     name = period or params.get("period") or DEFAULT_PERIOD
     if name not in NAMES:
@@ -143,10 +144,10 @@ def to_number(params: Mapping[str, str], name: str) -> int | None:
     text = params.get(name)
     if not text:
         return None
-    is_number = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
-    if not is_number or not 1 <= int(text) <= MOST_PERIODS:
+    is_number = text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
+    if not is_number or not 1 <= int(text) <= MAX_PERIODS:
         raise SelectionError(
             _("%(name)s is %(value)r: write a number from 1 to %(most)d.")
-            % {"name": name, "value": text, "most": MOST_PERIODS}
+            % {"name": name, "value": text, "most": MAX_PERIODS}
         )
     return int(text)

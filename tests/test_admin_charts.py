@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from souvenirs.charts import (
     HEIGHT,
-    MOST_NAMES,
-    MOST_TICKS,
+    MAX_NAMES,
+    MAX_TICKS,
     TOP,
     Bar,
     Column,
@@ -63,13 +63,13 @@ def test_ticks__are_few_and_round_and_cover_all_values(lowest: int, highest: int
     assert str(steps.pop()).rstrip("0") in ("1", "2", "5")
     assert ticks[0] <= lowest <= highest <= ticks[-1]
     assert 0 in ticks
-    assert 2 <= len(ticks) <= MOST_TICKS + 3
+    assert 2 <= len(ticks) <= MAX_TICKS + 3
 
 
 @given(st.integers(0, 500))
 def test_names__are_few_and_include_the_last_one(number: int) -> None:
     named = named_columns(number)
-    assert len(named) <= MOST_NAMES
+    assert len(named) <= MAX_NAMES
     assert named == sorted(set(named))
     assert (named[-1:] == [number - 1]) == bool(number)
 

@@ -229,7 +229,7 @@ class TestPages:
         assert cells(response.text, "when_last_seen")[0] == "May 15, 2024, 2:06 p.m."
         last = boss.get("/backstage/auth/user/?o=-6&p=3")
         assert cells(last.text, "when_last_seen")[-1] == "Never"
-        assert "Not for 90 days" in response.text
+        assert "Not in the last 90 days" in response.text
 
     def test_users__can_be_edited_in_the_list(self, users: dict[str, Any], boss: Client) -> None:
         from souvenirs.admin import LastSeenMixin as mixin

@@ -146,5 +146,5 @@ def test_theme__is_the_chosen_one(page: Page, site: str) -> None:
 def test_users__have_a_list_of_last_seen_times(page: Page, site: str) -> None:
     page.goto(f"{site}/admin/souvenirs/lastseen/")
     assert page.locator("#result_list tbody tr").count() > 20
-    page.get_by_role("link", name="Not for 30 days").click()
+    page.get_by_role("link", name="Not in the last 30 days").click()
     assert "seen=not-30d" in page.url

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from souvenirs.periods import NAMES
 from souvenirs.selection import (
     DEFAULT_RECENT,
-    MOST_PERIODS,
+    MAX_PERIODS,
     USAGE,
     Selection,
     SelectionError,
@@ -63,7 +63,7 @@ def test_select__raises_nothing_else(params: dict[str, str]) -> None:
         selection = select(params)
     except SelectionError:
         return
-    assert selection.recent is None or 1 <= selection.recent <= MOST_PERIODS
+    assert selection.recent is None or 1 <= selection.recent <= MAX_PERIODS
 
 
 # What it reads

@@ -122,8 +122,8 @@ def test_page__compares_windows_with_the_previous_ones(analyst: Client) -> None:
     text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", analyst.get(URL).text))
     before = count_active_users(NOW - 14 * DAY, NOW - 7 * DAY)
     change = f"{100 * (current / before - 1):+.1f}".replace("-", "−").replace("+0.0", "0.0")  # noqa: RUF001
-    assert f"Last 7 days {current} {change}% against {before} in the period before" in text
-    assert re.search(r"Last hour \d+ Last 24 hours", text)  # too short for a comparison
+    assert f"Last 7 days {current} {change}% compared with {before} in the previous period" in text
+    assert re.search(r"Last hour \d+ Last 24 hours", text)  # too short to be compared
 
 
 def test_page__charts_have_a_bar_for_each_period(analyst: Client) -> None:
@@ -144,7 +144,7 @@ def test_page__has_no_inline_script_or_style(analyst: Client) -> None:
 def test_page__without_any_record_says_so(admin_site: None) -> None:
     response = signed_in("view_usage").get(URL)
     assert response.status_code == 200
-    assert "Nobody has been recorded yet" in response.text
+    assert "No users have been recorded yet" in response.text
     assert "Not known yet" in response.text
 
 
@@ -154,7 +154,7 @@ def test_page__without_any_record_says_so(admin_site: None) -> None:
         ({"period": "decade"}, "The period is 'decade'"),
         ({"start": "soon"}, "start is 'soon'"),
         ({"period": "day", "start": "1950-01-01"}, "There are more than 400 periods"),
-        ({"start": "2030-01-01"}, "There is no period"),
+        ({"start": "2030-01-01"}, "There are no periods"),
     ],
 )
 def test_page__says_what_is_wrong_with_its_url(

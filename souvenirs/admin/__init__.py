@@ -1,5 +1,5 @@
-"""What the Django admin shows of souvenirs. Only the admin itself, and sites that have it, import
-this package."""
+"""The pages and columns of souvenirs in the Django admin. Only the admin, and sites that use it,
+import this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Last-seen times in lists of the admin: a column for the site's own list of users, and a list."""
+"""Last-seen times in the admin: a column for the site's list of users, and a separate list."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ CHOICES: dict[str, tuple[Any, Condition, int]] = {
     "1d": (_("Within the last 24 hours"), seen_since, DAY),
     "7d": (_("Within the last 7 days"), seen_since, 7 * DAY),
     "30d": (_("Within the last 30 days"), seen_since, 30 * DAY),
-    "not-30d": (_("Not for 30 days"), not_seen_since, 30 * DAY),
-    "not-90d": (_("Not for 90 days"), not_seen_since, 90 * DAY),
-    "not-180d": (_("Not for 180 days"), not_seen_since, 180 * DAY),
-    "not-365d": (_("Not for 365 days"), not_seen_since, 365 * DAY),
+    "not-30d": (_("Not in the last 30 days"), not_seen_since, 30 * DAY),
+    "not-90d": (_("Not in the last 90 days"), not_seen_since, 90 * DAY),
+    "not-180d": (_("Not in the last 180 days"), not_seen_since, 180 * DAY),
+    "not-365d": (_("Not in the last 365 days"), not_seen_since, 365 * DAY),
 }
 
 
 class LastSeenFilter(admin.SimpleListFilter):
-    """Users, or LastSeen rows, by when the user was last seen. Users who were never seen have a
-    choice to themselves."""
+    """Filter users, or LastSeen rows, by when the user was last seen. There is a separate choice
+    for users who have never been seen."""
 
     title = _("last seen")
     parameter_name = "seen"
@@ -63,7 +63,7 @@ class LastSeenFilter(admin.SimpleListFilter):
 
 
 class SeenColumn(F):
-    """The users' last-seen time. Whichever way they are sorted, users never seen come last."""
+    """The users' last-seen time. In either sort order, users who have never been seen come last."""
 
     def asc(self, **kwargs: Any) -> OrderBy:
         return super().asc(nulls_last=True)
@@ -73,7 +73,7 @@ class SeenColumn(F):
 
 
 class LastSeenChangeList(ChangeList):
-    """A list of users whose page is filled with last-seen times."""
+    """A list of users that adds last-seen times to its page."""
 
     def get_ordering_field(self, field_name: Any) -> Any:
         if field_name == COLUMN and not has_constraint():
@@ -89,20 +89,20 @@ class LastSeenChangeList(ChangeList):
         times = get_store().get_many([user.pk for user in self.result_list])
         for user in self.result_list:
             user._souvenirs_seen = times.get(user.pk)
-        if by_time:  # within the rate limit's slot, a store may know better than the table
+        if by_time:  # within a rate-limit slot, a store may have later times than the table
             sort_rows(self.result_list, sort_key(descending=by_time.descending))
 
     def _sorted_by_time(self) -> OrderBy | None:
-        """How the list is sorted, if last-seen times are the one column that was chosen. What the
-        admin's own order adds does not matter: it is for users with the same time."""
+        """Return the sort order if last-seen time is the only column that was chosen. What the
+        admin adds to it does not matter: it only orders users with the same time."""
         chosen = self.params.get(ORDER_VAR, "")
         first = next(iter(self.queryset.query.order_by), None)
         is_by_time = isinstance(first, OrderBy) and isinstance(first.expression, SeenColumn)
         return first if is_by_time and chosen and "." not in chosen else None
 
     def _keys_of_page(self, order: OrderBy) -> list[Any]:
-        """The keys of the page's users, from the index on times. Left to sort by the column, a
-        database would join and sort all users for each page, as some have no time."""
+        """Return the keys of the page's users, from the index on times. If it had to sort by the
+        column, a database would join and sort all users for each page, as some have no time."""
         start = (self.page_num - 1) * self.list_per_page
         end = start + self.list_per_page
         sign = "-" if order.descending else ""
@@ -110,7 +110,7 @@ class LastSeenChangeList(ChangeList):
             f"{sign}{SEEN}", f"{sign}souvenirs_last_seen__id"
         )
         keys = list(seen.values_list("pk", flat=True)[start:end])
-        if len(keys) < self.list_per_page:  # they are followed by users who were never seen
+        if len(keys) < self.list_per_page:  # users who have never been seen follow
             number = start + len(keys) if keys or not start else seen.count()
             never = self.queryset.filter(never_seen()).order_by("-pk")
             rest = never.values_list("pk", flat=True)
@@ -119,7 +119,7 @@ class LastSeenChangeList(ChangeList):
 
 
 def sort_rows(rows: Any, key: Callable[[Any], Any]) -> None:
-    """Sort rows that are loaded, and stay a queryset: forms of the list need one."""
+    """Sort loaded rows in place: the forms of a list need the queryset."""
     (rows if isinstance(rows, list) else rows._result_cache).sort(key=key)
 
 
@@ -134,12 +134,12 @@ def sort_key(*, descending: bool) -> Callable[[Any], tuple[bool, int]]:
 
 
 class LastSeenMixin:
-    """For the site's UserAdmin: a sortable column with last-seen times, and a filter.
+    """Mixin for the site's UserAdmin: a sortable column with last-seen times, and a filter.
 
         class UserAdmin(LastSeenMixin, DjangoUserAdmin): ...
 
-    The column, `when_last_seen`, is the last one unless `list_display` names it elsewhere; it may
-    be among `readonly_fields` too. A page takes one query of last-seen times, whatever its length.
+    The column, `when_last_seen`, is the last one unless `list_display` contains it; it may be in
+    `readonly_fields` too. A page takes one query for last-seen times, whatever its length.
     """
 
     def when_last_seen(self, user: Any) -> datetime | None:
@@ -168,7 +168,7 @@ class LastSeenMixin:
 
 
 class TimesChangeList(ChangeList):
-    """A list of LastSeen whose page has the users, and the store's times."""
+    """A list of LastSeen that adds users and the store's times to its page."""
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -183,7 +183,7 @@ class TimesChangeList(ChangeList):
 
 
 class LastSeenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Who was last seen when: to look at only, with the permission souvenirs.view_lastseen."""
+    """A read-only list of last-seen times, for staff with the permission view_lastseen."""
 
     list_display = ("shown_user", "shown_time")
     list_display_links = None
@@ -192,7 +192,7 @@ class LastSeenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description=_("user"))
     def shown_user(self, row: Any) -> Any:
-        """With a link to the user's page, where this admin has one."""
+        """Return the user with a link to their page, if this admin has one."""
         model, user = get_user_model(), row._shown_user
         if user is None:  # deleted a moment ago
             return row.user_id
@@ -228,5 +228,6 @@ class LastSeenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Not here. But a row goes with its user, and the admin asks for each before it does."""
+        """Rows cannot be deleted here. But they are deleted with their user, and the admin checks
+        the permission for each of them."""
         return obj is not None

@@ -1,4 +1,4 @@
-"""Dictionaries of reports -> rows of the Usage page, in the reader's language."""
+"""Turn dictionaries of reports into rows of the Usage page, in the reader's language."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from souvenirs.conf import conf
 
 NEW, RESURRECTED, CHURNED = "new", "resurrected", "churned"
 ACTIVE = "active"
-HEATS = 9  # classes of the style sheet for shares in the retention triangle, beside 0
+HEATS = 9  # CSS classes for shares in the retention triangle, besides the one for 0
 
 Report = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A period: its names, and its figures, None for those that are not known.
+    """A period: its names and its figures, which are None if not known.
 
-    short: on a chart's axis.
+    short: the name on a chart's axis.
     """
 
     start: date
@@ -39,7 +39,7 @@ class Row:
     retained: int | None
     resurrected: int | None
     churned: int | None
-    change: float | None  # of the active users of the period before; None of the first row
+    change: float | None  # of active users, relative to the row before; None in the first row
 
     @property
     def knows_growth(self) -> bool:
@@ -47,7 +47,7 @@ class Row:
 
 
 class Cell:
-    """The share of a cohort that was active at an age, 0 to 1."""
+    """The share of a cohort that was active at an age, from 0 to 1."""
 
     def __init__(self, users: int, cohort: int, complete: bool) -> None:
         self.users, self.complete = users, complete
@@ -66,7 +66,7 @@ class Cohort:
 
 
 def day_of(report: Report) -> date:
-    """The date, of the site's time zone, on which a report's period begins."""
+    """Return the date, in the site's time zone, on which a report's period begins."""
     return timestamps.aware(report["period"]["start"]).astimezone(conf.zone).date()
 
 
@@ -97,7 +97,7 @@ def short_name_of(period: str, day: date) -> str:
 
 
 def rows_of(period: str, usages: Sequence[Report], growths: Sequence[Report]) -> list[Row]:
-    """A row for each period, oldest first. The reports must be of the same periods."""
+    """Return a row for each period, oldest first. The reports must have the same periods."""
     rows: list[Row] = []
     for usage, growth in zip(usages, growths, strict=True):
         day, counts, changes = day_of(usage), usage["usage"], growth["growth"]
@@ -122,7 +122,7 @@ def rows_of(period: str, usages: Sequence[Report], growths: Sequence[Report]) ->
 
 
 def cohorts_of(period: str, reports: Iterable[Report]) -> list[Cohort]:
-    """The retention triangle, oldest cohort first; of those that are known and not empty."""
+    """Return the retention triangle, oldest cohort first, without empty and unknown cohorts."""
     cohorts = []
     for report in reports:
         found = report["retention"]
@@ -142,7 +142,7 @@ def grouped(number: int) -> str:
 
 
 def hint_of(row: Row, *bars: Bar) -> str:
-    """What a pointer shows of a column: a line for each of its bars."""
+    """Return the tooltip of a column, with a line for each of its bars."""
     title = row.name if row.complete else _("%(period)s, so far") % {"period": row.name}
     lines = [f"{label_of(bar.name)}: {grouped(bar.value)}" for bar in bars]
     return "\n".join([title, *lines])
@@ -172,7 +172,7 @@ def active_chart(rows: Sequence[Row]) -> Chart:
 
 
 def growth_chart(rows: Sequence[Row]) -> Chart | None:
-    """None if nothing is known of the growth in any of the periods."""
+    """Draw the growth chart. Return None if growth is not known in any of the periods."""
     if not any(row.knows_growth for row in rows):
         return None
     columns = [growth_column(row) for row in rows]
@@ -184,7 +184,7 @@ def growth_column(row: Row) -> Column:
     if not row.knows_growth:
         hint = _("%(period)s: not known") % {"period": row.name}
         return Column(name=row.short, hint=hint)
-    # Retained users are left out: beside them, the others would be too small to see
+    # Retained users are left out: next to them, the others would be too small to see
     above = Bar(NEW, row.new or 0), Bar(RESURRECTED, row.resurrected or 0)
     below = (Bar(CHURNED, row.churned or 0),)
     return Column(
@@ -212,7 +212,7 @@ CSV_HEADERS = (
 
 
 def csv_rows(usages: Iterable[Report], rows: Iterable[Row]) -> Iterator[list[Any]]:
-    """The same in every language, for programs: with the report's label of the period."""
+    """Yield rows for programs: with the report's label of the period, the same in all languages."""
     for usage, row in zip(usages, rows):
         label = next(iter(usage["labels"].values()))
         yield [

@@ -43,12 +43,12 @@ MOST_AGES = 12
 
 
 class UsageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """For staff with the permission souvenirs.view_usage."""
+    """The Usage page, for staff with the permission souvenirs.view_usage."""
 
     def get_urls(self) -> list[URLPattern]:
         wrap = self.admin_site.admin_view
         page = wrap(self.changelist_view)
-        page.model_admin = self  # type: ignore[attr-defined]  # as Django's own pages have it
+        page.model_admin = self  # type: ignore[attr-defined]  # as in Django's pages
         return [
             path("", page, name="souvenirs_usage_changelist"),
             path("csv/", wrap(self.csv_view), name="souvenirs_usage_csv"),
@@ -113,17 +113,17 @@ class UsageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 def read_rows(
     selection: Selection, ages: int | None = None
 ) -> tuple[list[tables.Report], list[tables.Row], list[tables.Report]]:
-    """The usage of each period; the same with growth, as rows; and growth with retention up to
-    `ages` periods later. In a fixed number of queries."""
+    """Return the usage of each period; the same with growth, as rows; and growth with retention up
+    to `ages` periods later. Takes a fixed number of queries."""
     usages = selection.read(USAGE[selection.period])
     if not usages:
-        raise SelectionError(_("There is no period between the start and the end."))
+        raise SelectionError(_("There are no periods between the start and the end."))
     changes = selection.read(partial(growth_and_retention, selection.period, ages=ages))
     return usages, tables.rows_of(selection.period, usages, changes), changes
 
 
 def page_context(selection: Selection) -> dict[str, Any]:
-    """What the template shows. All of the history is read from one snapshot, where there is one.
+    """Return the template's context. The history is read from one snapshot, if possible.
 
     Raises SelectionError.
     """

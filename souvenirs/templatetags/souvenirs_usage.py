@@ -1,4 +1,4 @@
-"""How the Usage page writes numbers, in the reader's language."""
+"""Format the numbers of the Usage page, in the reader's language."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def figure(value: int | None) -> str:
 
 @register.filter
 def share(value: float | None) -> str:
-    """A share, 0 to 1, in whole percent."""
+    """Format a share, from 0 to 1, as a whole percentage."""
     return UNKNOWN if value is None else _("%(number)s%%") % {"number": round(value * 100)}
 
 
 @register.filter
 def change(value: float | None) -> str:
-    """A change, such as -0.05, in percent, with its sign."""
+    """Format a change, such as -0.05, as a percentage with its sign."""
     if value is None:
         return UNKNOWN
     number = number_format(f"{abs(value) * 100:.1f}", 1, force_grouping=True)
@@ -35,5 +35,5 @@ def change(value: float | None) -> str:
 
 @register.filter
 def markup(svg: str) -> SafeString:
-    """The markup of souvenirs.charts, in which all text is escaped."""
+    """Mark a chart of souvenirs.charts as safe: all text in it is escaped."""
     return mark_safe(svg)  # noqa: S308
