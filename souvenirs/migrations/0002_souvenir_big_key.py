@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    """A 64-bit key. PostgreSQL, MySQL and SQLite rewrite the table, and lock it meanwhile."""
+    """Use a 64-bit key. PostgreSQL, MySQL and SQLite rewrite the table, and lock it meanwhile."""
 
     dependencies = [("souvenirs", "0001_initial")]
 

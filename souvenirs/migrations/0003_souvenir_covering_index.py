@@ -4,9 +4,10 @@ from django.db import migrations, models
 
 
 class AddIndexWithoutLock(migrations.AddIndex):
-    """AddIndex that lets writers go on, where the database can (PostgreSQL).
+    """AddIndex without blocking writers, if the database supports it (PostgreSQL).
 
-    Not django.contrib.postgres's, which needs psycopg: sites on other databases lack it.
+    Not the operation in django.contrib.postgres, which needs psycopg: sites on other databases do
+    not have it.
     """
 
     def database_forwards(
@@ -16,22 +17,22 @@ class AddIndexWithoutLock(migrations.AddIndex):
         connection = schema_editor.connection
         if not self.allow_migrate_model(connection.alias, model):
             return
-        # In a transaction PostgreSQL cannot: so is a tenant's schema made, where nobody waits
+        # Not in a transaction, where PostgreSQL cannot: a tenant's new schema, which nobody uses
         is_concurrent = connection.vendor == "postgresql" and not connection.in_atomic_block
         options = {"concurrently": True} if is_concurrent else {}
         existing = {}
-        if not schema_editor.collect_sql:  # by sqlmigrate, before the table is there
+        if not schema_editor.collect_sql:  # sqlmigrate may run before the table exists
             with connection.cursor() as cursor:
                 existing = connection.introspection.get_constraints(cursor, model._meta.db_table)
-        if self.index.name in existing:  # of a try that was interrupted, and maybe invalid
+        if self.index.name in existing:  # from an interrupted attempt, and possibly invalid
             schema_editor.remove_index(model, self.index, **options)
         schema_editor.add_index(model, self.index, **options)
 
 
 class Migration(migrations.Migration):
-    """An index that a count can be read from. 0004 drops the one on `when` alone."""
+    """Add an index from which users can be counted. 0004 drops the one on `when` alone."""
 
-    atomic = False  # PostgreSQL builds indexes concurrently outside of a transaction only
+    atomic = False  # PostgreSQL builds indexes concurrently only outside of a transaction
 
     dependencies = [("souvenirs", "0002_souvenir_big_key")]
 

@@ -8,11 +8,10 @@ from souvenirs.fields import UserOneToOneField, cascade
 
 
 class DropIndex(migrations.AlterField):
-    """AlterField that drops the field's index, in sqlmigrate's output too.
+    """AlterField that drops the field's index, even in sqlmigrate's output.
 
-    Django asks the database what the index is called. Where the table is not there yet, which
-    MySQL takes for an error and PostgreSQL for a table without indexes, its name is the one that
-    0001 is going to give it.
+    Django looks up the name of the index in the database. If the table does not exist yet, which
+    is an error on MySQL and means no indexes on PostgreSQL, use the name that 0001 will give it.
     """
 
     def database_forwards(
@@ -22,7 +21,7 @@ class DropIndex(migrations.AlterField):
         connection, table = schema_editor.connection, model._meta.db_table
         if (
             schema_editor.collect_sql
-            and connection.vendor != "sqlite"  # which rewrites the table
+            and connection.vendor != "sqlite"  # it rewrites the table
             and self.allow_migrate_model(connection.alias, model)
             and table not in connection.introspection.table_names()
         ):
@@ -33,7 +32,7 @@ class DropIndex(migrations.AlterField):
 
 
 class Migration(migrations.Migration):
-    """Last-seen times; and the index on `when` goes, which 0003 has replaced."""
+    """Add last-seen times, and drop the index on `when`, which 0003 has replaced."""
 
     dependencies = [
         ("souvenirs", "0003_souvenir_covering_index"),

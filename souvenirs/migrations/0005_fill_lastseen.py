@@ -7,11 +7,11 @@ from tqdm import tqdm
 
 from souvenirs import timestamps
 
-BATCH = 5_000  # users; what the migration holds in memory at a time
+BATCH = 5_000  # users in memory at a time
 
 
 def fill_last_seen(apps: Any, schema_editor: Any) -> None:
-    """Makes the LastSeen rows of users who have souvenirs and no such row.
+    """Create the LastSeen rows of users who have souvenirs but no such row.
 
     Each batch is a separate transaction, so that after an interruption the next run continues
     where this one stopped. Future times are ignored.
@@ -37,7 +37,7 @@ def fill_last_seen(apps: Any, schema_editor: Any) -> None:
                     )
                     for row in batch
                 ),
-                ignore_conflicts=True,  # with a site that already runs
+                ignore_conflicts=True,  # the site may already be running
             )
             progress.update(len(batch))
             batch = list(missing.filter(user_id__gt=batch[-1]["user_id"])[:BATCH])

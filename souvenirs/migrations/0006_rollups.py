@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    """The history: bitmaps of closed intervals, and what they do not know yet."""
+    """Add the history: bitmaps of closed intervals, and marks for what they may lack."""
 
     dependencies = [("souvenirs", "0005_fill_lastseen")]
 
