@@ -14,12 +14,12 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 def flush_at_shutdown(application: Application) -> Application:
-    """Wrap an ASGI application, so that the visits that are queued are written at its shutdown:
+    """Wrap an ASGI application so that queued visits are written at its shutdown:
 
         application = flush_at_shutdown(get_asgi_application())
 
-    Servers such as uvicorn end a process by a signal, without Python's exit handlers; but first
-    they send the application the ASGI event `lifespan.shutdown`. Takes at most 3 seconds.
+    Servers such as uvicorn end a process with a signal, so Python's exit handlers do not run. But
+    first they send the application the ASGI event `lifespan.shutdown`. Takes at most 3 seconds.
     """
 
     async def wrapped(scope: Message, receive: Receive, send: Send) -> None:
@@ -43,7 +43,7 @@ def flush_at_shutdown(application: Application) -> Application:
         except Exception:
             if has_begun:
                 raise
-            await _answer(receive, send)  # Django raises, as it has no use for these events
+            await _answer(receive, send)  # Django raises, because it does not handle these events
 
     return wrapped
 
@@ -57,7 +57,7 @@ async def _answer(receive: Receive, send: Send) -> None:
 
 
 async def flush() -> None:
-    # Here, since asgi.py may import this module before Django has loaded its apps
+    # Imported here, since asgi.py may import this module before Django has loaded its apps
     from souvenirs.recording.writer import writer
 
     await sync_to_async(writer.stop, thread_sensitive=False)()

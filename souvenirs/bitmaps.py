@@ -1,11 +1,11 @@
-"""Sets of LastSeen ids <-> bytes, as small as they get.
+"""Convert sets of LastSeen ids to compact bytes and back.
 
-It is the portable format of roaring bitmaps; or, for small bitmaps where that is smaller, a packed
-form of it. The first byte says which. In a small bitmap the format's 16-bit words are mostly
-a sorted array: one differs little from the next, so the differences deflate well.
+The format is the portable format of roaring bitmaps or, for small bitmaps, a packed form of it if
+that is smaller. The first byte distinguishes them. In a small bitmap the format's 16-bit words are
+mostly a sorted array: neighbouring words differ little, so the differences deflate well.
 
-pyroaring is imported on first use: only one of the interpreters in a process can load it, and under
-mod_wsgi, where each site has its own, all of them have to record.
+pyroaring is imported on first use: only one interpreter in a process can load it, and under
+mod_wsgi, where each site has an interpreter, all of them have to record.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyroaring import BitMap
 
-SMALL = 4_096  # bytes; for larger ones, unpacking would cost more time than the space is worth
+SMALL = 4_096  # bytes; unpacking larger ones would take more time than the space is worth
 WORD = 16  # bits
 ZLIB = 0x78  # the first byte of packed ones; those of the portable format are 0x3A and 0x3B
 
@@ -29,14 +29,14 @@ def bitmap(members: Iterable[int] = ()) -> BitMap:
 
 
 def union(parts: Iterable[BitMap]) -> BitMap:
-    """One or more of them in one."""
+    """Return the union of one or more bitmaps."""
     from pyroaring import BitMap
 
     return BitMap.union(*parts)
 
 
 def to_bytes(members: BitMap) -> bytes:
-    """Changes the bitmap's form inside, not what it holds."""
+    """Serialise the bitmap. This changes its internal layout, but not its members."""
     members.run_optimize()
     plain = members.serialize()
     small = pack(plain) if len(plain) <= SMALL else plain
@@ -50,7 +50,7 @@ def from_bytes(data: bytes) -> BitMap:
 
 
 def pack(plain: bytes) -> bytes:
-    # As one number, whose words are subtracted all at once, each from the next
+    # Treat the data as one number, to subtract each of its words from the next all at once
     size = len(plain) + len(plain) % 2
     number = int.from_bytes(plain, "little")
     differences = (number - (number << WORD)) & mask(8 * size)
@@ -59,7 +59,7 @@ def pack(plain: bytes) -> bytes:
 
 
 def unpack(packed: bytes) -> bytes:
-    """What `pack` was given, and maybe a zero."""
+    """Return the argument of `pack`, possibly with a zero byte appended."""
     differences = zlib.decompress(packed)
     bits = 8 * len(differences)
     number, shift, every = int.from_bytes(differences, "little"), WORD, mask(bits)
@@ -70,5 +70,5 @@ def unpack(packed: bytes) -> bytes:
 
 
 def mask(bits: int) -> int:
-    """To cut numbers to so many bits; a remainder takes ten times as long."""
+    """Return a mask to cut numbers to so many bits; `%` would take ten times as long."""
     return (1 << bits) - 1

@@ -12,19 +12,20 @@ LOG_SECONDS = 60.0
 
 
 class Breaker:
-    """Stops asking a server that is down, so that its time-out is not paid on every request.
+    """A circuit breaker: stops calling a server that is down, so that not every request waits for
+    its time-out.
 
-    After a failure `allows` says no for PROBE_SECONDS, then lets one caller through to probe, and
-    all callers again after a success. A caller that was let through reports the outcome: `success`,
-    `failure`, or `untried` if the server was not asked. Failures are logged with their cause, at
-    most once in LOG_SECONDS; the message says how many were not logged. So is the first success
-    after a failure that was logged.
+    After a failure `allows` returns False for PROBE_SECONDS, then lets one caller through as a
+    probe, and all callers again after a success. A caller that was let through reports the outcome:
+    `success`, `failure`, or `untried` if it did not call the server. Failures are logged with their
+    cause, at most once in LOG_SECONDS; the message says how many there were since the last one. The
+    first success after a logged failure is logged too.
     """
 
     def __init__(self, what: str) -> None:
         self.what = what
         self._new_lock()
-        if hasattr(os, "register_at_fork"):  # a child must not wait for a lock of its parent's
+        if hasattr(os, "register_at_fork"):  # a child must not wait for its parent's lock
             os.register_at_fork(after_in_child=self._new_lock)
         self.reset()
 
@@ -32,12 +33,12 @@ class Breaker:
         self._lock = threading.Lock()
 
     def reset(self) -> None:
-        """Closes the breaker, and forgets what was logged."""
+        """Close the breaker, and forget what was logged."""
         self._open = False
         self._probe_at = 0.0
         self._log_at = 0.0
         self._unlogged = 0
-        self._is_logged = False  # that it fails
+        self._is_logged = False  # whether the failure was logged
 
     @property
     def is_open(self) -> bool:
@@ -50,7 +51,7 @@ class Breaker:
             now = time.monotonic()
             if now < self._probe_at:
                 return False
-            self._probe_at = now + PROBE_SECONDS  # this caller probes, the others go on waiting
+            self._probe_at = now + PROBE_SECONDS  # this caller probes, the others still may not
             return True
 
     def success(self) -> None:
@@ -61,11 +62,12 @@ class Breaker:
                 logger.warning("%s works again", self.what)
 
     def untried(self) -> None:
-        """Let the next caller probe: the last one did not ask the server after all."""
+        """Allow the next caller to probe: the last one did not call the server after all."""
         self._probe_at = 0.0
 
     def failure(self, error: Exception, *, opens: bool = True) -> None:
-        """Notes that `error` happened. `opens` False: it says nothing about the server's health."""
+        """Report that `error` occurred. `opens` is False if it says nothing about the server's
+        health."""
         with self._lock:
             now = time.monotonic()
             if opens:

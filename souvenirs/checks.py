@@ -23,7 +23,7 @@ from souvenirs.logs import words_of
 from souvenirs.middleware import SouvenirsMiddleware
 from souvenirs.models import Souvenir
 
-TAG = "souvenirs"  # of the checks that our commands run: not the site's own, as from cron
+TAG = "souvenirs"  # our commands, which may run from cron, run these checks but not the site's
 NUMBER = (int, float)
 PUBLIC = ("BACKEND", "CLUSTER", "SENTINEL", "KEY_PREFIX", "WITH_TABLE")
 
@@ -34,7 +34,7 @@ def is_number(value: Any) -> bool:
 
 @register(TAG)
 def check_enabled(**kwargs: Any) -> list[CheckMessage]:
-    hint = "Set it to False where nobody is to be recorded, as in tests, or remove it."
+    hint = "Set it to False where no users should be recorded, as in tests, or remove it."
     return check_boolean("SOUVENIRS_ENABLED", hint, "souvenirs.E008")
 
 
@@ -44,8 +44,8 @@ def check_is_enabled(**kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Warning(
-            "SOUVENIRS_ENABLED is False: nobody is recorded.",
-            hint="Set it to False in the settings of your tests only.",
+            "SOUVENIRS_ENABLED is False: no users are recorded.",
+            hint="Set it to False only in the settings of your tests.",
             id="souvenirs.W006",
         )
     ]
@@ -57,16 +57,17 @@ def check_ratelimit_seconds(**kwargs: Any) -> list[CheckMessage]:
     if not is_number(value) or not 0 <= value < float("inf"):
         return [
             Error(
-                f"SOUVENIRS_RATELIMIT_SECONDS is {value!r}, which is no number of seconds.",
-                hint="Set it to a number from 0 (record every time) up; 3600 is the default.",
+                "SOUVENIRS_RATELIMIT_SECONDS must be a non-negative number of seconds,"
+                f" not {value!r}.",
+                hint="Set it to 0 (record every time) or more; 3600 is the default.",
                 id="souvenirs.E001",
             )
         ]
     if value > 3600:
         return [
             Warning(
-                f"SOUVENIRS_RATELIMIT_SECONDS is {value!r}: with over an hour between records,"
-                " past ranges that begin or end within a day are counted coarsely.",
+                f"SOUVENIRS_RATELIMIT_SECONDS is {value!r}: with more than an hour between records,"
+                " past ranges that begin or end during a day are counted less precisely.",
                 hint="Set it to 3600 or less.",
                 id="souvenirs.W001",
             )
@@ -82,17 +83,18 @@ def check_cache_name(**kwargs: Any) -> list[CheckMessage]:
         hint = f"Set it to one of {', '.join(map(repr, settings.CACHES))}, or add it to CACHES."
         return cache_error(value, reason, hint)
     try:
-        cache = caches[value]  # it is made, and asks no server
+        cache = caches[value]  # this does not connect to a server
     except Exception as error:
-        reason = f"a cache that cannot be made: {words_of(error)}"
-        return cache_error(value, reason, f"Mend CACHES[{value!r}], or name another cache.")
+        reason = f"a cache that cannot be created: {words_of(error)}"
+        return cache_error(value, reason, f"Fix CACHES[{value!r}], or name another cache.")
     if not isinstance(cache, BaseDatabaseCache):
         return []
     return [
         Warning(
             f"SOUVENIRS_CACHE_NAME is {value!r}, a cache in a database, where requests would wait"
-            " for each other's transactions: it is not used, and each process limits alone.",
-            hint="Name a cache in Redis or Memcached; or, if a row from each process will do, add"
+            " for each other's transactions. It is not used: each process applies the rate limit"
+            " separately.",
+            hint="Name a cache in Redis or Memcached; or, if one row per process is acceptable, add"
             " 'souvenirs.W005' to SILENCED_SYSTEM_CHECKS.",
             id="souvenirs.W005",
         )
@@ -110,7 +112,7 @@ def check_cache_prefix(**kwargs: Any) -> list[CheckMessage]:
     if not isinstance(value, str) or len(value) > 100 or not value.isascii() or " " in value:
         return [
             Error(
-                f"SOUVENIRS_CACHE_PREFIX is {value!r}, which cannot begin a cache key.",
+                f"SOUVENIRS_CACHE_PREFIX is {value!r}, which is not a valid prefix of cache keys.",
                 hint="Set it to a string of at most 100 ASCII characters without spaces,"
                 ' such as "souvenirs.".',
                 id="souvenirs.E003",
@@ -125,7 +127,8 @@ def check_last_seen_seconds(**kwargs: Any) -> list[CheckMessage]:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 3600:
         return [
             Error(
-                f"SOUVENIRS_LAST_SEEN_SECONDS is {value!r}, which is no resolution in seconds.",
+                "SOUVENIRS_LAST_SEEN_SECONDS must be a whole number of seconds from 1 to 3600,"
+                f" not {value!r}.",
                 hint="Set it to a whole number from 1 to 3600; 60 is the default.",
                 id="souvenirs.E004",
             )
@@ -139,8 +142,7 @@ def check_flush_seconds(**kwargs: Any) -> list[CheckMessage]:
     if not is_number(value) or not 0 <= value <= 60:
         return [
             Error(
-                f"SOUVENIRS_FLUSH_SECONDS is {value!r}, which is not a number of seconds from 0"
-                " to 60.",
+                f"SOUVENIRS_FLUSH_SECONDS must be a number of seconds from 0 to 60, not {value!r}.",
                 hint="Set it to a number from 0 (write visits in their requests) to 60;"
                 " 0.5 is the default.",
                 id="souvenirs.E012",
@@ -175,7 +177,7 @@ def check_scope(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_tenant_apps(**kwargs: Any) -> list[CheckMessage]:
-    """django-tenants: users and souvenirs are each tenant's own."""
+    """With django-tenants, check that each tenant has separate tables of users and souvenirs."""
     schemas = scopes.schemas_database()
     if schemas is None:
         return []
@@ -186,22 +188,22 @@ def check_tenant_apps(**kwargs: Any) -> list[CheckMessage]:
     elif not all(is_in(each, users) for each in with_ours):
         problem = f"Tenants have no tables of {users.name}"
     elif (using := router.db_for_write(Souvenir)) != schemas:
-        problem = f"The router keeps souvenirs in {using!r}, which has no schemas of tenants"
+        problem = f"The router keeps souvenirs in {using!r}, which has no tenant schemas"
     else:
         return []
     return [
         Error(
             f"{problem}: the users of different tenants would be mixed up.",
             hint="Put both the user model's app and souvenirs into TENANT_APPS (or APPS of the same"
-            " TENANT_TYPES), and keep them in the tenants' database. Users whom tenants share are"
-            " not supported.",
+            " TENANT_TYPES), and keep them in the tenants' database. Users shared between tenants"
+            " are not supported.",
             id="souvenirs.E011",
         )
     ]
 
 
 def tenant_app_lists() -> list[Any]:
-    """The apps that tenants have tables of: a list for each type of tenant."""
+    """Return the apps that have tables in tenants' schemas: one list per type of tenant."""
     if not getattr(settings, "HAS_MULTI_TYPE_TENANTS", False):
         return [getattr(settings, "TENANT_APPS", [])]
     public = getattr(settings, "PUBLIC_SCHEMA_NAME", "public")
@@ -210,7 +212,7 @@ def tenant_app_lists() -> list[Any]:
 
 
 def is_in(app_list: Any, config: AppConfig) -> bool:
-    """Whether a list of apps, as INSTALLED_APPS is one, has this app."""
+    """Return True if a list of apps, such as INSTALLED_APPS, contains this app."""
     path = f"{type(config).__module__}.{type(config).__qualname__}"
     return config.name in app_list or path in app_list
 
@@ -219,7 +221,7 @@ def check_boolean(name: str, hint: str, check_id: str) -> list[CheckMessage]:
     value = getattr(settings, name, False)
     if isinstance(value, bool):
         return []
-    return [Error(f"{name} is {value!r}, which is neither True nor False.", hint=hint, id=check_id)]
+    return [Error(f"{name} must be True or False, not {value!r}.", hint=hint, id=check_id)]
 
 
 def check_function(name: str, signature: str, check_id: str) -> list[CheckMessage]:
@@ -228,7 +230,7 @@ def check_function(name: str, signature: str, check_id: str) -> list[CheckMessag
         return []
     try:
         hook = import_path(value)
-        # An object may be called through an `async def __call__`
+        # A callable object may have an `async def __call__`
         is_async = iscoroutinefunction(hook) or iscoroutinefunction(getattr(hook, "__call__", None))  # noqa: B004
         if callable(hook) and not is_async:
             return []
@@ -245,26 +247,26 @@ def check_function(name: str, signature: str, check_id: str) -> list[CheckMessag
 
 
 def import_path(path: Any) -> Any:
-    """What a setting's dotted path names. Raises ImproperlyConfigured, with the reason as a
-    relative clause."""
+    """Import what a setting's dotted path names. Raise ImproperlyConfigured with the reason as a
+    relative clause ("which ...")."""
     if not isinstance(path, str) or "." not in path.strip("."):
         raise ImproperlyConfigured("which is not a dotted path")
     try:
         return import_string(path)
     except ImportError as error:
         raise ImproperlyConfigured(f"which cannot be imported: {words_of(error)}") from error
-    except Exception as error:  # of the module itself
+    except Exception as error:  # raised by the module itself
         reason = f"{type(error).__name__}: {words_of(error)}"
         raise ImproperlyConfigured(f"which cannot be imported: {reason}") from error
 
 
 def check_params(value: Any) -> None:
-    """Raise ImproperlyConfigured for what cannot be the parameters of a store."""
+    """Raise ImproperlyConfigured if the value cannot be the parameters of a store."""
     if not isinstance(value, dict):
         raise ImproperlyConfigured("it is not a dictionary")
     for name in value:
         if not isinstance(name, str):
-            raise ImproperlyConfigured(f"{name!r} is unknown to it")
+            raise ImproperlyConfigured(f"{name!r} is an unknown parameter")
     if "BACKEND" not in value:
         raise ImproperlyConfigured("BACKEND is missing")
     try:
@@ -292,7 +294,7 @@ def check_last_seen_store(**kwargs: Any) -> list[CheckMessage]:
             hint = "Set it to another store, or install redis-py: django-souvenirs[redis]."
         return [
             Error(
-                f"SOUVENIRS_LAST_SEEN_STORE is {shown(value)}, which names no usable"
+                f"SOUVENIRS_LAST_SEEN_STORE is {shown(value)}, which is not a usable"
                 f" store: {words_of(error)}.",
                 hint=hint,
                 id="souvenirs.E005",
@@ -302,20 +304,20 @@ def check_last_seen_store(**kwargs: Any) -> list[CheckMessage]:
 
 
 def shown(value: Any) -> str:
-    """Without what may have a password."""
+    """Return the parameters of a store as text, without those that may contain a password."""
     if not isinstance(value, dict):
         return f"a {type(value).__name__}"
     return repr({key: value[key] if key in PUBLIC else "..." for key in value})
 
 
-@register()  # not TAG: commands record nobody
+@register()  # without TAG: our commands do not need the middleware
 def check_middleware(**kwargs: Any) -> list[CheckMessage]:
-    """A site without the middleware would show 0 active users, with nothing else amiss."""
+    """Without the middleware, a site would show 0 active users and no other symptom."""
     if any(map(is_ours, settings.MIDDLEWARE)):
         return []
     return [
         Warning(
-            "SouvenirsMiddleware is not in MIDDLEWARE: no request records its user.",
+            "SouvenirsMiddleware is not in MIDDLEWARE: requests do not record their users.",
             hint="Add 'souvenirs.middleware.SouvenirsMiddleware' at its end; or, if your code calls"
             " souvenez itself, add 'souvenirs.W004' to SILENCED_SYSTEM_CHECKS.",
             id="souvenirs.W004",
@@ -324,15 +326,15 @@ def check_middleware(**kwargs: Any) -> list[CheckMessage]:
 
 
 def is_ours(path: Any) -> bool:
-    """Whether an entry of MIDDLEWARE is our class, or one that inherits from it."""
+    """Return True if an entry of MIDDLEWARE is our class or a subclass of it."""
     try:
         entry = import_path(path)
-    except ImproperlyConfigured:  # the server does not start with it
+    except ImproperlyConfigured:  # Django itself reports it when the server starts
         return False
     return isinstance(entry, type) and issubclass(entry, SouvenirsMiddleware)
 
 
 @register(TAG, deploy=True)
 def check_last_seen_server(**kwargs: Any) -> list[CheckMessage]:
-    """With --deploy only: it asks the server, and waits half a second if that is away."""
+    """Runs with --deploy only: it connects to the server, and waits half a second for it."""
     return [] if check_last_seen_store() else get_store().check()

@@ -1,9 +1,9 @@
 """Reports on growth, retention and active days; `souvenirs.reports` has them too.
 
-They are generators of dictionaries, oldest first, with "period" and "labels" like those of the
-calendar reports of usage, and take a fixed number of queries however many periods they have. What
-the words mean: see souvenirs.history.cohorts. A figure that is not known is None: of periods before
-the first souvenir, or, where the user model has no date_joined, of those that begin soon after it.
+They are generators of dictionaries, oldest first, with "period" and "labels" as in the calendar
+reports of usage. They run a fixed number of queries, however many periods they have. The terms are
+defined in souvenirs.history.cohorts. A figure that is not known is None: in periods before the
+first souvenir and, if the user model has no date_joined, in those that begin soon after it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def growth(
     *,
     recent: int | None = None,
 ) -> Report:
-    """How many users of each calendar period are new, retained or resurrected, and how many users
-    of the period before churned.
+    """Report how many users of each calendar period are new, retained or resurrected, and how many
+    users of the period before it churned.
 
     {
         "period": {"start": datetime, "end": datetime, "complete": bool},
@@ -46,7 +46,7 @@ def growth(
         },
     }
 
-    Those of a period that is not complete are of the time so far.
+    In a period that is not complete, the figures cover the time so far.
 
     period: "day", "week", "month", "quarter" or "year".
     start, end, recent: as in all reports.
@@ -64,7 +64,7 @@ def retention(
     recent: int | None = None,
     ages: int = 12,
 ) -> Report:
-    """How many of the users who were new in each calendar period, its cohort, were active in the
+    """Report how many of the new users of each calendar period (its cohort) were active in the
     periods that followed.
 
     {
@@ -77,9 +77,9 @@ def retention(
         },
     }
 
-    "retained_users" are those of each age: from 0, which is the cohort itself, to `ages`, or to the
-    period that the report ends in. "complete" says of each age whether its period is complete. The
-    lists are empty where the cohort is not known.
+    "retained_users" has one number for each age, from 0 (the cohort itself) to `ages`, or to the
+    last period of the report. "complete" says, for each age, whether its period is complete. Both
+    lists are empty if the cohort is not known.
 
     period: "day", "week", "month", "quarter" or "year".
     start, end, recent: of the cohorts, as in all reports.
@@ -97,10 +97,13 @@ def growth_and_retention(
     recent: int | None = None,
     ages: int | None = 12,
 ) -> Report:
-    """The dictionaries of `growth` with the "retention" of `retention`, from one sweep over the
-    history, which is most of the work of either. ages: None for growth alone."""
+    """Yield the dictionaries of `growth`, each with the "retention" of `retention`, from one sweep
+    over the history, which is most of the work of either report.
+
+    ages: None for growth alone.
+    """
     if ages is not None and ages < 0:
-        raise ValueError(f"ages is {ages}: give a number of periods")
+        raise ValueError(f"ages must be a number of periods, not {ages}")
     chosen = spans.choose_calendar(period, start, end, recent)
     if not chosen:
         return
@@ -135,8 +138,8 @@ def growth_and_retention(
 
 
 def active_days(end: date | None = None, days: int = 28) -> Report:
-    """On how many of the last `days` calendar days that are over, or were at `end`, users were
-    active: a dictionary for each number of days, from 1 on.
+    """Report on how many of the last `days` calendar days users were active: a dictionary for each
+    number of days, from 1 on. Only days that were over at `end` (by default now) count.
 
     {
         "period": {"start": datetime, "end": datetime, "complete": bool},
@@ -144,11 +147,11 @@ def active_days(end: date | None = None, days: int = 28) -> Report:
         "usage": {"active_users": int},
     }
 
-    "active_users" were active on exactly that many days. All have the same period, those days; it
-    is not complete if it begins before the first souvenir.
+    "active_users" were active on exactly that many days. All dictionaries have the same period,
+    which covers these days; it is not complete if it begins before the first souvenir.
     """
     if days < 1:
-        raise ValueError(f"days is {days}: give a number of days")
+        raise ValueError(f"days must be a positive number of days, not {days}")
     t = time.time() if end is None else min(spans.seconds(end), time.time())
     window: list[periods.Interval] = []
     for _ in range(days):

@@ -1,5 +1,5 @@
-"""Connections to databases in code that no request's end tidies up after: a bot, a socket server, a
-thread that asgiref keeps."""
+"""Database connections in code that runs outside of requests, so that Django does not close dead
+ones at the end of a request: a bot, a socket server, a thread that asgiref keeps."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from django.db import connections
 
 @contextmanager
 def dropping_dead_connections() -> Iterator[None]:
-    """Close this thread's connections that a server has ended, once the block is over, so that the
-    next block makes new ones. With CONN_HEALTH_CHECKS also before a block uses one.
+    """At the end of the block, close this thread's connections that the server has closed, so that
+    the next block opens new ones. With CONN_HEALTH_CHECKS, also before the block uses one.
 
-    As at the end of a request, a connection is asked only if there was an error on it. Unlike
-    there, one that works stays open whatever CONN_MAX_AGE says, and so does one in a transaction:
-    the caller may be using it.
+    As at the end of a request, a connection is checked only if an error occurred on it. Unlike
+    there, a working connection stays open whatever CONN_MAX_AGE is, and so does one in a
+    transaction: the caller may be using it.
     """
     for connection in _idle_connections():
-        connection.health_check_done = False  # Django then asks before it is used
+        connection.health_check_done = False  # Django then checks it before its next use
     try:
         yield
     finally:
@@ -33,7 +33,7 @@ def dropping_dead_connections() -> Iterator[None]:
 
 
 def _idle_connections() -> list[Any]:
-    """The open connections that are in no transaction: in one, autocommit is off."""
+    """Return the open connections that are not in a transaction (where autocommit is off)."""
     return [
         connection
         for connection in connections.all(initialized_only=True)

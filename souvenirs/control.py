@@ -1,4 +1,4 @@
-"""The public API: remember that users were active, ask how many were and when."""
+"""The public API: record that users were active, and query how many were active and when."""
 
 from __future__ import annotations
 
@@ -30,29 +30,30 @@ def souvenez(
     ratelimit: bool | float = True,
     check_duplicate: bool = False,
 ) -> str:
-    """Remember that `user` (a user, or the primary key of one) was active.
+    """Record that `user` (a user, or a user's primary key) was active.
 
-    Call it as often as you like: it writes one row per user and rate-limit slot, and keeps the
-    user's last-seen time. Slots are the clock's windows of SOUVENIRS_RATELIMIT_SECONDS, cut at the
-    site's midnight.
+    Call it as often as you like: it writes one row per user and rate-limit slot, and updates the
+    user's last-seen time. Slots are clock-aligned windows of SOUVENIRS_RATELIMIT_SECONDS, split at
+    the site's midnight.
 
-    when: the time of the activity, now by default; past and future, in any order. A naive datetime
-        is in the site's time zone.
-    ratelimit: False for no limit, or a number of seconds in place of the setting's.
-    check_duplicate: do not write a row of the same user and `when` again.
+    when: the time of the activity, by default now; past and future times, in any order. A naive
+        datetime is in the site's time zone.
+    ratelimit: False for no limit, or a number of seconds to use instead of the setting.
+    check_duplicate: do not write a second row with the same user and `when`.
 
-    Returns "added", "rate-limited", or (only with check_duplicate) "duplicated"; "skipped" where
-    SOUVENIRS_ENABLED is False, as in the tests of a site.
+    Returns "added", "rate-limited", or (only with check_duplicate) "duplicated"; "skipped" if
+    SOUVENIRS_ENABLED is False, as in a site's tests.
 
-    Inside a transaction the row is part of it, and last-seen follows when it commits; after a
-    rollback the user is recorded again by a visit outside of transactions, or within a minute.
+    Inside a transaction the row is part of it, and the last-seen time is updated when it commits.
+    After a rollback the user can be recorded again: at once outside a transaction, and after at
+    most a minute inside one.
 
-    Raises TypeError for an instance of another model, a key that is a float, a Decimal, a bool or
-    bytes, and a `when` that is not a datetime; ValueError for a user who is not saved, a limit
-    below 0, and a `when` that is not of the years 1900 to 9998; the user model's DoesNotExist if no
+    Raises TypeError if `user` is an instance of another model, or a key that is a float, a Decimal,
+    a bool or bytes, or if `when` is not a datetime; ValueError if the user is not saved, the limit
+    is below 0, or `when` is outside the years 1900 to 9998; the user model's DoesNotExist if no
     user has the key; and django.db.DatabaseError if the database fails. An enclosing transaction
-    stays usable. A connection that was lost is closed, so that a later call makes a new one, also
-    where no request's end would.
+    stays usable. A lost connection is closed, so that a later call opens a new one, even outside of
+    requests (at whose end Django would close it).
     """
     if not conf.enabled:
         return SKIPPED
@@ -68,7 +69,7 @@ async def asouvenez(
     ratelimit: bool | float = True,
     check_duplicate: bool = False,
 ) -> str:
-    """`souvenez` for async code. It takes a thread only where there is something to write."""
+    """`souvenez` for async code. It uses a thread only if there is something to write."""
     if not conf.enabled:
         return SKIPPED
     is_loaded = not (isinstance(user, LazyObject) and user.__dict__["_wrapped"] is empty)
@@ -107,15 +108,15 @@ def count_active_users(
 ) -> int | Counter[Any]:
     """Count the distinct users who were active at start <= when < end.
 
-    Either bound may be None; naive ones are in the site's time zone. Users who were deleted since
-    count too, and so do souvenirs that are pruned. `qs` is a queryset of Souvenir to count
-    instead of this history. Raises TypeError for a bound that is not a datetime.
+    Either bound may be None; naive ones are in the site's time zone. Users deleted since then still
+    count, and so do pruned souvenirs. `qs` is a queryset of Souvenir to count instead of the
+    history. Raises TypeError if a bound is not a datetime.
 
-    by: a path from the user model, such as "is_staff" or "subscription__plan". Then the result is a
-        Counter: users by the value that they have now, None where there is none, and "deleted" for
-        those who do not exist any more. A user with several values, as of a many-to-many relation,
-        counts once in each. Raises django.core.exceptions.FieldError if there is no such path, or
-        it leads to documents or lists.
+    by: a path from the user model, such as "is_staff" or "subscription__plan". The result is then a
+        Counter of users by their current value: None for users without one, "deleted" for users
+        who no longer exist. A user with several values, as in a many-to-many relation, counts once
+        for each. Raises django.core.exceptions.FieldError if there is no such path, or its values
+        are documents or lists.
     """
     if by is not None:
         return counting.count_users_by(start, end, qs, by)
@@ -128,38 +129,38 @@ def active_users_between(
 ) -> QuerySet[Any]:
     """The users who were active at start <= when < end, as a queryset of the user model.
 
-    Bounds are as those of `count_active_users`, which may count more: those who are deleted. Who
-    they are is decided when this is called.
+    The bounds are those of `count_active_users`, which also counts users who have been deleted. The
+    set of users is fixed when this is called.
     """
     return counting.users_between(start, end)
 
 
 @dropping_dead_connections()
 def last_seen(user: Any) -> datetime | None:
-    """When `user` (a user, or the primary key of one) was last active, None for never.
+    """Return when `user` (a user, or a user's primary key) was last active, or None for never.
 
-    The time is up to SOUVENIRS_LAST_SEEN_SECONDS behind what the user really did last. It is UTC,
-    or naive and in the site's time zone where USE_TZ is False.
+    The time may be up to SOUVENIRS_LAST_SEEN_SECONDS before the user's last activity. It is in UTC,
+    or naive and in the site's time zone if USE_TZ is False.
     """
     seen = get_store().get(clean_pk(user))
     return None if seen is None else timestamps.to_datetime(seen)
 
 
 def with_last_seen(users: QuerySet[Any], name: str = "last_seen") -> QuerySet[Any]:
-    """A queryset of users who each have the attribute `name`: their last-seen time, or None.
+    """Annotate a queryset of users with `name`: each user's last-seen time, or None.
 
-    It is the column of a joined table, so a list costs no query per user; use it in filters,
-    expressions and aggregates as you would `last_login`. (As with any annotation, `exclude` leaves
-    out who has no time.) With last-seen times in Redis it is the first time in the rate limit's
-    slot.
+    It is a column of a joined table, so a list does not need a query per user; use it in filters,
+    expressions and aggregates as you would `last_login`. (As with any annotation, `exclude` also
+    leaves out users without a time.) With last-seen times in Redis, it is the time of the first
+    visit in the rate-limit slot.
 
-    Raises ValueError if the user model has a field called `name`, or a router keeps souvenirs in
-    another database than `users`.
+    Raises ValueError if the user model has a field called `name`, or a router keeps souvenirs in a
+    different database from `users`.
     """
     if not has_constraint():
         raise ValueError(
-            f"souvenirs are in the database {router.db_for_write(LastSeen)!r}, and users are not:"
-            " they cannot be joined; use last_seen(user) for each"
+            f"souvenirs are in the database {router.db_for_write(LastSeen)!r}, and users are not,"
+            " so they cannot be joined: use last_seen(user) for each user"
         )
     annotated: QuerySet[Any] = users.annotate(**{name: F("souvenirs_last_seen__seen")})
     return annotated
@@ -169,14 +170,14 @@ def with_last_seen(users: QuerySet[Any], name: str = "last_seen") -> QuerySet[An
 def inactive_users(since: datetime, joined_before: datetime | None = None) -> QuerySet[Any]:
     """The users who were last seen before `since`, as a queryset of the user model.
 
-    Users who were never seen count only if they joined (`date_joined`) before `joined_before`,
-    which is `since` by default; where the user model has no such column, they do not count. Nobody
-    was seen before you began to record: see docs/inactive.md before you act on the list.
+    Users who were never seen are included only if they joined (`date_joined`) before
+    `joined_before`, by default `since`; if the user model has no such column, they are left out.
+    Nobody was seen before you began to record: see docs/inactive.md before you act on the list.
 
-    Naive datetimes are in the site's time zone. Nobody who was seen since is among the users; with
-    last-seen times in Redis, somebody last seen up to a rate limit's slot earlier may be missing.
-    Where a router keeps users in another database than souvenirs, who they are is decided when
-    this is called. Raises TypeError for a bound that is not a datetime.
+    Naive datetimes are in the site's time zone. The result never includes a user seen since then;
+    with last-seen times in Redis, a user last seen up to one rate-limit slot earlier may be
+    missing. If a router keeps users in a different database from souvenirs, the set of users is
+    fixed when this is called. Raises TypeError if a bound is not a datetime.
     """
     start = timestamps.to_seconds(since)
     joined = start if joined_before is None else timestamps.to_seconds(joined_before)

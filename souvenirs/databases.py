@@ -1,7 +1,7 @@
-"""What differs between SQLite, PostgreSQL, MySQL and MariaDB, where Django does not hide it.
+"""Differences between SQLite, PostgreSQL, MySQL and MariaDB that Django does not hide.
 
-Every other module of souvenirs asks this one, so what a database needs can be read here.
-(Migration 0003 decides for itself, as migrations do.)
+The rest of souvenirs calls this module, so that what each database needs can be read in one place.
+(Migration 0003 decides for itself, as migrations should.)
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from souvenirs import timestamps
 from souvenirs.conf import conf
 from souvenirs.periods import RepeatedHour, repeated_hour
 
-UNION_LIMIT = 400  # SQLite takes 500 SELECTs in a UNION, but as many UNIONs inside of one
+UNION_LIMIT = 400  # SQLite allows 500 SELECTs in a UNION, and 500 UNIONs nested in one
 MIN_CONNECT_SECONDS = 2  # libpq's minimum
-SQLITE_STEPS = 10_000  # instructions of SQLite's machine between two looks at the clock
+SQLITE_STEPS = 10_000  # virtual machine instructions between two checks of the clock
 
 SetLimit = Callable[[int], object]
 
@@ -34,9 +34,9 @@ SetLimit = Callable[[int], object]
 
 
 def set_isolation_level(using: str, level: str) -> None:
-    """Set the isolation level of a transaction that has just begun; SQLite has one level only.
+    """Set the isolation level of a transaction that has just begun; SQLite has only one level.
 
-    Also keep PostgreSQL from compiling (jit) in it: our statements are long, and soon done.
+    On PostgreSQL, also turn off jit compilation in it: our statements are long, but quickly done.
     """
     connection = connections[using]
     if connection.vendor == "sqlite":
@@ -47,20 +47,20 @@ def set_isolation_level(using: str, level: str) -> None:
 
 
 def locks_on_read(using: str) -> bool:
-    """Whether a transaction that only reads locks others out: SQLite with a transaction_mode."""
+    """Return True if transactions that only read block others: SQLite with a transaction_mode."""
     return getattr(connections[using], "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE")
 
 
 def in_transaction(using: str) -> bool:
-    """Whether this thread is in a transaction, or commits by itself. It connects to nothing."""
+    """Return True if this thread is in a transaction, or has autocommit off. Does not connect."""
     connection = connections[using]
     is_connected = connection.connection is not None
     return connection.in_atomic_block or (is_connected and not connection.autocommit)
 
 
 def takes_writers(using: str) -> bool:
-    """Whether a thread beside the site's may write: not to SQLite, where a second writer makes the
-    transactions of the first fail, nor where Django does not commit."""
+    """Return True if an additional thread may write: not on SQLite, where a second writer makes the
+    transactions of the first one fail, and not if Django does not autocommit."""
     entry = connections.settings[using]
     return bool(entry["AUTOCOMMIT"]) and _vendor(entry["ENGINE"]) != "sqlite"
 
@@ -74,14 +74,14 @@ def _vendor(engine: str) -> str:
 
 
 def can_skip_locked(using: str) -> bool:
-    """Whether rows that somebody holds can be skipped: not before MariaDB 10.6 and MySQL 8."""
+    """Return True if locked rows can be skipped: not before MariaDB 10.6 and MySQL 8."""
     return bool(connections[using].features.has_select_for_update_skip_locked)
 
 
 @contextmanager
 def failing_at_locks(using: str) -> Iterator[None]:
-    """In the block, a statement that would wait for a row fails at once, where rows that somebody
-    holds cannot be skipped: in MariaDB before 10.6."""
+    """Within the block, make statements fail immediately instead of waiting for a locked row, if
+    locked rows cannot be skipped: on MariaDB before 10.6."""
     connection = connections[using]
     if connection.vendor != "mysql" or can_skip_locked(using):
         yield
@@ -91,17 +91,18 @@ def failing_at_locks(using: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(DatabaseError):  # of a connection that is lost
+        with suppress(DatabaseError):  # the connection may be lost
             execute(connection, f"SET SESSION innodb_lock_wait_timeout = {before}")
 
 
 def lock_keys(
     model: type[models.Model], keys: Collection[Any], using: str, *, shared: bool
 ) -> set[Any]:
-    """Lock the rows with these primary keys, and return their keys. Rows that somebody holds are
-    skipped where that can be done.
+    """Lock the rows with these primary keys, and return their keys. Rows that others have locked
+    are skipped if `can_skip_locked`.
 
-    shared: against deletion only (on MySQL: against any change), and beside others who do so.
+    shared: take a shared lock, which prevents only deletion (on MySQL: any change), and which other
+        transactions may take too.
     """
     if not keys:
         return set()
@@ -112,7 +113,7 @@ def lock_keys(
     condition, params = is_one_of(key, keys, using)
     lock, index = "FOR UPDATE", ""
     if connection.vendor == "mysql":
-        index = "FORCE INDEX (PRIMARY)"  # else it may read, and lock, the whole table
+        index = "FORCE INDEX (PRIMARY)"  # otherwise it may read, and lock, the whole table
         if shared:
             lock = "LOCK IN SHARE MODE" if connection.mysql_is_mariadb else "FOR SHARE"
     elif shared:
@@ -128,7 +129,8 @@ def lock_keys(
 
 
 def share_name_locks(name: str, numbers: Iterable[int], using: str) -> None:
-    """Until the transaction ends, keep others from `try_name_locks` of these. PostgreSQL only."""
+    """Hold shared locks on these numbers until the transaction ends, so that `try_name_locks` of
+    other transactions fails on them. PostgreSQL only."""
     if connections[using].vendor == "postgresql":
         select = (
             "SELECT pg_advisory_xact_lock_shared(hashtext(%s), n)"
@@ -139,8 +141,8 @@ def share_name_locks(name: str, numbers: Iterable[int], using: str) -> None:
 
 
 def try_name_locks(name: str, numbers: Iterable[int], using: str) -> set[int]:
-    """Those of the locks that nobody had, and that this transaction now has. All of them where
-    there are none: not on PostgreSQL."""
+    """Try to lock these numbers until the transaction ends. Return those that were free. Databases
+    other than PostgreSQL have no such locks: return all of them."""
     if connections[using].vendor != "postgresql":
         return set(numbers)
     select = (
@@ -153,16 +155,16 @@ def try_name_locks(name: str, numbers: Iterable[int], using: str) -> set[int]:
 
 
 def checks_keys_late(using: str) -> bool:
-    """Whether foreign keys are checked, and what they refer to is locked, at the commit only."""
+    """Return True if foreign keys are checked, and referenced rows locked, only at the commit."""
     return connections[using].vendor == "postgresql"
 
 
-# Many values in one statement. On PostgreSQL they are arrays of keys and numbers: where each value
-# is a parameter, and each time a text, the client spends three times as much on them.
+# Many values in one statement. On PostgreSQL they are arrays of keys and numbers: with a parameter
+# for each value, and times as text, the client takes three times as long.
 
 
 def is_one_of(field: Any, values: Iterable[Any], using: str) -> tuple[str, list[Any]]:
-    """A condition, that the field's column has one of these values, and its parameters."""
+    """Return a condition that the field's column has one of these values, and its parameters."""
     connection = connections[using]
     name = connection.ops.quote_name(field.column)
     params = [field.get_db_prep_value(value, connection) for value in values]
@@ -173,8 +175,9 @@ def is_one_of(field: Any, values: Iterable[Any], using: str) -> tuple[str, list[
 
 
 def _array(field: Any, params: list[Any], connection: Any) -> tuple[str, list[Any]]:
-    """A placeholder of an array of the field's type, for PostgreSQL, and its parameter. It is wide
-    enough for keys that the column cannot hold: to cut one would find somebody else."""
+    """Return a placeholder for an array of the field's type, for PostgreSQL, and its parameter. Its
+    elements are wide enough for keys that do not fit the column: a truncated key would find another
+    user."""
     kind = field.db_type(connection)
     if kind in ("smallint", "integer", "bigint"):
         return "CAST(%s AS bigint[])", [int(value) for value in params]  # Django's are int2, int4
@@ -184,7 +187,7 @@ def _array(field: Any, params: list[Any], connection: Any) -> tuple[str, list[An
 def insert_times(
     model: type[models.Model], names: tuple[str, str], rows: Sequence[tuple[Any, float]], using: str
 ) -> None:
-    """Insert rows of two fields, a key and a datetime given as unix time, in one statement."""
+    """Insert rows of two fields, a key and a datetime given as Unix time, in one statement."""
     if not rows:
         return
     connection = connections[using]
@@ -211,8 +214,8 @@ def insert_times(
 def update_times(
     model: type[models.Model], column: str, times: Mapping[int, float], using: str
 ) -> None:
-    """Set a column of datetimes in the rows with these ids, each to a unix time: one statement, in
-    which each row costs little."""
+    """Set a datetime column in the rows with these ids, each to its Unix time. One statement, cheap
+    for each row."""
     connection: Any = connections[using]
     quote = connection.ops.quote_name
     table, name = quote(model._meta.db_table), quote(column)
@@ -225,10 +228,10 @@ def update_times(
         )
         params = [list(times), list(times.values())]
     else:
-        texts = {t: to_parameter(t, using) for t in set(times.values())}  # few, as a rule
+        texts = {t: to_parameter(t, using) for t in set(times.values())}  # usually few
         pairs = [(id, texts[t]) for id, t in times.items()]
         if connection.vendor == "mysql" and can_skip_locked(using):
-            # Driven from the values, or it may read, and lock, the whole table
+            # Start the join from the values: otherwise it may read, and lock, the whole table
             statement = (
                 "UPDATE JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$[0]', value DATETIME(6)"  # noqa: S608
                 f" PATH '$[1]')) v STRAIGHT_JOIN {table} t FORCE INDEX (PRIMARY) ON t.id = v.id"
@@ -245,8 +248,8 @@ def update_times(
 
 
 def as_in_list(numbers: Iterable[int], using: str) -> Any:
-    """The right side of an `__in` filter for any number of integers: one parameter where the number
-    of parameters is limited."""
+    """Return the right side of an `__in` filter for any number of integers: a single parameter if
+    the database limits the number of parameters."""
     vendor = connections[using].vendor
     if vendor == "postgresql":
         return RawSQL("SELECT unnest(CAST(%s AS bigint[]))", [list(numbers)])
@@ -256,23 +259,23 @@ def as_in_list(numbers: Iterable[int], using: str) -> Any:
 
 
 def joins_intervals(using: str) -> bool:
-    """Whether a query over many intervals should join `intervals_table`, rather than be a UNION of
-    one SELECT for each.
+    """Return True if a query over many intervals should join `intervals_table` rather than be a
+    UNION with a SELECT for each.
 
-    PostgreSQL plans, and compiles, each SELECT of a UNION: a minute for a thousand of them. MariaDB
+    PostgreSQL plans and compiles each SELECT of a UNION: a minute for a thousand of them. MariaDB
     would read the whole index for each interval of a join.
     """
     return connections[using].vendor == "postgresql"
 
 
 def intervals_table(intervals: int) -> str:
-    """The table i (number, first, after) of so many intervals, each of three parameters."""
+    """Return a table i (number, first, after) of so many intervals, with three parameters each."""
     row = "(%s, CAST(%s AS timestamptz), CAST(%s AS timestamptz))"
     return f"(VALUES {', '.join([row] * intervals)}) AS i (number, first, after)"
 
 
 def union_all(selects: Sequence[str]) -> str:
-    """One query of any number of SELECTs."""
+    """Combine any number of SELECTs in one query."""
     groups = [
         " UNION ALL ".join(selects[at : at + UNION_LIMIT])
         for at in range(0, len(selects), UNION_LIMIT)
@@ -286,29 +289,30 @@ def union_all(selects: Sequence[str]) -> str:
 
 
 def counts_in_one_pass(using: str) -> bool:
-    """Whether to count slices of an index in one pass, not by a range scan for each.
+    """Return True if slices of an index should be counted in one pass rather than with a range scan
+    for each.
 
-    PostgreSQL visits the row of most entries of an index whose rows change all the time. The others
-    count from the index alone.
+    For an index whose rows change all the time, PostgreSQL has to visit the rows of most entries.
+    The other databases count from the index alone.
     """
     return connections[using].vendor == "postgresql"
 
 
 def count_where(condition: str, column: str, using: str, distinct: bool = False) -> str:
-    """An aggregate: in how many rows the condition holds, or how many values the column has in
-    them. The column must not be null."""
+    """Return an aggregate that counts the rows in which the condition holds, or the distinct values
+    of the column in them. The column must not be null."""
     if connections[using].features.supports_aggregate_filter_clause:
         return f"COUNT({f'DISTINCT {column}' if distinct else '*'}) FILTER (WHERE {condition})"
     return f"COUNT({'DISTINCT ' if distinct else ''}CASE WHEN {condition} THEN {column} END)"
 
 
 # Rows by their keys. Given a list of keys, MySQL may read, and lock, the whole table or the index
-# on another column: so these drive from the keys, one row each. MariaDB before 10.6 has no
-# JSON_TABLE, and a deadlock remains possible there.
+# on another column. So these statements join from the keys, one row each. MariaDB before 10.6 has
+# no JSON_TABLE, and a deadlock remains possible there.
 
 
 def locks_beyond_keys(using: str) -> bool:
-    """Whether `lock_rows` is needed before rows are deleted through another index."""
+    """Return True if `lock_rows` is needed before rows are deleted through another index."""
     connection: Any = connections[using]
     if connection.vendor != "mysql":
         return False
@@ -316,7 +320,7 @@ def locks_beyond_keys(using: str) -> bool:
 
 
 def lock_rows(model: type[models.Model], keys: Sequence[int], using: str) -> None:
-    """Lock the rows with these keys and no others, where `locks_beyond_keys`."""
+    """Lock the rows with these keys and no others. Only for databases that `locks_beyond_keys`."""
     with connections[using].cursor() as cursor:
         select = f"SELECT s.id FROM {_rows_by_key(model)} FOR UPDATE"  # noqa: S608
         cursor.execute(select, [json.dumps(keys)])
@@ -324,7 +328,7 @@ def lock_rows(model: type[models.Model], keys: Sequence[int], using: str) -> Non
 
 
 def delete_rows(model: type[models.Model], keys: Sequence[int], using: str) -> None:
-    """Delete the rows with these keys, and wait for no others."""
+    """Delete the rows with these keys, without waiting for locks on other rows."""
     if not locks_beyond_keys(using):
         rows = model._base_manager.using(using)
         rows.filter(pk__in=as_in_list(keys, using)).delete()
@@ -340,31 +344,31 @@ def _rows_by_key(model: type[models.Model]) -> str:
     )
 
 
-# Datetimes. SQLite and MySQL keep what clocks show in one zone: the site's where USE_TZ is False.
-# Where that is not UTC, the hour lived twice is one hour in their columns.
+# Datetimes. SQLite and MySQL store the wall time of one zone: the site's if USE_TZ is False. If
+# that is not UTC, the hour that clocks repeat is a single hour in their columns.
 
 
 def to_column(seconds: float, using: str) -> datetime:
-    """The datetime of a unix time that a DateTimeField is to be given."""
+    """Convert a Unix time to the datetime to pass to a DateTimeField."""
     if connections[using].features.supports_timezones:
-        return timestamps.to_utc(seconds)  # PostgreSQL would not see the fold of a naive one
+        return timestamps.to_utc(seconds)  # PostgreSQL would ignore the fold of a naive one
     return timestamps.to_datetime(seconds)
 
 
 def to_parameter(seconds: float, using: str) -> Any:
-    """The parameter of a raw statement that stands for a unix time."""
+    """Convert a Unix time to the parameter of a raw statement."""
     return connections[using].ops.adapt_datetimefield_value(to_column(seconds, using))
 
 
 def from_result(value: Any, field: Any, using: str) -> float | None:
-    """The unix time of what a raw statement returned of a DateTimeField."""
+    """Convert a DateTimeField's value, as a raw statement returned it, to a Unix time."""
     value = converter(field, using)(value)
     return None if value is None else timestamps.to_seconds(value)
 
 
 def whole_seconds(field: Any, using: str) -> tuple[str, Callable[[Any], int | None]]:
-    """What to select of a DateTimeField for its unix time, floored; and a function that makes it of
-    the result."""
+    """Return an expression to select for a DateTimeField's floored Unix time, and a function that
+    converts the result to it."""
     name = connections[using].ops.quote_name(field.column)
     if connections[using].vendor == "postgresql":
         return f"CAST(FLOOR(EXTRACT(EPOCH FROM {name})) AS bigint)", lambda seconds: seconds
@@ -377,7 +381,8 @@ def whole_seconds(field: Any, using: str) -> tuple[str, Callable[[Any], int | No
 
 
 def converter(field: Any, using: str) -> Callable[[Any], Any]:
-    """A function from what a raw statement returned of a field to what the ORM returns."""
+    """Return a function that converts a field's value, as a raw statement returned it, to what the
+    ORM would return."""
     connection = connections[using]
     column = field.get_col(field.model._meta.db_table)
     steps = connection.ops.get_db_converters(column) + column.get_db_converters(connection)
@@ -391,13 +396,13 @@ def converter(field: Any, using: str) -> Callable[[Any], Any]:
 
 
 def shown_from(t: float, using: str) -> float:
-    """The earliest time that a column may show of something at or after `t`."""
+    """Return the earliest time that a column may show for an event at or after `t`."""
     hour = _repeated_hour(t, using)
     return hour.start if hour and t < hour.turn else t
 
 
 def shown_until(t: float, using: str) -> float:
-    """What is before `t` is shown as before this time."""
+    """Return a time such that a column shows all events before `t` as earlier than it."""
     hour = _repeated_hour(t, using)
     return hour.end if hour and t >= hour.turn else t
 
@@ -410,7 +415,7 @@ def _repeated_hour(t: float, using: str) -> RepeatedHour | None:
 
 
 def typed_datetime(using: str) -> str:
-    """A placeholder of `to_parameter` for where the database could take it for a string."""
+    """Return a placeholder for `to_parameter` where the database might take it for a string."""
     types = {"postgresql": "timestamptz", "mysql": "datetime(6)"}
     name = types.get(connections[using].vendor)
     return f"CAST(%s AS {name})" if name else "%s"
@@ -420,15 +425,15 @@ def typed_datetime(using: str) -> str:
 
 
 def skip_ids(model: type[models.Model], until: int, using: str) -> bool:
-    """Have the table give ids above `until` from now on. Return False where nothing but a row with
-    such an id does that in a transaction: SQLite, MySQL."""
+    """Make the table assign only ids above `until` from now on. Return False where, inside a
+    transaction, only inserting a row with such an id would do that: on SQLite and MySQL."""
     connection = connections[using]
     if connection.vendor != "postgresql":
         return False
     table = model._meta.db_table
     with transaction.atomic(using=using), connection.cursor() as cursor:
-        # Two that move the sequence at once could move it back. The lock ends with the savepoint,
-        # unlike the move: so nobody waits for it until a long transaction is over
+        # Two transactions that move the sequence at once could move it back. Rolling back to the
+        # savepoint releases the lock but keeps the move, so nobody waits for a long transaction
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [table])
         cursor.execute(
             "SELECT setval(s, %s) FROM (SELECT CAST(pg_get_serial_sequence(%s, 'id') AS regclass))"
@@ -439,17 +444,17 @@ def skip_ids(model: type[models.Model], until: int, using: str) -> bool:
     return True
 
 
-# Limits of time
+# Time limits
 
 
 def connect_options(connection: Any, seconds: float) -> dict[str, Any]:
-    """The OPTIONS of a connection that is to be made within `seconds`: those of DATABASES, with the
-    driver's time-out where it has one. A shorter one of DATABASES stays."""
+    """Return the OPTIONS for a connection that must be established within `seconds`: those in
+    DATABASES, with the driver's time-out if it has one. A shorter time-out in DATABASES is kept."""
     options: dict[str, Any] = connection.settings_dict["OPTIONS"]
     if connection.vendor not in ("postgresql", "mysql") or options.get("pool"):
         return options
     timeout = max(MIN_CONNECT_SECONDS, math.ceil(seconds))
-    own = int(options.get("connect_timeout") or timeout)  # 0 is none
+    own = int(options.get("connect_timeout") or timeout)  # 0 means no time-out
     return {**options, "connect_timeout": min(own, timeout)}
 
 
@@ -457,10 +462,10 @@ def connect_options(connection: Any, seconds: float) -> dict[str, Any]:
 def statement_limit(connection: Any) -> Iterator[SetLimit]:
     """Yield a function that sets how many milliseconds each following statement may take.
 
-    Afterwards the connection is as it was. On PostgreSQL it must be in a transaction.
+    Afterwards the connection's limit is restored. On PostgreSQL it must be in a transaction.
     """
     if connection.vendor == "postgresql":
-        # It ends with the transaction, also where a pooler hands the session on
+        # The limit ends with the transaction, even if a pooler then reuses the session
         yield lambda ms: execute(connection, f"SET LOCAL statement_timeout = {ms}")
     elif connection.vendor == "mysql":
         name = "max_statement_time" if connection.mysql_is_mariadb else "max_execution_time"
@@ -470,7 +475,7 @@ def statement_limit(connection: Any) -> Iterator[SetLimit]:
             yield lambda ms: execute(connection, f"SET SESSION {name} = {ms} {unit}")
         finally:
             if connection.connection is not None:
-                with suppress(DatabaseError, InterfaceError):  # of a connection that is lost
+                with suppress(DatabaseError, InterfaceError):  # the connection may be lost
                     execute(connection, f"SET SESSION {name} = {before}")
     else:
 
@@ -486,7 +491,7 @@ def statement_limit(connection: Any) -> Iterator[SetLimit]:
 
 
 def execute(connection: Any, sql: str) -> Any:
-    """Run a statement past Django's wrappers. Return its first row if it has some."""
+    """Run a statement without Django's execution wrappers. Return its first row if it has any."""
     with connection.wrap_database_errors, connection.connection.cursor() as cursor:
         cursor.execute(sql)
         return cursor.fetchone() if cursor.description else None

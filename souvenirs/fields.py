@@ -1,4 +1,4 @@
-"""The relation to a user who may be in another database."""
+"""Relations to the user model, whose table may be in another database."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from souvenirs.signals import deleting_users
 
 
 def cascade(collector: Collector, field: Any, sub_objs: Any, using: str) -> None:
-    """on_delete of a relation to the user: CASCADE, where the user's database has our tables. Where
-    it has not, Django would look for them in the users' database; there `history.deletion` does it.
+    """on_delete of a relation to the user: CASCADE, if the users' database has our tables.
 
-    The signal deleting_users is sent once for all users of a deletion, before rows go.
+    If it does not, CASCADE would look for our tables there; `history.deletion` deletes the rows
+    instead.
 
-    What the admin shows before it deletes does not list these rows: nobody reads thousands of them.
+    Send the signal deleting_users once for all users of a deletion, before any rows are deleted.
+
+    The admin's confirmation page does not list these rows: nobody reads thousands of them.
     """
     deletes: list[Any] = collector.fast_deletes
     if not any(isinstance(each, Announcement) for each in deletes):
@@ -38,10 +40,13 @@ def cascade(collector: Collector, field: Any, sub_objs: Any, using: str) -> None
 
 
 class Announcement:
-    """Stands first among the querysets that a Collector deletes, after pre_delete was sent of all
-    objects and before any row goes: there it sends deleting_users."""
+    """Send deleting_users at the right moment of a deletion.
 
-    model = None  # Collectors look at it
+    It stands first among the querysets that a Collector deletes: after pre_delete has been sent for
+    all objects, and before any row is deleted.
+    """
+
+    model = None  # Collectors read this attribute
 
     def __init__(self, collector: Collector) -> None:
         self.collector = collector
@@ -51,7 +56,7 @@ class Announcement:
         user_pks = [
             instance.pk
             for model, instance in self.collector.instances_with_model()
-            if model._meta.concrete_model is user_model  # models of migrations are others
+            if model._meta.concrete_model is user_model  # historical models are other classes
         ]
         if user_pks:
             deleting_users.send(sender=user_model, user_pks=user_pks, using=using)
@@ -59,25 +64,28 @@ class Announcement:
 
 
 def is_preview(collector: Collector) -> bool:
-    """Whether it is the admin's, which lists what would be deleted. (Sites without the admin need
-    not import it.)"""
+    """Return True if the collector is the admin's, which lists what would be deleted.
+
+    It is recognised by name, so that sites without the admin do not have to import it.
+    """
     return any(each.__name__ == "NestedObjects" for each in type(collector).__mro__)
 
 
 def has_dependents(model: type[models.Model]) -> bool:
-    """Whether the site has relations to it, whose rows go too, or forbid that it goes."""
+    """Return True if the site has relations to the model, whose rows would be deleted too, or would
+    prevent the deletion."""
     relations: Iterable[Any] = get_candidate_relations_to_delete(model._meta)
     return any(relation.field.remote_field.on_delete is not DO_NOTHING for relation in relations)
 
 
-cascade.lazy_sub_objs = True  # type: ignore[attr-defined]  # do not query before asking
+cascade.lazy_sub_objs = True  # type: ignore[attr-defined]  # pass a queryset, not evaluated
 
 
 class ToUser:
-    """Mixin of relations to the user model: a constraint in the database where it can be one.
+    """Mixin for relations to the user model: with a database constraint where that is possible.
 
-    It cannot be where a router keeps the users' table in another database; that depends on the
-    site, so it is asked when a table is made, and is not part of the migrations' state.
+    It is not possible if a router keeps the users' table in another database. That depends on the
+    site, so it is determined when a table is created, and is not part of the migrations' state.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -85,7 +93,7 @@ class ToUser:
 
     @property
     def db_constraint(self) -> bool:
-        if not hasattr(self, "model"):  # a field that migrations look at outside of any table
+        if not hasattr(self, "model"):  # migrations also inspect fields without a model
             return True
         label, name = settings.AUTH_USER_MODEL.split(".")
         using = router.db_for_write(self.model)

@@ -15,9 +15,9 @@ _inside: ContextVar[frozenset[str]] = ContextVar("souvenirs_repeatable_read", de
 
 @contextmanager
 def repeatable_read(using: str) -> Iterator[bool]:
-    """Run all queries inside on one snapshot of the database: yield True.
+    """Run all queries in the block on one snapshot of the database, and yield True.
 
-    Yield False, and begin nothing, if a transaction is already open or if SQLite would lock what it
+    Yield False, and open no transaction, if one is already open or if SQLite would lock what it
     reads (transaction_mode). Nested calls join the outer one.
     """
     if using in _inside.get():

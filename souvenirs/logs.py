@@ -1,4 +1,4 @@
-"""How failures that recur are logged: once for each cause, not each time."""
+"""Log recurring failures once for each cause, not each time."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ MAX_CAUSES = 100
 
 
 def cause_of(error: Exception) -> str:
-    """The error's type and the first line of its message: databases add the statement below."""
+    """Return the error's type and the first line of its message: databases append the statement."""
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def words_of(error: Exception) -> str:
-    """An error's message as the end of a sentence of ours, which has a full stop."""
+    """Return an error's message without its full stop, to end one of our sentences."""
     text = str(error).rstrip(" .\n")
     unknown = re.search(r"got an unexpected keyword argument '(.+)'", text)
-    return f"{unknown[1]!r} is unknown to it" if unknown else text
+    return f"{unknown[1]!r} is an unknown parameter" if unknown else text
 
 
 class CauseLogger:
@@ -34,7 +34,7 @@ class CauseLogger:
         self._cause = ""
 
     def is_new(self, error: Exception) -> bool:
-        """Remember the cause of `error`. Return True if the last failure had another one."""
+        """Remember the cause of `error`. Return True if the last failure had a different cause."""
         known, self._cause = self._cause, cause_of(error)
         return self._cause != known
 
@@ -48,13 +48,13 @@ class CauseLogger:
 
 
 class LogLimit:
-    """Allow each cause to be logged once in a time, however often it recurs."""
+    """Allow each cause to be logged once in a given time, however often it recurs."""
 
     def __init__(self) -> None:
         self._logged_at: dict[str, float] = {}  # on the monotonic clock
 
     def allows(self, cause: str, seconds: float = REPEAT_SECONDS) -> bool:
-        """Return True if `cause` was not logged in so many seconds. It counts as logged then."""
+        """Return True if `cause` was not logged in the last `seconds`. Then it counts as logged."""
         now = time.monotonic()
         if now - self._logged_at.get(cause, float("-inf")) < seconds:
             return False

@@ -1,4 +1,4 @@
-"""A response to a signed-in user -> souvenez. Sync and async."""
+"""The middleware that records the signed-in user of each request. Sync and async."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Response = HttpResponseBase
 
 
 class SouvenirsMiddleware:
-    """Remember the user of each request, once the view has answered it.
+    """Record the user of each request, after the view.
 
-    So users that the view authenticated are seen too, and a user who logs out in this request. A
-    response never changes, nor fails, because of it: no `Vary`, no cookie, no write to the session.
+    This includes users that the view authenticated, and a user who logs out in this request. It
+    never changes a response or makes it fail: no `Vary`, no cookie, no write to the session.
     """
 
     sync_capable = True
@@ -45,7 +45,7 @@ class SouvenirsMiddleware:
 
     async def acall(self, request: HttpRequest) -> Response:
         response: Response = await self.get_response(request)
-        # Only the request's thread is in its scope; and the site's hook may query
+        # Only the request's own thread is in its scope, and the site's hook may run queries
         if scopes.is_scoped() or (conf.enabled and conf.has_get_user):
             await sync_to_async(self.record)(request, response)
         elif (task := next_step(request, response)) is not None:  # else no thread is needed

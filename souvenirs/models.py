@@ -27,12 +27,12 @@ class SouvenirQuerySet(models.QuerySet["Souvenir"]):
         return rows
 
     def count_users(self) -> int:
-        """How many distinct users these souvenirs are of."""
+        """Return the number of distinct users of these souvenirs."""
         count: int = self.order_by().values("user").distinct().count()
         return count
 
     def bulk_create(self, objs: Iterable[Souvenir], *args: Any, **kwargs: Any) -> list[Souvenir]:
-        """As Django's; and last-seen times and the history follow."""
+        """Like Django's, but also update last-seen times and the history."""
         self._for_write = True
         objs = list(objs)
         for row in objs:
@@ -44,8 +44,11 @@ class SouvenirQuerySet(models.QuerySet["Souvenir"]):
 
 
 class Souvenir(models.Model):
-    """A user was active at `when`. At most one row per user and rate-limit slot, as a rule: a
-    second one may be written after a crash or without a shared cache, and changes no count."""
+    """A user was active at `when`.
+
+    There is usually at most one row per user and rate-limit slot. A second one may be written after
+    a crash or without a shared cache, and does not change any count.
+    """
 
     user = UserForeignKey()
     when = models.DateTimeField(default=timezone.now)
@@ -60,7 +63,7 @@ class Souvenir(models.Model):
         return f"user={self.user_id} when={self.when}"
 
     def save(self, *args: Any, announce: bool = True, **kwargs: Any) -> None:
-        """As Django's; and last-seen times and the history follow, unless `announce` is False."""
+        """Like Django's, but also update last-seen times and the history if `announce` is True."""
         timestamps.require_year(self.when)
         using = kwargs.get("using") or router.db_for_write(Souvenir, instance=self)
         with transaction.atomic(using=using, savepoint=False):
@@ -70,13 +73,13 @@ class Souvenir(models.Model):
 
 
 class LastSeen(models.Model):
-    """When a user was last active, to SOUVENIRS_LAST_SEEN_SECONDS. There is a row for every user
-    who has a souvenir."""
+    """When a user was last active, at a resolution of SOUVENIRS_LAST_SEEN_SECONDS. There is a row
+    for every user with a souvenir."""
 
-    # The user's ordinal, meant for 32-bit bitmaps; so it is never wasted (see lastseen.table).
+    # The user's ordinal in 32-bit bitmaps, so ids must not be wasted (see lastseen.table).
     id = models.AutoField(primary_key=True)
     user = UserOneToOneField(related_name="souvenirs_last_seen")
-    # NULL: the user has souvenirs, but only of times that were still to come.
+    # NULL: the user has souvenirs, but only with times that were in the future.
     seen = models.DateTimeField(null=True, db_index=True)
 
     class Meta:
@@ -88,22 +91,22 @@ class LastSeen(models.Model):
 
 
 class Rollup(models.Model):
-    """The users who were active in a closed interval of the past, [start, end) in unix seconds.
+    """The users who were active in a closed interval of the past, [start, end) in Unix seconds.
 
-    It holds all of them unless a DirtyBucket or DeletedMember says otherwise, and never anybody who
-    was not active then. It stays when their souvenirs are pruned, and when a user is deleted. A
-    bucket in which nobody was active has no Rollup, nor has such a day.
+    It is complete unless there is a DirtyBucket or DeletedMember for the interval, and never has a
+    member who was not active then. Pruning souvenirs or deleting a user does not change it. There
+    is no Rollup for a bucket or a day in which nobody was active.
     """
 
     BUCKET = 0  # a quarter of an hour
-    DAY = 1  # of the site's time zone when it was rolled up, as is
-    MONTH = 2
+    DAY = 1  # in the site's time zone when it was rolled up
+    MONTH = 2  # likewise
 
     kind = models.PositiveSmallIntegerField(choices={BUCKET: "bucket", DAY: "day", MONTH: "month"})
     start = models.BigIntegerField()
     end = models.BigIntegerField()
     members = models.BinaryField()  # the ids of the users' LastSeen, a roaring bitmap
-    active_users = models.PositiveIntegerField()  # how many they are
+    active_users = models.PositiveIntegerField()  # the number of members
     last_member = models.PositiveIntegerField(db_index=True)  # the largest of the ids; 0 for none
 
     class Meta:
@@ -116,7 +119,7 @@ class Rollup(models.Model):
 
 
 class Usage(Rollup):
-    """What the admin's Usage page is about: it has the permission souvenirs.view_usage."""
+    """The model of the admin's Usage page, for the permission souvenirs.view_usage."""
 
     class Meta:
         proxy = True
@@ -126,31 +129,31 @@ class Usage(Rollup):
 
 
 class DirtyBucket(models.Model):
-    """A bucket of which Rollups may not know all souvenirs yet: some came when it had ended."""
+    """A bucket for which Rollups may be incomplete: souvenirs were written after it had ended."""
 
-    bucket = models.BigIntegerField(db_index=True)  # its start, unix seconds
+    bucket = models.BigIntegerField(db_index=True)  # its start, Unix seconds
 
     def __str__(self) -> str:
         return f"bucket={self.bucket}"
 
 
 class DeletedMember(models.Model):
-    """A user who is deleted was active in a bucket, of which Rollups may not know it yet."""
+    """A deleted user was active in a bucket, and Rollups may not include them yet."""
 
-    bucket = models.BigIntegerField(db_index=True)  # its start, unix seconds
-    member = models.PositiveIntegerField(db_index=True)  # the id that their LastSeen had
+    bucket = models.BigIntegerField(db_index=True)  # its start, Unix seconds
+    member = models.PositiveIntegerField(db_index=True)  # the id of the user's former LastSeen
 
     def __str__(self) -> str:
         return f"bucket={self.bucket} member={self.member}"
 
 
 class Watermark(models.Model):
-    """How far the history has come, in unix seconds. Its one row is the lock of whoever changes
-    Rollups."""
+    """How far souvenirs are rolled up and pruned, in Unix seconds. Its single row is the lock that
+    transactions hold while they change Rollups."""
 
-    rolled_up = models.BigIntegerField()  # all buckets before are rolled up, except marked ones
-    pruned = models.BigIntegerField()  # souvenirs before may be gone
-    # Raised by each transaction that holds the lock and changes what is known of days that are over
+    rolled_up = models.BigIntegerField()  # earlier buckets are rolled up, except dirty ones
+    pruned = models.BigIntegerField()  # earlier souvenirs may have been deleted
+    # Increased by each transaction that holds the lock and changes the history of past days
     revision = models.BigIntegerField(default=0)
     deletions = models.BigIntegerField(default=0)  # of users, so far; see UserDeletion
 
@@ -159,8 +162,8 @@ class Watermark(models.Model):
 
 
 class UserDeletion(models.Model):
-    """Users were deleted in a transaction that Watermark.deletions does not count yet: that one row
-    would make people who delete users wait for each other."""
+    """Users were deleted in a transaction that Watermark.deletions does not count yet. (If each
+    transaction updated that one row, concurrent deletions would wait for each other.)"""
 
     def __str__(self) -> str:
         return f"deletion {self.pk}"
@@ -169,8 +172,8 @@ class UserDeletion(models.Model):
 class AccountTotals(models.Model):
     """The accounts of the site at the end of a day, as they were then."""
 
-    date = models.DateField(unique=True)  # of the site's time zone
-    end = models.BigIntegerField(db_index=True)  # unix seconds: the first instant after the day
+    date = models.DateField(unique=True)  # in the site's time zone
+    end = models.BigIntegerField(db_index=True)  # Unix seconds: the first instant after the day
     registered = models.PositiveIntegerField()
     activated = models.PositiveIntegerField()  # those with is_active
 

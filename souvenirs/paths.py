@@ -1,4 +1,4 @@
-"""A path from the user model, such as "subscription__plan", and the field that it leads to."""
+"""Paths from the user model, such as "subscription__plan", and the fields that they lead to."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from django.db.models import Case, SmallIntegerField, Value, When
 
 from souvenirs.models import LastSeen
 
-NONE, OTHER = -1, -2  # numbers of null, and of what is not declared
+NONE, OTHER = -1, -2  # numbers for null, and for values that are not declared
 
 
 class PathError(ValueError):
-    """Why a path cannot be used, as a relative clause: "which ..."."""
+    """A path cannot be used. The message says why, as a relative clause: "which ..."."""
 
 
 @dataclass(frozen=True)
 class UserPath:
-    """A path that exists.
+    """A path whose fields all exist.
 
-    relations: the fields on the way, each of the model that the one before leads to.
-    field: the last one, a relation or a column.
+    relations: the fields on the way; each belongs to the model that the previous one leads to.
+    field: the last field, a relation or a column.
     """
 
     name: str
@@ -39,25 +39,25 @@ class UserPath:
 
     @property
     def is_shared(self) -> bool:
-        """Whether many users may have the last relation's object in common."""
+        """Whether several users may share the last relation's object."""
         return any(each.many_to_one or each.many_to_many for each in self.relations)
 
     @property
     def is_unique(self) -> bool:
-        """Whether no two objects have the same value, so that a value names a single one."""
+        """Whether no two objects have the same value, so that a value identifies one object."""
         if self.field.is_relation or self.field.unique:
             return True
         constraints = self.field.model._meta.total_unique_constraints
         return any(each.fields == (self.field.name,) for each in constraints)
 
     def databases(self) -> set[str]:
-        """The aliases of the databases that the models on the path are in."""
+        """The aliases of the databases of the models on the path."""
         tables = [get_user_model(), *(each.related_model for each in self.relations)]
         tables += [each.through for each in self._many_to_many()]
         return {router.db_for_write(table) for table in tables}
 
     def is_joinable(self) -> bool:
-        """Whether all of it is in the database of last-seen times."""
+        """Return True if the whole path is in the database of last-seen times."""
         return self.databases() == {router.db_for_write(LastSeen)}
 
     def _many_to_many(self) -> Iterator[Any]:
@@ -67,14 +67,14 @@ class UserPath:
 
 
 def resolve(path: Any) -> UserPath:
-    """Follow a path of fields and relations, forwards or back. Raise PathError for any other."""
+    """Resolve a path of fields and relations, forward or reverse. Raise PathError if that fails."""
     if not isinstance(path, str) or not path:
         raise PathError("which is not a path such as 'is_staff' or 'subscription__plan'")
     model: Any = get_user_model()
     fields: list[Any] = []
     for name in path.split("__"):
         if model is None:
-            raise PathError(f"which goes on after {fields[-1].name!r}, which is not a relation")
+            raise PathError(f"which continues after {fields[-1].name!r}, which is not a relation")
         try:
             field = model._meta.pk if name == "pk" else model._meta.get_field(name)
         except FieldDoesNotExist:
@@ -82,16 +82,16 @@ def resolve(path: Any) -> UserPath:
         fields.append(field)
         model = field.related_model if field.is_relation else None
         if field.is_relation and model is None:
-            raise PathError(f"and {name!r} leads to no model in particular")
+            raise PathError(f"and {name!r} does not lead to a specific model")
     *relations, last = fields
     return UserPath(path, tuple(relations), last)
 
 
 def number_of(name: str, values: Sequence[Any]) -> Case:
-    """An expression for the position in `values` of a column, or NONE or OTHER.
+    """Return an expression for the position of a column's value in `values`, or NONE or OTHER.
 
-    The database compares, as it does for a filter: by the column's collation, to which "Free" and
-    "free" may be the same.
+    The database compares the values, as in a filter, with the column's collation, in which "Free"
+    and "free" may be equal.
     """
     return Case(
         *(When(**{name: each}, then=Value(number)) for number, each in enumerate(values)),

@@ -1,8 +1,9 @@
-"""Calendar arithmetic, on unix seconds and on datetimes. Pure: no settings, no database.
+"""Calendar arithmetic, on Unix seconds and on datetimes. Pure: no settings, no database.
 
-A local day is the time from the first instant of its date to the first instant of the next, so
-days follow each other without gap or overlap, whatever the clocks do: they are 23, 24 or 25 hours
-long, half an hour odd in Lord Howe, and empty where a date was skipped (Apia, 30 December 2011).
+A local day lasts from the first instant of its date to the first instant of the next date, so days
+follow each other without gaps or overlaps, whatever the clocks do. They are 23, 24 or 25 hours long
+(in Lord Howe half an hour shorter or longer), and empty if a date was skipped (Apia, 30 December
+2011).
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ from dateutil.relativedelta import relativedelta
 ONE_DAY = timedelta(days=1)
 NAMES = ("day", "week", "month", "quarter", "year")
 
-EARLIEST, LATEST = -62_135_596_800, 253_402_214_400  # unix seconds: the years 1 and 9999
-BUCKET = 900  # seconds: every modern zone's offset is a multiple of a quarter of an hour
+EARLIEST, LATEST = -62_135_596_800, 253_402_214_400  # Unix seconds: the years 1 and 9999
+BUCKET = 900  # seconds: the offset of every modern zone is a multiple of a quarter of an hour
 
 UNITS = {"y": 31_536_000, "w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
-LONGEST = 292 * UNITS["y"]  # of Prometheus too, which keeps durations as 64 bits of nanoseconds
+MAX_DURATION = 292 * UNITS["y"]  # Prometheus's limit: it keeps durations as 64 bits of nanoseconds
 DURATION = re.compile("".join(f"(?:([0-9]{{1,20}}){unit})?" for unit in UNITS))
 
 
 class Interval(NamedTuple):
-    """The instants t with start <= t < end, in unix seconds."""
+    """The instants t with start <= t < end, in Unix seconds."""
 
     start: float
     end: float
 
 
 def parse_duration(text: str) -> int:
-    """Seconds of a Prometheus duration such as "90m" or "1h30m" (years, weeks, days, hours,
-    minutes, seconds; a year is 365 days). Raises ValueError for anything else, for 0, and for
+    """Convert a Prometheus duration such as "90m" or "1h30m" (years, weeks, days, hours, minutes,
+    seconds; a year is 365 days) to seconds. Raises ValueError for anything else, for 0, and for
     more than 292 years.
 
-    Source of the grammar: prometheus.io, Querying basics, Time durations; less its milliseconds.
+    Source of the grammar: prometheus.io, Querying basics, Time durations; without milliseconds.
     """
     match = DURATION.fullmatch(text) if isinstance(text, str) else None
     seconds = sum(
@@ -50,23 +51,23 @@ def parse_duration(text: str) -> int:
         for number, unit in zip(match.groups() if match else (), UNITS.values())
         if number
     )
-    if not 0 < seconds <= LONGEST:
-        raise ValueError(f"{text!r} is no duration; write it like '30m', '1h', '7d' or '1h30m'")
+    if not 0 < seconds <= MAX_DURATION:
+        raise ValueError(f"{text!r} is not a duration; write it like '30m', '1h', '7d' or '1h30m'")
     return seconds
 
 
 def bucket_containing(t: float) -> int:
-    """The start of the quarter of an hour that holds `t`."""
+    """Return the start of the quarter of an hour that contains `t`."""
     return int(t // BUCKET * BUCKET)
 
 
 def bucket_after(t: float) -> int:
-    """The start of the first quarter of an hour that begins at or after `t`."""
+    """Return the start of the first quarter of an hour that begins at or after `t`."""
     return int(-(-t // BUCKET) * BUCKET)
 
 
 def merged(intervals: Iterable[Interval]) -> list[Interval]:
-    """The instants of all the intervals, as disjoint ones in ascending order."""
+    """Return the union of the intervals, as disjoint intervals in ascending order."""
     found: list[Interval] = []
     for interval in sorted(interval for interval in intervals if interval.start < interval.end):
         if found and interval.start <= found[-1].end:
@@ -77,7 +78,7 @@ def merged(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def gaps(interval: Interval, covered: Iterable[Interval]) -> list[Interval]:
-    """What of `interval` none of `covered` holds, as disjoint intervals in ascending order."""
+    """Return the parts of `interval` not covered by `covered`, disjoint and in ascending order."""
     found = []
     start, end = interval
     for inner in merged(covered):
@@ -91,7 +92,8 @@ def gaps(interval: Interval, covered: Iterable[Interval]) -> list[Interval]:
 
 @lru_cache(maxsize=512)
 def midnight(day: date, zone: ZoneInfo) -> int:
-    """Unix time of the first instant of the local date `day`; of the next one if it was skipped."""
+    """Return the Unix time of the first instant of the local date `day`, or of the next date if
+    `day` was skipped."""
     wall = datetime.combine(day, clock_time(), tzinfo=zone)
     early, late = (
         int(wall.replace(fold=fold).astimezone(timezone.utc).timestamp()) for fold in (0, 1)
@@ -104,7 +106,8 @@ def midnight(day: date, zone: ZoneInfo) -> int:
 
 
 def _offset_change(early: int, late: int, zone: tzinfo) -> int:
-    """The first instant, after `early` and up to `late`, at which the offset is that of `late`."""
+    """Return the first instant after `early` and up to `late` at which the offset is that of
+    `late`."""
     after = datetime.fromtimestamp(late, zone).utcoffset()
     while late - early > 1:
         middle = (early + late) // 2
@@ -125,7 +128,8 @@ class RepeatedHour(NamedTuple):
 
 
 def repeated_hour(t: float, zone: tzinfo) -> RepeatedHour | None:
-    """The hour lived twice that holds `t`, None for most. (Some are not an hour long.)"""
+    """Return the repeated hour that contains `t`, or None, as for most times. (Some are shorter or
+    longer than an hour.)"""
     t = math.floor(t)
     wall = datetime.fromtimestamp(t, zone)
     other = wall.replace(fold=1 - wall.fold)
@@ -138,8 +142,8 @@ def repeated_hour(t: float, zone: tzinfo) -> RepeatedHour | None:
 
 
 def day_containing(t: float, zone: ZoneInfo) -> date:
-    """The date whose local day holds `t`. Differs from the wall's date only where clocks went back
-    over midnight: the hour that is lived again belongs to the new day, which had begun."""
+    """Return the date whose local day contains `t`. It differs from the wall date only where clocks
+    went back over midnight: the repeated hour belongs to the new day, which had already begun."""
     day = datetime.fromtimestamp(math.floor(t), zone).date()
     while midnight(day + ONE_DAY, zone) <= t:
         day += ONE_DAY
@@ -147,8 +151,9 @@ def day_containing(t: float, zone: ZoneInfo) -> date:
 
 
 def slot_containing(t: float, seconds: float, zone: ZoneInfo) -> Interval:
-    """The rate limit's slot: the window of `seconds` aligned to the unix clock that holds `t`, cut
-    at the local day's ends, so that activity on either side of midnight counts in both days."""
+    """Return the rate-limit slot that contains `t`: a window of `seconds`, aligned to Unix time and
+    cut at the ends of the local day, so that activity on both sides of midnight counts in both
+    days."""
     day = day_containing(t, zone)
     start = t // seconds * seconds
     end = min(start + seconds, midnight(day + ONE_DAY, zone))
@@ -156,7 +161,8 @@ def slot_containing(t: float, seconds: float, zone: ZoneInfo) -> Interval:
 
 
 def first_day(name: str, day: date) -> date:
-    """The first date of the calendar period `name` (see NAMES; weeks are ISO) that holds `day`."""
+    """Return the first date of the calendar period `name` (one of NAMES; weeks are ISO weeks) that
+    contains `day`."""
     if name == "day":
         return day
     if name == "week":
@@ -167,16 +173,16 @@ def first_day(name: str, day: date) -> date:
         return day.replace(month=(day.month - 1) // 3 * 3 + 1, day=1)
     if name == "year":
         return day.replace(month=1, day=1)
-    raise ValueError(f"{name!r} is no calendar period; use one of {', '.join(NAMES)}")
+    raise ValueError(f"{name!r} is not a calendar period; use one of {', '.join(NAMES)}")
 
 
 def calendar_period(name: str, t: float, zone: ZoneInfo) -> Interval:
-    """The calendar period of kind `name` that holds `t`. Raises ValueError for an unknown name."""
+    """Return the calendar period `name` that contains `t`. Raises ValueError for unknown names."""
     return _period(name, day_containing(t, zone), zone)
 
 
 def previous_calendar_period(name: str, t: float, zone: ZoneInfo) -> Interval:
-    """The last calendar period of kind `name` that had ended by `t`; never an empty one."""
+    """Return the last calendar period `name` that had ended by `t`; never an empty one."""
     day = first_day(name, day_containing(t, zone))
     period = _period(name, day - ONE_DAY, zone)
     while period.start == period.end:  # a date that was skipped
@@ -187,7 +193,7 @@ def previous_calendar_period(name: str, t: float, zone: ZoneInfo) -> Interval:
 
 def _period(name: str, day: date, zone: ZoneInfo) -> Interval:
     first = first_day(name, day)
-    # 32 days after the first of a month is in the next month, and so on: then back to its first
+    # 32 days after the first of a month is in the next month, and so on; then take its first day
     after = {"day": 1, "week": 7, "month": 32, "quarter": 95, "year": 367}[name]
     return Interval(
         midnight(first, zone), midnight(first_day(name, first + timedelta(days=after)), zone)
@@ -195,12 +201,12 @@ def _period(name: str, day: date, zone: ZoneInfo) -> Interval:
 
 
 def iter_days(start: datetime, end: datetime | None = None) -> Iterator[tuple[datetime, datetime]]:
-    """Days counted from `start`, each as (start, end), one after the other up to `end`.
+    """Yield consecutive days counted from `start` up to `end`, each as (start, end).
 
-    Each begins at the same time on the clocks of `start`'s zone, through daylight saving; where
-    clocks skipped that time, as much later as they skipped; where they showed it twice, the first
-    time. The last one is cut at `end` and has that very object as its end; without `end` they go
-    on for ever. `start` and `end` are both aware, in any zones, or both naive.
+    Each day begins at the same wall time in `start`'s zone, also across daylight-saving changes; if
+    clocks skipped that time, later by as much as they skipped; if they showed it twice, at the
+    first one. The last day is cut at `end` and has that very object as its end; without `end` the
+    iterator is endless. `start` and `end` are both aware, in any zones, or both naive.
     """
     return _anchored(start, end, lambda n: timedelta(days=n))
 
@@ -214,7 +220,7 @@ def iter_months(
     start: datetime, end: datetime | None = None
 ) -> Iterator[tuple[datetime, datetime]]:
     """Months counted from `start`: see `iter_days`. They begin on its day of the month, or on the
-    last day of a month that is too short for it."""
+    last day of a shorter month."""
     return _anchored(start, end, lambda n: relativedelta(months=n))
 
 
@@ -234,7 +240,7 @@ def iter_years(start: datetime, end: datetime | None = None) -> Iterator[tuple[d
 def _anchored(
     start: datetime, end: datetime | None, distance: Callable[[int], timedelta | relativedelta]
 ) -> Iterator[tuple[datetime, datetime]]:
-    # Always from the start, not from one to the next: the 31st would not come back after the 30th
+    # Always count from the start: from one month to the next, the 31st would stay the 30th
     wall = start.replace(tzinfo=None, fold=0)
     for n in itertools.count(1):
         if end is not None and _instant(start) >= _instant(end):
@@ -247,10 +253,10 @@ def _anchored(
 
 
 def _instant(when: datetime) -> datetime:
-    """What to compare: Python compares datetimes of the same zone by what clocks show."""
+    """Return a datetime for comparison: Python compares datetimes of one zone by wall time."""
     return when if when.tzinfo is None else when.astimezone(timezone.utc)
 
 
 def _existing(when: datetime) -> datetime:
-    """`when` as clocks show it: one that they skipped is there, but later."""
+    """Return `when` as clocks show it: a time that they skipped becomes a later one."""
     return when if when.tzinfo is None else _instant(when).astimezone(when.tzinfo)

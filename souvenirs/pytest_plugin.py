@@ -1,8 +1,9 @@
-"""For the tests of sites that use souvenirs; pytest finds it where the package is installed.
+"""A pytest plugin for sites that use souvenirs; pytest loads it wherever the package is installed.
 
-Nobody is recorded in tests: else a request's queries would depend on which tests came before it, as
-the process remembers the users it has recorded. A site whose settings have SOUVENIRS_ENABLED
-decides itself. Visits are written in the request, unless the settings have SOUVENIRS_FLUSH_SECONDS.
+Users are not recorded in tests: otherwise the queries of a request would depend on earlier tests,
+because the process remembers the users that it has recorded. If a site's settings define
+SOUVENIRS_ENABLED, that applies instead. Visits are written in the request, unless the settings
+define SOUVENIRS_FLUSH_SECONDS.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def _using(settings: dict[str, Any]) -> Iterator[None]:
 
 
 def _undecided() -> dict[str, Any]:
-    """The settings that the site leaves to us, if these are the tests of one with souvenirs."""
+    """Return the DEFAULTS that the site's settings do not define; none if the site does not use
+    souvenirs."""
     if "django" not in sys.modules:
         return {}
     from django.apps import apps
@@ -49,7 +51,7 @@ def _souvenirs_are_off() -> Iterator[None]:
 
 @pytest.fixture
 def fresh_souvenirs() -> Iterator[None]:
-    """Souvenirs records in this test, and has recorded nobody yet: see souvenirs.testing.forget."""
+    """Record users in this test, and start without recorded ones: see souvenirs.testing.forget."""
     from souvenirs.testing import forget
 
     with _using({"SOUVENIRS_ENABLED": True, "SOUVENIRS_FLUSH_SECONDS": 0}):

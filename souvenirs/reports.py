@@ -1,4 +1,4 @@
-"""Usage reports: periods x counts -> dictionaries, oldest first.
+"""Usage reports: generators of one dictionary per period, oldest first.
 
     {
         "period": {"start": datetime, "end": datetime, "complete": bool},
@@ -6,30 +6,31 @@
         "usage": {"registered_users": int, "activated_users": int, "active_users": int},
     }
 
-A period holds the instants with start <= t < end. A report goes up to its `end`, now by default,
-which cuts the last period; that one is not complete, nor is any that is not over. A report is a
-generator, and takes two queries however many periods it has (three where it has to look for its
-start): one for active users, one for accounts. Periods that are not shown are not counted.
+A period contains the instants with start <= t < end. A report runs up to its `end`, by default now,
+which cuts the last period short; a period that is cut short or not over is not complete. A report
+runs two queries, however many periods it has: one for active users, one for accounts (and a third
+if it has to find its start). Periods that are not shown are not counted.
 
-Subscription periods count from the subscription start, at its time on the clocks of its zone. Where
-that is datetime.timezone.utc, as it is in datetimes from the database, or none, the zone is the
-site's; ZoneInfo("UTC") stays UTC. Calendar periods are always the site's. A bound may also be a
-date: the site's midnight. Periods are aware datetimes, or naive ones where USE_TZ is False.
+Subscription periods count from the subscription start, at its wall time in its zone. If that zone
+is datetime.timezone.utc, as in datetimes from the database, or if there is none, it is the site's
+zone; ZoneInfo("UTC") stays UTC. Calendar periods are always in the site's zone. A bound may also be
+a date, which means the site's midnight. Periods are aware datetimes, or naive ones if USE_TZ is
+False.
 
 Parameters of all reports:
 
-start: leave out the periods that end at or before it.
+start: leave out periods that end at or before it.
 end: where the report ends, unless that is later than now.
-recent: only so many periods, the last ones.
+recent: only this many periods, the last ones.
 
-Those of usage also take:
+Usage reports also take:
 
-by: a path from the user model, such as "subscription__plan", by which active users are counted too:
-    see `control.count_active_users`. "usage" then has a Counter, "active_users_by", for which there
-    is one more query.
+by: a path from the user model, such as "subscription__plan": also count active users by its values,
+    as `control.count_active_users` does. "usage" then has a Counter, "active_users_by", which takes
+    one more query.
 
-Reports raise ReportError, a ValueError, if they have more than MAX_PERIODS periods, `recent` or
-not, or one beyond the years 1 to 9999.
+Reports raise ReportError, a ValueError, if there are more than MAX_PERIODS periods, even with
+`recent`, or one beyond the years 1 to 9999.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def daily_usage(
     recent: int | None = None,
     by: By | None = None,
 ) -> Iterator[Usage]:
-    """Days from the subscription start's time of day, with the labels of their subscription month:
-    see `customer_monthly_usage`."""
+    """Days that begin at the subscription start's time of day, with the labels of their
+    subscription month: see `customer_monthly_usage`."""
     return _report(_subscription_days(_anchor(subscription_start)), start, end, recent, by)
 
 
@@ -130,8 +131,8 @@ def calendar_daily_usage(
     recent: int | None = None,
     by: By | None = None,
 ) -> Iterator[Usage]:
-    """Calendar days from that of `start` on; without, from that of the first souvenir on. Labels:
-    calendar_date "2016-01-31", calendar_year_month "2016-01", calendar_year 2016."""
+    """Calendar days, from that of `start` (by default the first souvenir) on. Labels: calendar_date
+    "2016-01-31", calendar_year_month "2016-01", calendar_year 2016."""
     return _calendar_report("day", start, end, recent, by)
 
 
@@ -142,8 +143,8 @@ def calendar_weekly_usage(
     recent: int | None = None,
     by: By | None = None,
 ) -> Iterator[Usage]:
-    """ISO weeks, from Monday to Sunday, from that of `start` on; without, from that of the first
-    souvenir on. Label: calendar_week "2016-W05", of the ISO year."""
+    """ISO weeks, Monday to Sunday, from that of `start` (by default the first souvenir) on. Label:
+    calendar_week "2016-W05", of the ISO year."""
     return _calendar_report("week", start, end, recent, by)
 
 
@@ -154,7 +155,7 @@ def calendar_monthly_usage(
     recent: int | None = None,
     by: By | None = None,
 ) -> Iterator[Usage]:
-    """Calendar months from that of `start` on; without, from that of the first souvenir on. Labels:
+    """Calendar months, from that of `start` (by default the first souvenir) on. Labels:
     calendar_year_month "2016-01", calendar_year 2016."""
     return _calendar_report("month", start, end, recent, by)
 
@@ -166,8 +167,8 @@ def calendar_quarterly_usage(
     recent: int | None = None,
     by: By | None = None,
 ) -> Iterator[Usage]:
-    """Calendar quarters from that of `start` on; without, from that of the first souvenir on.
-    Labels: calendar_year_quarter "2016-Q1", calendar_year 2016."""
+    """Calendar quarters, from that of `start` (by default the first souvenir) on. Labels:
+    calendar_year_quarter "2016-Q1", calendar_year 2016."""
     return _calendar_report("quarter", start, end, recent, by)
 
 
@@ -178,19 +179,20 @@ def calendar_yearly_usage(
     recent: int | None = None,
     by: By | None = None,
 ) -> Iterator[Usage]:
-    """Calendar years from that of `start` on; without, from that of the first souvenir on. Label:
-    calendar_year 2016."""
+    """Calendar years, from that of `start` (by default the first souvenir) on. Label: calendar_year
+    2016."""
     return _calendar_report("year", start, end, recent, by)
 
 
 def usage_for_periods(
     periods: Iterable[tuple[date, date]], *, by: By | None = None
 ) -> Iterator[Usage]:
-    """The usage of each of the (start, end), in their order, as dictionaries without labels.
+    """Yield the usage of each (start, end) in order, as dictionaries without labels.
 
-    They may overlap. Two queries however many there are, and one more with `by`. A period is
-    complete if its end has passed. SOUVENIRS_USAGE_REPORTS_FUNCTION names a function that the
-    reports call in place of this one; it may call this one, and add to the dictionaries.
+    Periods may overlap. There are two queries, however many periods there are, and one more with
+    `by`. A period is complete if its end has passed. SOUVENIRS_USAGE_REPORTS_FUNCTION names a
+    function that the reports call instead of this one; it may call this one, and add to the
+    dictionaries.
     """
     pairs = list(periods)
     ranges = [Interval(spans.seconds(start), spans.seconds(end)) for start, end in pairs]
@@ -214,20 +216,20 @@ def usage_for_periods(
 
 
 def _count(ranges: Sequence[Interval], by: By | None) -> tuple[list[int], list[Usage]]:
-    """The active users of each range; and what `by` adds to its usage."""
+    """Count the active users of each range; also return what `by` adds to its usage."""
     if by is None:
         return counting.count_users_of_ranges(ranges), [{}] * len(ranges)
     counts = counting.count_users_of_ranges_by(ranges, by)
     return [each.users for each in counts], [{"active_users_by": each.by} for each in counts]
 
 
-_usage_for_periods = usage_for_periods  # what functions written for 1.0.2 call to wrap it
+_usage_for_periods = usage_for_periods  # functions written for 1.0.2 wrap it under this name
 
 
 def registered_users_as_of(date: date) -> tuple[int | None, int | None]:
-    """How many users had joined before `date` (a datetime; a date is the site's midnight), and how
-    many of those are active now, by `is_active` (all, where the user model has no such column).
-    (None, None) where it has no datetime column `date_joined`."""
+    """Return how many users had joined before `date` (a datetime, or a date for the site's
+    midnight), and how many of those have `is_active` now (all, if the user model has no such
+    column). Return (None, None) if it has no datetime column `date_joined`."""
     return accounts.as_of(spans.moment(date)) or (None, None)
 
 
@@ -253,8 +255,8 @@ def _usage(chosen: Sequence[Span], by: By | None) -> Iterator[Usage]:
     usages = list(usage_for_periods(pairs, by=by) if function is None else function(pairs))
     if len(usages) != len(chosen):
         raise ValueError(
-            f"SOUVENIRS_USAGE_REPORTS_FUNCTION gave {len(usages)} dictionaries for {len(chosen)}"
-            " periods: let it give one for each, in their order"
+            f"SOUVENIRS_USAGE_REPORTS_FUNCTION returned {len(usages)} dictionaries for"
+            f" {len(chosen)} periods: it must return one for each period, in order"
         )
     added: Iterable[Usage] = repeat({})
     if function is not None and by is not None:

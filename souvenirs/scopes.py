@@ -1,8 +1,9 @@
-"""Which tenant's data does a query find? On a scoped site, that depends on the request.
+"""Scopes: on a scoped site, such as one with tenants, the request decides whose data queries find.
 
-A scope names the data: the schema of django-tenants, or what SOUVENIRS_SCOPE returns. Users with
-the same key in two scopes are two users. Whatever is remembered of users carries the scope, and
-work for a request stays in the request's thread: another thread may be in another scope.
+A scope names the data: it is the schema of django-tenants, or what SOUVENIRS_SCOPE returns. The
+same key in two scopes belongs to two users. Everything that a process remembers about users is kept
+by scope, and work for a request stays in the request's thread: another thread may be in another
+scope.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ logger = logging.getLogger("souvenirs")
 
 @cache
 def schemas_database() -> str | None:
-    """The alias of the database with a schema for each tenant, None without django-tenants."""
+    """Return the alias of the database with tenants' schemas; None without django-tenants."""
     if not apps.is_installed("django_tenants"):
         return None
     return str(getattr(settings, "TENANT_DB_ALIAS", DEFAULT_DB_ALIAS))
@@ -35,19 +36,19 @@ def schemas_database() -> str | None:
 
 @cache
 def is_scoped() -> bool:
-    """Whether the site is scoped. That does not change while a process runs."""
+    """Return True if the site is scoped. That does not change while a process runs."""
     return getattr(settings, "SOUVENIRS_SCOPE", None) is not None or schemas_database() is not None
 
 
 def current() -> Hashable:
-    """The current scope; None if the site is not scoped."""
+    """Return the current scope; None if the site is not scoped."""
     if not is_scoped():
         return None
     return current_schema() if conf.scope is None else conf.scope()
 
 
 def current_schema() -> str | None:
-    """The schema that queries of this thread find tables in; None without django-tenants."""
+    """Return the schema in which this thread's queries find tables; None without django-tenants."""
     using = schemas_database()
     if using is None:
         return None
@@ -57,7 +58,7 @@ def current_schema() -> str | None:
 
 def has_table(model: type[Model]) -> bool:
     """Return False if `model` has no table in the current schema, such as the public one. Databases
-    without a schema for each tenant always have it."""
+    without a schema for each tenant always have the table."""
     if schemas_database() is None:
         return True
     using = router.db_for_write(model)
@@ -65,7 +66,7 @@ def has_table(model: type[Model]) -> bool:
 
 
 class ScopedDict(dict[Any, V]):
-    """A dictionary in which each scope sees its own items. (Only these three methods do so.)"""
+    """A dictionary in which each scope sees only its items. (Only these three methods do that.)"""
 
     def get(self, key: Any, default: Any = None) -> Any:
         return super().get((current(), key), default)
@@ -78,11 +79,11 @@ class ScopedDict(dict[Any, V]):
 
 
 def make_dict() -> dict[Any, Any]:
-    """A dictionary by users, or their sessions: a plain one unless the site is scoped."""
+    """Return a dictionary for keys of users or sessions: a plain one unless the site is scoped."""
     return ScopedDict() if is_scoped() else {}
 
 
-_databases: set[str] = set()  # that visits went to
+_databases: set[str] = set()  # the databases that visits went to
 
 
 def note_database(using: str) -> None:
@@ -94,7 +95,7 @@ def note_database(using: str) -> None:
         logger.error(
             "The database of souvenirs changes between requests (%s): users with the same key are"
             " taken for one user. Set SOUVENIRS_SCOPE to a function that returns whose data the"
-            " present request is about.",
+            " current request is about.",
             ", ".join(map(repr, sorted(_databases))),
         )
 

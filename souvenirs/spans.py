@@ -1,4 +1,4 @@
-"""The periods of a report: which they are, their labels, and whether each is complete."""
+"""Choose the periods of a report, with their labels, and whether each is complete."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MAX_PERIODS = 100_000
 
 
 class ReportError(ValueError):
-    """A report cannot be made; the message says why."""
+    """A report cannot be produced; the message says why."""
 
 
 class Span(NamedTuple):
-    """A period with its labels. It is complete if it is over and not cut."""
+    """A period with its labels. It is complete if it is over and was not cut short."""
 
     start: datetime
     end: datetime
@@ -38,18 +38,18 @@ class Span(NamedTuple):
 
     @property
     def period(self) -> dict[str, Any]:
-        """As reports show it."""
+        """The period as reports show it."""
         return {"start": shown(self.start), "end": shown(self.end), "complete": self.complete}
 
 
 def choose(
     spans: Iterable[Span], start: date | None, end: date | None, recent: int | None
 ) -> list[Span]:
-    """The spans that a report shows: see the module reports for its parameters and errors."""
+    """Return the spans that a report shows: see the module `reports` for parameters and errors."""
     now = time.time()
     limit = MAX_PERIODS if recent is None else min(recent, MAX_PERIODS)
     if limit < 0:
-        raise ValueError(f"recent is {recent}: give a number of periods")
+        raise ValueError(f"recent must be a number of periods, not {recent}")
     try:
         chosen = _last(spans, start, end, now, limit)
     except (OverflowError, ValueError):
@@ -62,7 +62,7 @@ def choose(
 def _last(
     spans: Iterable[Span], start: date | None, end: date | None, now: float, limit: int
 ) -> deque[Span] | None:
-    """The last `limit` periods. None if there are too many to look at."""
+    """Return the last `limit` periods, or None if there are more than MAX_PERIODS to go through."""
     first = None if start is None else seconds(start)
     last = now if end is None else min(now, seconds(end))
     chosen: deque[Span] = deque(maxlen=limit)
@@ -86,13 +86,15 @@ def _last(
 def choose_calendar(
     name: str, start: date | None, end: date | None, recent: int | None
 ) -> list[Span]:
-    """The calendar periods from that of `start` on; without, from that of the first souvenir on.
+    """Return the calendar periods from the one that contains `start` on; without `start`, from the
+    one that contains the first souvenir on.
 
-    Raises ValueError if there is no calendar period of this name, and else as `choose`.
+    Raises ValueError if there is no calendar period of this name; other errors are those of
+    `choose`.
     """
     if name not in CALENDAR_LABELS:
         names = ", ".join(CALENDAR_LABELS)
-        raise ValueError(f"{name!r} is no calendar period; use one of {names}")
+        raise ValueError(f"{name!r} is not a calendar period; use one of {names}")
     t = counting.first_recorded() if start is None else seconds(start)
     return choose(_calendar_spans(name, time.time() if t is None else t), None, end, recent)
 
@@ -140,17 +142,17 @@ CALENDAR_LABELS: dict[str, Callable[[date], Labels]] = {
 
 
 def moment(when: date) -> datetime:
-    """A bound as an aware datetime: see the module reports."""
+    """Return a bound as an aware datetime: see the module `reports`."""
     if isinstance(when, datetime):
         return timestamps.aware(when)
     return datetime.fromtimestamp(periods.midnight(when, conf.zone), conf.zone)
 
 
 def seconds(when: date) -> float:
-    """Unix time of a bound."""
+    """Return the Unix time of a bound."""
     return timestamps.to_seconds(moment(when))
 
 
 def shown(when: datetime) -> datetime:
-    """A bound as reports show it."""
+    """Return a bound as reports show it."""
     return when if settings.USE_TZ else timestamps.to_site(when)

@@ -1,4 +1,4 @@
-"""CSV that a spreadsheet can open without running what users wrote."""
+"""CSV that a spreadsheet can open without evaluating text from users as formulas."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-# What a cell begins with that spreadsheets compute (OWASP, CSV Injection)
+# Spreadsheets evaluate cells that begin with one of these (OWASP, CSV Injection)
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 class Echo:
-    """A file whose `write` returns what it is given."""
+    """A file whose `write` returns its argument."""
 
     def write(self, text: str) -> str:
         return text
 
 
 def safe_cell(value: Any) -> Any:
-    """`value`, behind an apostrophe if it is text that a spreadsheet would compute, and without NUL
-    characters, which Python 3.10 cannot write. Numbers, also negative ones, stay as they are; None
-    is empty."""
+    """Return `value`; text that a spreadsheet would evaluate gets an apostrophe in front, and NUL
+    characters, which Python 3.10 cannot write, are removed. Numbers are unchanged, even negative
+    ones; None is written as an empty cell."""
     if not isinstance(value, str):
         return value
     text = value.replace("\0", "")
@@ -29,7 +29,7 @@ def safe_cell(value: Any) -> Any:
 
 
 def csv_lines(headers: Iterable[Any], rows: Iterable[Iterable[Any]]) -> Iterator[str]:
-    """The lines of a CSV file (RFC 4180), one at a time, with the headers first."""
+    """Yield the lines of a CSV file (RFC 4180), headers first."""
     writer = csv.writer(Echo())
     for row in chain([headers], rows):
         yield writer.writerow([safe_cell(cell) for cell in row])

@@ -1,4 +1,4 @@
-"""For the tests of sites that use souvenirs."""
+"""Helpers for the tests of sites that use souvenirs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from souvenirs.recording.writer import writer
 
 
 def forget() -> None:
-    """Forget recorded users and all failures, as a restart does. Call it before a
-    test in which a user is to be recorded: an earlier test's user may have had the same key."""
+    """Forget recorded users and all failures, as a restart does. Call it before a test in which a
+    user should be recorded: an earlier test's user may have had the same key."""
     writer.discard()
     throttle.clear()
     sessions.forget()
@@ -18,8 +18,8 @@ def forget() -> None:
 
 
 def flush() -> None:
-    """Write the visits that wait for the writer's thread, and close its connections. Call it in
-    tests that commit, before you look at what a request has recorded. Raises TimeoutError if they
+    """Write the visits that are queued for the writer's thread, and close its connections. Call it
+    in tests that commit, before you check what a request has recorded. Raises TimeoutError if they
     cannot be written within three seconds."""
     if not writer.stop():
-        raise TimeoutError("Visits could not be written: somebody holds their rows, or see the log")
+        raise TimeoutError("Could not write all visits: their rows are locked, or see the log")

@@ -1,8 +1,8 @@
-"""Datetimes as the site writes them, to unix seconds and back.
+"""Convert the site's datetimes to Unix seconds and back.
 
-Inside the package instants are seconds since 1970-01-01T00:00Z: no zone, no fold, and ordinary
-arithmetic. Datetimes are aware where USE_TZ is True; where it is False they are naive and in the
-site's time zone, as everywhere in such a site.
+Inside the package, instants are seconds since 1970-01-01T00:00Z: no zone, no fold, and ordinary
+arithmetic. Datetimes are aware if USE_TZ is True; if it is False, they are naive and in the site's
+time zone, as everywhere on such a site.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from souvenirs.conf import conf
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MICROSECOND = timedelta(microseconds=1)
-YEARS = range(1900, 9999)  # that souvenirs may be of
+YEARS = range(1900, 9999)  # the years that souvenirs may be in
 
 
 def aware(when: datetime) -> datetime:
-    """`when` with a time zone: a naive one is taken to be in the site's (its `fold` is honoured).
+    """Return `when` with a time zone: a naive one is in the site's (its `fold` is respected).
 
     Raises TypeError for anything but a datetime.
     """
@@ -31,34 +31,38 @@ def aware(when: datetime) -> datetime:
 
 
 def require_year(when: datetime) -> None:
-    """Raise ValueError if `when` is outside the YEARS: in the first and the last year that Python
-    knows, days have no bounds in some zones, and one souvenir of long ago would keep the roll-up
-    busy with all the months since then."""
+    """Raise ValueError if `when` is outside YEARS.
+
+    In the first and the last year that Python supports, days have no bounds in some zones, and a
+    single souvenir from long ago would keep the roll-up busy with all the months since then.
+    """
     if isinstance(when, datetime) and when.year not in YEARS:
-        raise ValueError(f"{when!r} is not a time of the years {YEARS[0]} to {YEARS[-1]}")
+        raise ValueError(f"{when!r} is not in the years {YEARS[0]} to {YEARS[-1]}")
 
 
 def to_seconds(when: datetime) -> float:
-    """Unix time of `when`, naive ones in the site's zone. Raises TypeError as `aware` does."""
+    """Return the Unix time of `when`; a naive one is in the site's zone. Raises TypeError as
+    `aware` does."""
     return (aware(when) - EPOCH) // MICROSECOND / 1_000_000
 
 
 def to_utc(seconds: float) -> datetime:
-    """The aware datetime, in UTC, of a unix time."""
+    """Convert a Unix time to an aware datetime in UTC."""
     return EPOCH + timedelta(microseconds=round(seconds * 1_000_000))
 
 
 def to_datetime(seconds: float) -> datetime:
-    """The datetime of a unix time, in the form that the site's models hold: see `to_site`."""
+    """Convert a Unix time to a datetime in the form that the site's models use: see `to_site`."""
     return to_site(to_utc(seconds))
 
 
 def to_site(when: datetime) -> datetime:
-    """`when` in the form that the site's models hold: UTC where USE_TZ, else naive and local."""
+    """Return `when` in the form that the site's models use: in UTC if USE_TZ is True, otherwise
+    naive and local."""
     when = aware(when)
     zone = timezone.utc if settings.USE_TZ else conf.zone
     try:
         when = when.astimezone(zone)
-    except OverflowError:  # datetime.min or .max: a bound that nothing is beyond in any zone
+    except OverflowError:  # datetime.min or .max, as a bound: nothing is beyond it in any zone
         when = when.replace(tzinfo=zone)
     return when if settings.USE_TZ else when.replace(tzinfo=None)

@@ -1,4 +1,4 @@
-"""Who is a user, and which key is theirs."""
+"""Users and their primary keys: what counts as a user, and how keys are normalised."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ UNSTORABLE = object()
 
 @lru_cache(maxsize=128)
 def pk_attribute(cls: type) -> str | None:
-    """The attribute of instances of `cls` that holds a user's key. None: they are not users, but
-    instances of another model."""
+    """Return the attribute of instances of `cls` that holds a user's key; None if they are not
+    users, but instances of another model."""
     if not issubclass(cls, models.Model):
         return "pk"
     user_model = get_user_model()._meta.concrete_model
     assert user_model is not None
     assert user_model._meta.pk is not None
-    # Models of migrations are no subclasses; proxies and models with a table below the user's are
+    # Historical models are not subclasses; proxies and multi-table children are
     is_user = issubclass(cls, user_model) or cls._meta.label == user_model._meta.label
     return user_model._meta.pk.attname if is_user else None
 
 
 def key_of(user: Any) -> Any:
-    """The key of a user, or `user` if it is a key itself, as it is found: see `clean_pk`.
+    """Return the key of a user, or `user` if it is a key itself, without converting it (`clean_pk`
+    does).
 
-    Raises TypeError for an instance of another model, and a key of a type that `is_key` refuses.
+    Raises TypeError for an instance of another model, or a key of a type that `is_key` rejects.
     """
     attribute = pk_attribute(user.__class__)
     if attribute is None:
@@ -48,16 +49,17 @@ def key_of(user: Any) -> Any:
     key = getattr(user, attribute, user)
     if not is_key(key):
         raise TypeError(
-            f"{user!r} is neither a user nor a primary key of one: give a user, or a key that is"
-            f" not of the type {type(key).__name__}"
+            f"{user!r} is neither a user nor a user's primary key: pass a user, or a key that is"
+            f" not of type {type(key).__name__}"
         )
     return key
 
 
 def principal_key(principal: Any) -> Any:
-    """The key of the user that something authenticated as, as it is found.
+    """Return the key of the user that a principal represents, without converting it.
 
-    None for nobody: an instance of another model, or whatever has no key of a user's type.
+    Return None if it is not a user: an instance of another model, or an object without a key of a
+    user's type.
     """
     attribute = pk_attribute(principal.__class__)
     key = None if attribute is None else getattr(principal, attribute, None)
@@ -65,21 +67,22 @@ def principal_key(principal: Any) -> Any:
 
 
 def clean_pk(user: Any) -> Any:
-    """The primary key of a user, or a key, as the user model has it.
+    """Return the primary key of a user, or a key, converted to the type of the user model's key.
 
     Raises TypeError as `key_of` does, and ValueError for a user who is not saved and for a value
-    that no key can have.
+    that cannot be a key.
     """
     key = clean_key(key_of(user))
     if key is None:
-        raise ValueError(f"{user!r} has no primary key: only saved users can be remembered")
+        raise ValueError(f"{user!r} has no primary key: only saved users can be recorded")
     if key is UNSTORABLE:
-        raise ValueError(f"{user!r} is neither a user nor a primary key of one")
+        raise ValueError(f"{user!r} is neither a user nor a user's primary key")
     return key
 
 
 def clean_key(key: Any) -> Any:
-    """A key that passed `is_key`, as the user model has it; UNSTORABLE if it cannot have it."""
+    """Convert a key that passed `is_key` to the type of the user model's key. Return UNSTORABLE if
+    it cannot be one."""
     try:
         key = _key_field().to_python(key)
     except ValidationError:
@@ -88,11 +91,11 @@ def clean_key(key: Any) -> Any:
 
 
 def is_key(value: Any) -> bool:
-    """Whether the type of a value is one that primary keys are given in: whole numbers, text and
-    UUIDs, or what the user model's own key is.
+    """Return True if a value has a type that primary keys may be passed in: whole numbers, text,
+    UUIDs, or the type of the user model's key.
 
-    Not so a bool, a float or a Decimal, which would be taken for the number that they equal, or
-    bytes.
+    Return False for a bool, a float or a Decimal, which would be mistaken for the number that they
+    equal, and for bytes.
     """
     if type(value) in PLAIN_KEYS:
         return True
@@ -107,7 +110,7 @@ def is_key(value: Any) -> bool:
 
 
 def is_storable(key: Any) -> bool:
-    """Whether a database can be asked for this key (or name) at all."""
+    """Return True if this key (or name) can be used in a query at all."""
     if isinstance(key, int):
         return -(2**63) <= key < 2**63
     if not isinstance(key, str):
@@ -121,7 +124,7 @@ def _key_field() -> Any:
 
 
 def column(name: str) -> Any:
-    """The field of this name that the user model has; None if it has none."""
+    """Return the user model's field of this name, or None if there is none."""
     try:
         return get_user_model()._meta.get_field(name)
     except FieldDoesNotExist:
@@ -129,12 +132,12 @@ def column(name: str) -> Any:
 
 
 def has_date_joined() -> bool:
-    """Whether the user model has a datetime column `date_joined`."""
+    """Return True if the user model has a datetime column `date_joined`."""
     return isinstance(column("date_joined"), models.DateTimeField)
 
 
 def key_of_row(raw: Any) -> Any:
-    """The key of a user as the user model has it, of one that a raw statement returned."""
+    """Convert a user's key, as a raw statement returned it, to the type of the user model's key."""
     user: Any = Souvenir._meta.get_field("user")
     return user.target_field.to_python(raw)
 
@@ -148,19 +151,19 @@ def require_user(user_pk: Any) -> None:
 
 
 def existing_users(user_pks: Iterable[Any], using: str | None = None) -> set[Any]:
-    """Those of the keys that users have. One query."""
+    """Return those keys that belong to existing users. One query."""
     model = get_user_model()
     users = model._base_manager.using(using or router.db_for_write(model))
     return set(users.filter(pk__in=list(user_pks)).values_list("pk", flat=True))
 
 
 def lock_users(user_pks: Collection[Any], using: str, *, shared: bool) -> set[Any]:
-    """Lock the users with these keys whom nobody holds: see `databases.lock_keys`."""
+    """Lock the users with these keys that are not locked already: see `databases.lock_keys`."""
     return lock_keys(get_user_model(), user_pks, using, shared=shared)
 
 
 def has_constraint() -> bool:
-    """Whether a foreign key checks that users exist: not if they are in another database."""
+    """Return True if a foreign key checks that users exist: not if they are in another database."""
     field: Any = Souvenir._meta.get_field("user")
     return bool(field.db_constraint)
 

@@ -62,6 +62,6 @@ def test_check__does_not_quote_python_errors(name: str) -> None:
 def test_check__names_the_unknown_option() -> None:
     store = {**REDIS, "OPTIONS": {"nonsense": 1}}
     said, _ = messages("SOUVENIRS_LAST_SEEN_STORE", store)
-    assert said.endswith("'nonsense' is unknown to it.")
+    assert said.endswith("'nonsense' is an unknown parameter.")
     said, _ = messages("SOUVENIRS_SHOULD_RECORD", 7)
     assert said == "SOUVENIRS_SHOULD_RECORD is 7, which is not a dotted path."

@@ -569,7 +569,7 @@ def test_collect__with_an_invalid_window(caplog: pytest.LogCaptureFixture) -> No
     assert names(samples) == LAG | ACCOUNTS | ALWAYS
     assert samples["souvenirs_up", ""] == 0
     [line] = caplog.records
-    assert "'soon' is no duration" in line.getMessage()
+    assert "'soon' is not a duration" in line.getMessage()
 
 
 SLOW_SECONDS = 0.1

@@ -551,7 +551,7 @@ def test_parse_duration__refuses(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["soon", 3600])
 def test_parse_duration__names_the_bad_value(value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{value!r} is no duration; write it like '30m'"):
+    with pytest.raises(ValueError, match=f"^{value!r} is not a duration; write it like '30m'"):
         parse_duration(value)
 
 

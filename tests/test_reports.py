@@ -652,6 +652,6 @@ def no_dictionaries(pairs: Iterable[tuple[datetime, datetime]]) -> list[dict[str
 def test_usage_reports_function__must_not_leave_out_periods(now: datetime) -> None:
     with (
         override_settings(SOUVENIRS_USAGE_REPORTS_FUNCTION=f"{__name__}.no_dictionaries"),
-        pytest.raises(ValueError, match="gave 0 dictionaries for 1 periods"),
+        pytest.raises(ValueError, match="returned 0 dictionaries for 1 periods"),
     ):
         list(reports.calendar_yearly_usage(NOW))

@@ -374,7 +374,7 @@ def test_show_usage__by_table_names_a_partial_period_once(site_in_may: Site) -> 
     ("options", "message"),
     [
         ({"by": "nothing"}, "--by is 'nothing': Cannot resolve keyword"),
-        ({"plot": True}, "--plot draws one bar for each period: leave out --by"),
+        ({"plot": True}, "--plot draws one bar for each period: omit --by"),
     ],
 )
 def test_show_usage__invalid_by(site_in_may: Site, options: dict[str, Any], message: str) -> None:
@@ -396,7 +396,7 @@ BAD_SEGMENTS = [
     ({"x": ""}, "'' is not a path from the user model, which is not a path such as 'is_staff'"),
     ({"x": "nothing"}, "'nothing' is not a path from the user model, but"),
     ({"x": "subscription__nothing"}, "but segments.Subscription has no field 'nothing'"),
-    ({"x": "subscription__plan__lower"}, "goes on after 'plan', which is not a relation"),
+    ({"x": "subscription__plan__lower"}, "continues after 'plan', which is not a relation"),
     ({"x": "pk"}, f"'pk' ends at a key, and {A_LABEL}"),
     ({"x": "subscription"}, f"'subscription' ends at a key, and {A_LABEL}"),
     ({"x": "subscription__organization"}, f"ends at a key, and {A_LABEL}"),
