@@ -431,7 +431,7 @@ def test_load__any_order_and_splits(data: st.DataObject, limit: int) -> None:
 # Bounds
 
 
-def stream(users: list[Any], number: int) -> Iterator[Entry | Bad]:
+def stream(users: list[Any], number: int) -> Iterator[Entry | RejectedLine]:
     """Sorted by time, all within four hours, whatever their number."""
     for n in range(number):
         yield Entry(n + 1, users[n % 3].pk, T + 4 * HOUR * n / number)

@@ -411,7 +411,7 @@ def test_wiped__is_noticed_and_filled_from_the_table(
         for period in ("day", "week", "month"):
             key = ("calendar_active_users", period)
             assert samples[key] == before[key]
-        (line,) = [line for line in told(caplog) if not line.startswith("Refilled")]
+        (line,) = [line for line in warnings_in(caplog) if not line.startswith("Refilled")]
         assert line.startswith(f"Left windows 1h out of the metrics: {cause}, so ")
         caplog.clear()
 
@@ -667,4 +667,4 @@ def test_resync__failure_is_logged_once_a_minute(
         with frozen(process.pid):
             for _ in range(4):
                 collect()
-        assert sum("Refilling Redis" in line for line in told(caplog)) <= 1
+        assert sum("Refilling Redis" in line for line in warnings_in(caplog)) <= 1

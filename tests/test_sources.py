@@ -288,7 +288,7 @@ NESTED = f'{{"request": {{"user": {{"id": 12}}, "names": ["ana", "x"]}}, "at": {
     ],
 )
 def test_read_jsonl__naming_names_the_keys(
-    naming: Naming, line: str, expected: Entry | Bad
+    naming: Naming, line: str, expected: Entry | RejectedLine
 ) -> None:
     assert list(readers.read_jsonl([line], naming)) == [expected]
 

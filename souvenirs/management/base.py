@@ -27,8 +27,8 @@ class SouvenirsCommand(BaseCommand):
         return super().execute(*args, **options)
 
     def require_tables(self) -> None:
-        """Raise CommandError if migrations of souvenirs are not applied. If the database is away,
-        reached, leave that error to the command."""
+        """Raise CommandError if migrations of souvenirs are not applied. If the database cannot be
+        reached, or its user may not read django_migrations, leave the error to the command."""
         if not scopes.has_table(Souvenir):
             raise CommandError(
                 f"The schema {scopes.current_schema()!r} has no tables of souvenirs: run the"
