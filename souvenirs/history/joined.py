@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import get_user_model
 from django.db import router
-from django.db.models import F, IntegerField, QuerySet, Sum
+from django.db.models import F, IntegerField, QuerySet, Sum, Value
 from django.db.models.functions import Cast
 
 from souvenirs import timestamps
@@ -70,14 +70,11 @@ def _joined(rows: QuerySet[LastSeen], t: float, read_context: ReadContext) -> Bi
 def _packed(rows: QuerySet[LastSeen]) -> BitMap:
     """The ids of these rows. The database packs them, 16 in a number: that is less to send, and it
     needs no cursor on the server, which would keep PostgreSQL from running the join in parallel."""
-    pk, one = F("pk"), Cast(1, IntegerField())
-    groups = (
-        rows.annotate(high=pk.bitrightshift(4))
-        .values_list("high")
-        .annotate(bits=Sum(one.bitleftshift(pk.bitand(15))))
-    )
+    pk, one = F("pk"), Cast(Value(1), IntegerField())
+    bit = one.bitleftshift(pk.bitand(15))  # type: ignore[arg-type]  # the stubs take int only
+    groups = rows.annotate(high=pk.bitrightshift(4)).values_list("high").annotate(bits=Sum(bit))
     return bitmap(
-        high << 4 | bit for high, bits in groups for bit in range(16) if int(bits) >> bit & 1
+        high << 4 | low for high, bits in groups for low in range(16) if int(bits) >> low & 1
     )
 
 
