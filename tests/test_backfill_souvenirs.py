@@ -290,7 +290,7 @@ def test_bad_lines__are_reported_one_by_one_up_to_twenty(run: Load) -> None:
 def test_bad_lines__alone_are_an_error(run: Load, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CommandError) as caught:
         run("a.csv", text=f"username,when\neve,{T}\n,{T}\n")
-    assert (str(caught.value), caught.value.returncode) == ("No line could be used.", 1)
+    assert (str(caught.value), caught.value.returncode) == ("No line could be loaded.", 1)
     # Nobody was signed in; a log may well be so
     out, _ = run("access.log", text=KINDS["access-log"].splitlines()[0].replace(" ana ", " - "))
     assert out == "Read 1 line.\nAdded 0 souvenirs.\nSkipped 1 line without a user.\n"

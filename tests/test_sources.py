@@ -386,7 +386,7 @@ def test_read_access_log__with_a_virtual_host(fields: str, user: str | None) -> 
 
 
 def test_read_access_log__has_no_keys_to_be_named() -> None:
-    with pytest.raises(BackfillError, match="leave out --user-field and --time-field"):
+    with pytest.raises(BackfillError, match="omit --user-field and --time-field"):
         list(readers.read_access_log(LOG.strip().splitlines(), Naming(user_field="user")))
 
 
