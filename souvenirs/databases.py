@@ -96,13 +96,19 @@ def failing_at_locks(using: str) -> Iterator[None]:
 
 
 def lock_keys(
-    model: type[models.Model], keys: Collection[Any], using: str, *, shared: bool
+    model: type[models.Model],
+    keys: Collection[Any],
+    using: str,
+    *,
+    shared: bool,
+    wait: bool = False,
 ) -> set[Any]:
-    """Lock the rows with these primary keys, and return their keys. Rows that others have locked
-    are skipped if `can_skip_locked`.
+    """Lock the rows with these primary keys, and return their keys.
 
     shared: take a shared lock, which prevents only deletion (on MySQL: any change), and which other
         transactions may take too.
+    wait: for rows that others have locked, in the order of the keys. Otherwise they are skipped, if
+        `can_skip_locked`.
     """
     if not keys:
         return set()
@@ -118,11 +124,14 @@ def lock_keys(
             lock = "LOCK IN SHARE MODE" if connection.mysql_is_mariadb else "FOR SHARE"
     elif shared:
         lock = "FOR KEY SHARE"
-    skip = "SKIP LOCKED" if can_skip_locked(using) else ""
+    if wait:
+        condition += f" ORDER BY {column}"  # so that two who lock several rows cannot deadlock
+    elif can_skip_locked(using):
+        lock += " SKIP LOCKED"
     convert = converter(key, using)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT {column} FROM {table} {index} WHERE {condition} {lock} {skip}",  # noqa: S608
+            f"SELECT {column} FROM {table} {index} WHERE {condition} {lock}",  # noqa: S608
             params,
         )
         return {convert(value) for (value,) in cursor.fetchall()}

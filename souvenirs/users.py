@@ -12,7 +12,7 @@ from uuid import UUID
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist, ValidationError
 from django.core.signals import setting_changed
-from django.db import models, router
+from django.db import connections, models, router
 
 from souvenirs.databases import lock_keys
 from souvenirs.models import Souvenir
@@ -160,6 +160,14 @@ def existing_users(user_pks: Iterable[Any], using: str | None = None) -> set[Any
 def lock_users(user_pks: Collection[Any], using: str, *, shared: bool) -> set[Any]:
     """Lock the users with these keys that are not locked already: see `databases.lock_keys`."""
     return lock_keys(get_user_model(), user_pks, using, shared=shared)
+
+
+def lock_before_deletion(user_pks: Collection[Any], using: str) -> None:
+    """Lock these users until the transaction ends, and wait for transactions that have locked them
+    to insert rows of theirs: if those committed after our rows are deleted, the constraint would
+    prevent the deletion of the user. SQLite has one writer at a time anyway."""
+    if connections[using].features.has_select_for_update:
+        lock_keys(get_user_model(), user_pks, using, shared=False, wait=True)
 
 
 def has_constraint() -> bool:

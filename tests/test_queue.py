@@ -434,24 +434,25 @@ def test_open_transaction__with_a_new_row_delays_no_other_user() -> None:
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-@pytest.mark.parametrize("statement", [1] if IS_ROUTED else [1, 2, 3])
+@pytest.mark.parametrize("statement", [1] if IS_ROUTED else range(1, 9))
 def test_user__deleted_while_a_batch_is_written_is_dropped(
     statement: int, is_known: bool, results: list[str], write_errors: list[int]
 ) -> None:
-    """The user is deleted before each of the statements that look up and lock the user's rows."""
+    """The user is deleted before each of the batch's statements."""
     users = people(3)
     gone = users[1].pk
     for user in users:
         if is_known:
             record(user, T - DAY)
         visit(user)
-    deletion = threading.Thread(target=delete, args=(gone,))
-    selects = 0
+    errors: list[BaseException] = []
+    deletion = threading.Thread(target=delete, args=(gone, errors))
+    statements = 0
 
     def delete_before(execute: Any, sql: str, *args: Any) -> Any:
-        nonlocal selects
-        selects += sql.startswith("SELECT") and "@@" not in sql
-        if selects == statement and deletion.ident is None:
+        nonlocal statements
+        statements += "@@" not in sql
+        if statements == statement and deletion.ident is None:
             deletion.start()
             deletion.join(0.3)  # it may have to wait for the batch
         return execute(sql, *args)
@@ -461,6 +462,7 @@ def test_user__deleted_while_a_batch_is_written_is_dropped(
     if deletion.ident is None:
         deletion.start()
     deletion.join(30)
+    assert errors == []
     assert not User.objects.filter(pk=gone).exists()
     testing.flush()
     recent = {user for user, t in visits() if t > T}
@@ -471,9 +473,62 @@ def test_user__deleted_while_a_batch_is_written_is_dropped(
     assert not write_errors
 
 
-def delete(user_pk: Any) -> None:
+@pytest.mark.where(not IS_ROUTED)
+@pytest.mark.parametrize("is_known", [True, False])
+def test_deletion__of_a_user_while_a_batch_is_written_succeeds(is_known: bool) -> None:
+    """A batch is written before each of the deletion's statements."""
+    errors: list[BaseException] = []
+
+    def work(user_pk: Any, statement: int) -> None:
+        done = 0
+
+        def flush_before(execute: Any, sql: str, *args: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done == statement:
+                is_there.set()
+                is_flushed.wait(0.5)  # the batch may have to wait for the deletion
+            return execute(sql, *args)
+
+        try:
+            with ours().execute_wrapper(flush_before):
+                User.objects.get(pk=user_pk).delete()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            is_there.set()
+            connections.close_all()
+
+    statement, last = 0, False
+    while not last:
+        statement += 1
+        is_there, is_flushed = threading.Event(), threading.Event()
+        user = User.objects.create(username=f"user{statement}")
+        user_pk = user.pk
+        if is_known:
+            record(user, T - DAY)
+        visit(user)
+        deletion = threading.Thread(target=work, args=(user_pk, statement))
+        deletion.start()
+        assert is_there.wait(30)
+        last = not User.objects.filter(pk=user_pk).exists()
+        writer.flush()
+        is_flushed.set()
+        deletion.join(30)
+        assert not deletion.is_alive()
+        assert errors == []
+        testing.flush()
+        assert not User.objects.filter(pk=user_pk).exists()
+        assert visits() == []
+        assert seen() == {}
+    assert statement > 5
+
+
+def delete(user_pk: Any, errors: list[BaseException]) -> None:
     try:
         User.objects.get(pk=user_pk).delete()
+    except BaseException as error:
+        errors.append(error)
     finally:
         connections.close_all()
 

@@ -12,12 +12,14 @@ from souvenirs.models import Souvenir
 from souvenirs.recording.failures import breaker
 from souvenirs.recording.writer import writer
 from souvenirs.signals import write_failed
-from souvenirs.users import has_constraint
+from souvenirs.users import has_constraint, lock_before_deletion
 
 
 def write_before_deletion(user_pks: Sequence[Any], using: str, **kwargs: Any) -> None:
-    """Write the queued visits of users who are about to be deleted, so that the history keeps them.
-    Receiver of the signal deleting_users."""
+    """Write the queued visits of users who are about to be deleted, so that the history keeps them,
+    and keep the writer from writing more. Receiver of the signal deleting_users."""
+    if has_constraint():
+        lock_before_deletion(user_pks, using)
     waiting = writer.queue.of_users(set(user_pks))
     if not waiting:
         return
