@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
@@ -177,13 +178,17 @@ def check_open_endpoint(**kwargs: Any) -> list[CheckMessage]:
     names = ("SOUVENIRS_METRICS_TOKEN", "SOUVENIRS_METRICS_AUTHORIZE")
     if settings.DEBUG or any(getattr(settings, name, None) is not None for name in names):
         return []
-    try:
-        url = reverse("souvenirs-metrics")
-    except Exception:  # it is not served, or the URLs are broken, which Django's checks report
+    urls = []
+    for name in ("souvenirs-metrics", "souvenirs-usage"):
+        # It may not be served, or the URLs may be broken, which Django's checks report
+        with suppress(Exception):
+            urls.append(reverse(name))
+    if not urls:
         return []
     return [
         Warning(
-            f"{url} is open: anyone who can reach the site can read how many users it has.",
+            "Anyone who can reach the site can read how many users it has, at"
+            f" {' and '.join(urls)}.",
             hint="Set SOUVENIRS_METRICS_TOKEN or SOUVENIRS_METRICS_AUTHORIZE. If the web server"
             " already restricts access, add 'souvenirs_metrics.W001' to SILENCED_SYSTEM_CHECKS.",
             id="souvenirs_metrics.W001",

@@ -159,7 +159,10 @@ def test_check__a_token_next_to_a_function_has_no_effect() -> None:
 def test_check__warns_of_an_open_endpoint(changes: dict[str, Any], warned: bool) -> None:
     with override_settings(SILENCED_SYSTEM_CHECKS=[], **changes):
         messages = [(message.id, message.msg) for message in ours()]
-    expected = "/metrics is open: anyone who can reach the site can read how many users it has."
+    expected = (
+        "Anyone who can reach the site can read how many users it has, at /metrics and"
+        " /souvenirs/usage.json."
+    )
     assert messages == ([("souvenirs_metrics.W001", expected)] if warned else [])
 
 
