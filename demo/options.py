@@ -23,8 +23,7 @@ busiest on weekday evenings, and calm at night.
 
   python -m demo                      start, on port 8000
   python -m demo --port 0 --fresh     start over, on any free port
-  python -m demo --once >page.txt     a check: sign in 12 users, read their number back
-  python -m demo --once | promtool check metrics"""
+  python -m demo --once >page.txt     a check: sign in 12 users, read their number back"""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
