@@ -582,6 +582,13 @@ def test_growth__queries_of_its_docs_have_data(panel_client: PanelClient) -> Non
         assert panel_client.query({"expr": query, "interval": step}, days=60), query
 
 
+def test_growth__queries_of_its_docs_find_hourly_values() -> None:
+    # In the past, these gauges have one sample an hour, and Prometheus looks back 5 minutes
+    text = Path("docs/growth.md").read_text()
+    assert len(re.findall(r"\}\[\w+\] offset ", text)) > 4
+    assert not re.findall(r"\}\s+offset ", text)
+
+
 def test_week_over_week__is_shifted_by_whole_weeks(panel_client: PanelClient) -> None:
     [panel] = [each for each in PANELS if each["title"].startswith("Last hour,")]
     weeks_before = {
