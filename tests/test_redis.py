@@ -290,7 +290,7 @@ def test_check__warns_of_an_old_server(
         assert "must be version 99.1 or later" in deploy_check(capsys)
 
 
-@pytest.mark.parametrize("command", ["info", "eval"])
+@pytest.mark.parametrize("command", ["info", "eval", "set", "expire", "del"])
 def test_check__reports_a_forbidden_command(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -232,6 +232,7 @@ class RedisStore(LastSeenStore):
         """Return souvenirs.W002 if the server is not suitable, W003 if it cannot be queried."""
         try:
             facts = self.shards.servers()
+            self.shards.try_lock_commands()
         except Exception as error:
             return [
                 Warning(

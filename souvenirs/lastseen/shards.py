@@ -68,6 +68,7 @@ class Shards:
         self._client: Any = None
         self.keys = spread_keys(prefix)
         self.lock_key = f"{prefix}resync"
+        self.check_key = f"{prefix}check"
 
     @property
     def client(self) -> Any:
@@ -202,6 +203,14 @@ class Shards:
             server.eval("return 1", 0)  # writing needs it, and ACLs may forbid it
             found.append({**server.info("server"), **server.info("memory")})
         return found
+
+    def try_lock_commands(self) -> None:
+        """Run the lock's commands on another key: ACLs may forbid them, and then no shard could be
+        refilled."""
+        server = self.server_of(self.check_key)
+        server.set(self.check_key, 1, nx=True, ex=1)
+        server.expire(self.check_key, 1)
+        server.delete(self.check_key)
 
     def scan(self, key: str, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """Return the next users of a shard, about `count`, and the cursor for the ones after them:
