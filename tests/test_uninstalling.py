@@ -38,6 +38,10 @@ except DatabaseError as error:
 else:
     print("deleted")
 """
+PERMISSIONS = """
+from django.contrib.auth.models import Permission
+print(Permission.objects.filter(content_type__app_label="souvenirs").count())
+"""
 Manage = Callable[..., str]
 
 
@@ -84,6 +88,10 @@ def test_uninstalling__as_documented(manage: Manage) -> None:
     manage(*unapply.split())
     assert manage("shell", "-v0", "-c", DELETE, settings=WITHOUT) == "deleted"
     assert "souvenirs" not in manage("showmigrations", settings=WITHOUT)
+    (clean_up,) = re.findall(r"python manage\.py (remove_stale_contenttypes.*)", text)
+    assert manage("shell", "-v0", "-c", PERMISSIONS, settings=WITHOUT) != "0"
+    manage(*clean_up.split(), "--no-input", settings=WITHOUT)
+    assert manage("shell", "-v0", "-c", PERMISSIONS, settings=WITHOUT) == "0"
     # Installed again
     manage("migrate", "-v0")
     assert manage("shell", "-v0", "-c", RECORD.replace('"ada", "bob", "eve"', '"dan",')) == "1"
