@@ -17,7 +17,7 @@ NONE, OTHER = -1, -2  # numbers for null, and for values that are not declared
 
 
 class PathError(ValueError):
-    """A path cannot be used. The message says why, as a relative clause: "which ..."."""
+    """A path cannot be used. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,20 @@ class UserPath:
 def resolve(path: Any) -> UserPath:
     """Resolve a path of fields and relations, forward or reverse. Raise PathError if that fails."""
     if not isinstance(path, str) or not path:
-        raise PathError("which is not a path such as 'is_staff' or 'subscription__plan'")
+        raise PathError("write a path such as 'is_staff' or 'subscription__plan'")
     model: Any = get_user_model()
     fields: list[Any] = []
     for name in path.split("__"):
         if model is None:
-            raise PathError(f"which continues after {fields[-1].name!r}, which is not a relation")
+            raise PathError(f"it continues after {fields[-1].name!r}, which is not a relation")
         try:
             field = model._meta.pk if name == "pk" else model._meta.get_field(name)
         except FieldDoesNotExist:
-            raise PathError(f"but {model._meta.label} has no field {name!r}") from None
+            raise PathError(f"{model._meta.label} has no field {name!r}") from None
         fields.append(field)
         model = field.related_model if field.is_relation else None
         if field.is_relation and model is None:
-            raise PathError(f"and {name!r} does not lead to a specific model")
+            raise PathError(f"{name!r} does not lead to a specific model")
     *relations, last = fields
     return UserPath(path, tuple(relations), last)
 

@@ -103,7 +103,7 @@ def joinable_path(name: Any) -> UserPath:
     try:
         path = resolve(name)
     except PathError as error:
-        raise ValueError(f"{name!r} is not a path from the user model, {error}") from None
+        raise ValueError(f"{name!r} is not a path from the user model: {error}") from None
     if not path.is_joinable():
         databases = ", ".join(map(repr, sorted(path.databases())))
         raise ValueError(
