@@ -197,7 +197,7 @@ def read_access_log(lines: Iterable[str], naming: Naming = AS_NAMED) -> Entries:
             continue
         request = parse_request(text)
         if request is None:
-            yield rejected(line, "not in the combined log format", text.strip())
+            yield rejected(line, "not in the combined or common log format", text.strip())
         elif not request.user or request.status == "401":
             yield Entry(line, None, 0.0, by)
         else:
