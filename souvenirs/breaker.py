@@ -80,6 +80,6 @@ class Breaker:
             count, self._unlogged = self._unlogged, 0
             self._is_logged |= opens
         logger.error(
-            "%s failed (%d failures since the last such message): %r",
+            "%s failed (failures since the last such message: %d): %r",
             self.what, count, error, exc_info=error,
         )  # fmt: skip

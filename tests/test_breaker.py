@@ -69,4 +69,4 @@ def test_failure__is_logged_once_a_minute_with_its_cause(
     assert record.exc_info is not None
     clock[0] += LOG_SECONDS
     breaker.failure(ERROR)
-    assert "5 failures" in caplog.records[-1].message
+    assert "last such message: 5)" in caplog.records[-1].message
