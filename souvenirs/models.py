@@ -138,7 +138,7 @@ class DirtyBucket(models.Model):
 
 
 class DeletedMember(models.Model):
-    """A deleted user was active in a bucket, and Rollups may not include them yet."""
+    """A tombstone: a deleted user was active in a bucket, and Rollups may not include them yet."""
 
     bucket = models.BigIntegerField(db_index=True)  # its start, Unix seconds
     member = models.PositiveIntegerField(db_index=True)  # the id of the user's former LastSeen
