@@ -575,6 +575,16 @@ def test_collect__with_an_invalid_window(caplog: pytest.LogCaptureFixture) -> No
 SLOW_SECONDS = 0.1
 
 
+@pytest.fixture(autouse=True)
+def finished_collections() -> Iterator[None]:
+    """No collection goes on into another test, whose log it would write to."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "souvenirs-collection":
+            thread.join(30)
+            assert not thread.is_alive()
+
+
 @pytest.fixture
 def deadlines(monkeypatch: pytest.MonkeyPatch) -> list[Deadline]:
     """The deadlines of all collections; the last one is in progress."""
@@ -653,7 +663,9 @@ def test_collect__slow_parts_do_not_take_turns_before_the_others(
 
 @pytest.mark.usefixtures("no_upkeep")
 def test_collect__exposes_the_duration_of_a_part_that_still_runs() -> None:
-    slow, last = Slow(), Waiting("last")
+    slow, last = Slow(), Slow()
+    last.name = "last"  # type: ignore[misc]
+    last.may_end.set()
     collector = SouvenirsCollector(lambda: [slow, last])
     families = families_within(collector, 0.2)
     seconds = parts_of(families, "duration_seconds")
