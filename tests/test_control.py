@@ -500,6 +500,7 @@ def test_deleted_user__stays_in_another_database_after_a_rollback(user: User) ->
     assert Souvenir.objects.count() == LastSeen.objects.count() == 1
 
 
+@pytest.mark.usefixtures("traveller")
 def test_forget__resets_process_memory(user: User) -> None:
     souvenez(user)
     Souvenir.objects.all().delete()
@@ -599,9 +600,11 @@ def test_with_last_seen__of_users_in_another_database_is_an_error() -> None:
         with_last_seen(User.objects.all())
 
 
+@pytest.mark.usefixtures("traveller")
 def test_asouvenez__is_souvenez(user: User) -> None:
     async def visits() -> list[str]:
-        return [await asouvenez(user), await asouvenez(user), await asouvenez(user, when=NOON)]
+        earlier = NOON - timedelta(days=1)
+        return [await asouvenez(user), await asouvenez(user), await asouvenez(user, when=earlier)]
 
     assert run(visits()) == ["added", "rate-limited", "added"]
 

@@ -321,11 +321,10 @@ def test_session__in_a_cookie_that_changes_costs_no_query(
     with override_settings(SESSION_ENGINE=SIGNED, SESSION_SAVE_EVERY_REQUEST=True):
         client = Client()
         client.force_login(user)
-        cookies = set()
+        cookies, now = set(), datetime.now(timezone.utc)
         for seconds in range(5):
-            moment = datetime.now(timezone.utc).replace(second=seconds)
             with (
-                time_machine.travel(moment, tick=False),
+                time_machine.travel(now.replace(second=seconds), tick=False),
                 django_assert_num_queries(0) if seconds else nullcontext(),
             ):
                 client.get("/visited/")
