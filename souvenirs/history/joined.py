@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import get_user_model
@@ -73,9 +74,13 @@ def _packed(rows: QuerySet[LastSeen]) -> BitMap:
     pk, one = F("pk"), Cast(Value(1), IntegerField())
     bit = one.bitleftshift(pk.bitand(15))  # type: ignore[arg-type]  # the stubs take int only
     groups = rows.annotate(high=pk.bitrightshift(4)).values_list("high").annotate(bits=Sum(bit))
-    return bitmap(
-        high << 4 | low for high, bits in groups for low in range(16) if int(bits) >> low & 1
-    )
+    return bitmap(high << 4 | low for high, bits in groups for low in _bits_of(int(bits)))
+
+
+@cache
+def _bits_of(number: int) -> tuple[int, ...]:
+    """Return which of the 16 bits of the number are 1."""
+    return tuple(bit for bit in range(16) if number >> bit & 1)
 
 
 def keys_joined_before(t: float, keys: Iterable[Any], read_context: ReadContext) -> list[Any]:
