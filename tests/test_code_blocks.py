@@ -11,7 +11,6 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from datetime import date, datetime, timedelta
@@ -36,16 +35,12 @@ from souvenirs.checks import TAG
 from souvenirs.control import souvenez
 from souvenirs.models import Souvenir
 from tests import servers
+from tests.code_blocks import FENCED, ROOT, block_with, blocks, write_people_app
 from tests.conftest import ADMIN, site_environ
 from tests.failing import in_postgresql, new_database
 from tests.people import User, with_databases
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted(chain(ROOT.glob("*.md"), ROOT.glob("docs/*.md")))
-
-# A block between fences, or indented by four columns, more than the list item that it is in
-FENCED = re.compile(r"(?ms)^```(\w+)\n(.+?)^```$")
-INDENTED = re.compile(r"(?m)(?<=\n\n)(?:^ {4,}.+\n(?:(?:\s*\n)+(?= {4}))?)+")
 
 PYTHON = (
     "from ", "import ", "def ", "class ", "@", "#", "path(", "urlpatterns", "souvenez",
@@ -55,17 +50,6 @@ PYTHON = (
 QUERY = ("max", "sum", "histogram_quantile", "1 - max")
 # They take no options of ours: what follows is another command
 WRAPPERS = {"tenant_command", "all_tenants_command"}
-
-
-def blocks(page: str) -> list[str]:
-    text = (ROOT / page).read_text()
-    fenced = [block for _, block in FENCED.findall(text)]
-    return [*fenced, *map(textwrap.dedent, INDENTED.findall(FENCED.sub("", text)))]
-
-
-def block_with(page: str, text: str) -> str:
-    (found,) = [block for block in blocks(page) if text in block]
-    return found
 
 
 def all_blocks() -> Iterator[tuple[str, str]]:
@@ -387,18 +371,13 @@ call_command("souvenirs_exporter", "--once")
 def test_admin__the_mixin_shows_last_seen_and_another_site_has_our_pages(
     run_site: Callable[..., str], tmp_path: Path
 ) -> None:
-    (tmp_path / "people").mkdir()
-    (tmp_path / "people" / "__init__.py").touch()
-    (tmp_path / "people" / "admin.py").write_text(
-        block_with("docs/admin.md", "import LastSeenMixin")
-    )
-    (tmp_path / "people" / "urls.py").write_text(
-        "from django.contrib import admin\nfrom django.urls import path\n"
+    settings = write_people_app(
+        tmp_path,
+        block_with("docs/admin.md", "import LastSeenMixin"),
         "my_site = admin.AdminSite('mine')\n"
         + block_with("docs/admin.md", "my_site.register")
-        + 'urlpatterns = [path("admin/", admin.site.urls), path("mine/", my_site.urls)]\n'
+        + 'urlpatterns += [path("mine/", my_site.urls)]\n',
     )
-    settings = 'INSTALLED_APPS += ["people"]\nROOT_URLCONF = "people.urls"\n'
     code = """
 from datetime import datetime, timezone
 from django.contrib.auth.models import User

@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import requests
 import yaml
 
 from tests import servers
+from tests.code_blocks import block_with, write_people_app
 from tests.conftest import ADMIN, site_environ
 
 ROOT = Path(__file__).parent.parent
@@ -132,15 +132,6 @@ def test_history__of_the_recipe_is_complete_on_a_new_server(
     assert time.time() - float(newest) < 3600
 
 
-def code_in(page: str, containing: str) -> str:
-    """The code block of a page that contains this text."""
-    blocks = re.findall(
-        r"(?m)(?:^ {4,}.+\n(?:\s*\n(?= {4}))?)+", (ROOT / "docs" / page).read_text()
-    )
-    (block,) = [block for block in blocks if containing in block]
-    return textwrap.dedent(block)
-
-
 @pytest.mark.own_site
 def test_metrics__the_query_finds_deactivated_accounts(run_site: Callable[..., str]) -> None:
     printed = run_site(
@@ -150,7 +141,7 @@ for name in ("ada", "bob"):
     souvenez(User.objects.create(username=name))
 User.objects.create(username="eve", is_active=False)  # never active
 User.objects.filter(username="bob").update(is_active=False)
-{code_in("metrics.md", "is_active=False")}
+{block_with("docs/metrics.md", "is_active=False")}
 print(seen.count(), seen.filter(is_active=False).count())
 for line in Client().get("/metrics").text.splitlines():
     if line.startswith('souvenirs_active_users{{window="30d"}}'):
@@ -170,7 +161,7 @@ MIDDLEWARE = ["django.middleware.security.SecurityMiddleware"]
 SECURE_SSL_REDIRECT = True
 """
     if is_exempt:
-        settings += code_in("deployment.md", "SECURE_REDIRECT_EXEMPT")
+        settings += block_with("docs/deployment.md", "SECURE_REDIRECT_EXEMPT")
     printed = run_site('print(Client().get("/metrics").status_code)', settings)
     assert printed.strip() == ("200" if is_exempt else "301")
 
@@ -179,14 +170,7 @@ SECURE_SSL_REDIRECT = True
 def test_recording__the_admin_shows_and_sorts_by_last_seen(
     run_site: Callable[..., str], tmp_path: Path
 ) -> None:
-    (tmp_path / "people").mkdir()
-    (tmp_path / "people" / "__init__.py").touch()
-    (tmp_path / "people" / "admin.py").write_text(code_in("recording.md", "admin.site.unregister"))
-    (tmp_path / "people" / "urls.py").write_text(
-        "from django.contrib import admin\nfrom django.urls import path\n"
-        'urlpatterns = [path("admin/", admin.site.urls)]\n'
-    )
-    settings = 'INSTALLED_APPS += ["people"]\nROOT_URLCONF = "people.urls"\n'
+    settings = write_people_app(tmp_path, block_with("docs/recording.md", "admin.site.unregister"))
     code = """
 import re
 from datetime import datetime, timezone
