@@ -60,11 +60,11 @@ class JoinedBefore:
 
 
 def _joined(rows: QuerySet[LastSeen], t: float, read_context: ReadContext) -> BitMap:
-    joined = {"date_joined__lt": timestamps.to_datetime(t)}
+    when = timestamps.to_datetime(t)
     if has_constraint():
-        return _packed(rows.filter(user__date_joined__lt=joined["date_joined__lt"]))
+        return _packed(rows.filter(user__date_joined__lt=when))
     ordinals = {user_pk: pk for pk, user_pk in rows.values_list("pk", "user_id").iterator()}
-    keys = _read_users(joined, read_context)
+    keys = _read_users({"date_joined__lt": when}, read_context)
     return bitmap(ordinals[user_pk] for user_pk in keys if user_pk in ordinals)
 
 
