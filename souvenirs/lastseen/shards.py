@@ -207,10 +207,9 @@ class Shards:
     def try_lock_commands(self) -> None:
         """Run the lock's commands on another key: ACLs may forbid them, and then no shard could be
         refilled."""
-        server = self.server_of(self.check_key)
-        server.set(self.check_key, 1, nx=True, ex=1)
-        server.expire(self.check_key, 1)
-        server.delete(self.check_key)
+        self.lock(1, self.check_key)
+        self.keep_lock(1, self.check_key)
+        self.unlock(self.check_key)
 
     def scan(self, key: str, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """Return the next users of a shard, about `count`, and the cursor for the ones after them:
@@ -253,15 +252,20 @@ class Shards:
         for key in self.keys:
             self.server_of(key).zremrangebyscore(key, "-inf", f"({EARLIEST}")
 
-    def lock(self, seconds: int) -> bool:
-        """Return False if another process is refilling shards."""
-        return bool(self.server_of(self.lock_key).set(self.lock_key, 1, nx=True, ex=seconds))
+    # The lock on refilling shards, unless another key is given
 
-    def keep_lock(self, seconds: int) -> None:
-        self.server_of(self.lock_key).expire(self.lock_key, seconds)
+    def lock(self, seconds: int, key: str | None = None) -> bool:
+        """Return False if another process holds the lock."""
+        key = key or self.lock_key
+        return bool(self.server_of(key).set(key, 1, nx=True, ex=seconds))
 
-    def unlock(self) -> None:
-        self.server_of(self.lock_key).delete(self.lock_key)
+    def keep_lock(self, seconds: int, key: str | None = None) -> None:
+        key = key or self.lock_key
+        self.server_of(key).expire(key, seconds)
+
+    def unlock(self, key: str | None = None) -> None:
+        key = key or self.lock_key
+        self.server_of(key).delete(key)
 
 
 def spread_keys(prefix: str) -> list[str]:
