@@ -9,7 +9,7 @@ first souvenir and, if the user model has no date_joined, in those that begin so
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from souvenirs.conf import conf
 from souvenirs.history import figures
 from souvenirs.history.cohorts import Figures, Series
 from souvenirs.models import Souvenir
+from souvenirs.spans import Span
 
 Report = Iterator[dict[str, Any]]
 
@@ -51,7 +52,7 @@ def growth(
     period: "day", "week", "month", "quarter" or "year".
     start, end, recent: as in all reports.
     """
-    for each in growth_and_retention(period, start, end, recent=recent, ages=None):
+    for each in changes(period, spans.choose_calendar(period, start, end, recent), ages=None):
         del each["retention"]
         yield each
 
@@ -84,27 +85,20 @@ def retention(
     period: "day", "week", "month", "quarter" or "year".
     start, end, recent: of the cohorts, as in all reports.
     """
-    for each in growth_and_retention(period, start, end, recent=recent, ages=ages):
+    if ages < 0:
+        raise ValueError(f"ages must be a number of periods, not {ages}")
+    for each in changes(period, spans.choose_calendar(period, start, end, recent), ages=ages):
         del each["growth"]
         yield each
 
 
-def growth_and_retention(
-    period: str,
-    start: date | None = None,
-    end: date | None = None,
-    *,
-    recent: int | None = None,
-    ages: int | None = 12,
-) -> Report:
-    """Yield the dictionaries of `growth`, each with the "retention" of `retention`, from one sweep
-    over the history, which is most of the work of either report.
+def changes(period: str, chosen: Sequence[Span], *, ages: int | None) -> Report:
+    """Yield the dictionaries of `growth` for these consecutive calendar periods, each with the
+    "retention" of `retention`, from one sweep over the history, which is most of the work of either
+    report.
 
     ages: None for growth alone.
     """
-    if ages is not None and ages < 0:
-        raise ValueError(f"ages must be a number of periods, not {ages}")
-    chosen = spans.choose_calendar(period, start, end, recent)
     if not chosen:
         return
     intervals = [span.interval for span in chosen]
@@ -118,16 +112,16 @@ def growth_and_retention(
             for age, (then, each) in enumerate(later)
             if age in each.retention
         ]
-        changes = own.growth
+        change = own.growth
         yield {
             "period": span.period,
             "labels": span.labels,
             "growth": {
                 "active_users": own.active,
-                "new_users": changes and changes.new,
-                "retained_users": changes and changes.retained,
-                "resurrected_users": changes and changes.resurrected,
-                "churned_users": changes and changes.churned,
+                "new_users": change and change.new,
+                "retained_users": change and change.retained,
+                "resurrected_users": change and change.resurrected,
+                "churned_users": change and change.churned,
             },
             "retention": {
                 "cohort_users": of_cohort[0][0].cohort if of_cohort else None,
@@ -158,7 +152,7 @@ def active_days(end: date | None = None, days: int = 28) -> Report:
         window.insert(0, periods.previous_calendar_period("day", t, conf.zone))
         t = window[0].start
     last = _read(Series(tuple(window), window=days))[-1]
-    span = spans.Span(
+    span = Span(
         datetime.fromtimestamp(window[0].start, conf.zone),
         datetime.fromtimestamp(window[-1].end, conf.zone),
         {},

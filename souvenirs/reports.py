@@ -42,7 +42,7 @@ from itertools import repeat
 from typing import Any
 
 from souvenirs import periods, spans
-from souvenirs.cohort_reports import active_days, growth, retention
+from souvenirs.cohort_reports import active_days, changes, growth, retention
 from souvenirs.conf import conf
 from souvenirs.history import accounts, counting
 from souvenirs.history.segments import By
@@ -54,6 +54,7 @@ __all__ = [
     "active_days",
     "calendar_daily_usage",
     "calendar_monthly_usage",
+    "calendar_overview",
     "calendar_quarterly_usage",
     "calendar_weekly_usage",
     "calendar_yearly_usage",
@@ -184,6 +185,30 @@ def calendar_yearly_usage(
     return _calendar_report("year", start, end, recent, by)
 
 
+def calendar_overview(
+    period: str,
+    start: date | None = None,
+    end: date | None = None,
+    *,
+    recent: int | None = None,
+    ages: int | None = 12,
+) -> Iterator[Usage]:
+    """Calendar periods with usage, growth and retention, from one reading of the history: the
+    dictionaries of the calendar report of usage, each with the "growth" of `growth` and the
+    "retention" of `retention`.
+
+    period: "day", "week", "month", "quarter" or "year".
+    ages: as in `retention`; None for no retention.
+    """
+    if ages is not None and ages < 0:
+        raise ValueError(f"ages must be a number of periods, not {ages}")
+    chosen = spans.choose_calendar(period, start, end, recent)
+    found = list(changes(period, chosen, ages=ages))
+    active = [each["growth"]["active_users"] for each in found]
+    for usage, each in zip(_usage(chosen, active=active), found):
+        yield {**each, **usage}
+
+
 def usage_for_periods(
     periods: Iterable[tuple[date, date]], *, by: By | None = None
 ) -> Iterator[Usage]:
@@ -196,10 +221,17 @@ def usage_for_periods(
     """
     pairs = list(periods)
     ranges = [Interval(spans.seconds(start), spans.seconds(end)) for start, end in pairs]
-    active, active_by = _count(ranges, by)
-    totals = accounts.as_of_all([interval.end for interval in ranges]) or [(None, None)] * len(
-        ranges
-    )
+    yield from _usages(pairs, ranges, *_count(ranges, by))
+
+
+def _usages(
+    pairs: Sequence[tuple[date, date]],
+    ranges: Sequence[Interval],
+    active: Sequence[int],
+    active_by: Iterable[Usage],
+) -> Iterator[Usage]:
+    """Yield what `usage_for_periods` yields for these periods, whose active users are counted."""
+    totals = accounts.as_of_all([interval.end for interval in ranges])
     now = time.time()
     for (start, end), interval, users, users_by, (registered, activated) in zip(
         pairs, ranges, active, active_by, totals
@@ -249,10 +281,19 @@ def _report(
     yield from _usage(spans.choose(of_subscription, start, end, recent), by)
 
 
-def _usage(chosen: Sequence[Span], by: By | None) -> Iterator[Usage]:
+def _usage(
+    chosen: Sequence[Span], by: By | None = None, active: Sequence[int] | None = None
+) -> Iterator[Usage]:
+    """Yield the usage of these periods. `active`: their active users, if they are counted."""
     pairs = [(spans.shown(span.start), spans.shown(span.end)) for span in chosen]
+    intervals = [span.interval for span in chosen]
     function = conf.usage_reports_function
-    usages = list(usage_for_periods(pairs, by=by) if function is None else function(pairs))
+    if function is not None:
+        usages = list(function(pairs))
+    elif active is not None:
+        usages = list(_usages(pairs, intervals, active, repeat({})))
+    else:
+        usages = list(usage_for_periods(pairs, by=by))
     if len(usages) != len(chosen):
         raise ValueError(
             f"SOUVENIRS_USAGE_REPORTS_FUNCTION returned {len(usages)} dictionaries for"
@@ -260,7 +301,7 @@ def _usage(chosen: Sequence[Span], by: By | None) -> Iterator[Usage]:
         )
     added: Iterable[Usage] = repeat({})
     if function is not None and by is not None:
-        _, added = _count([span.interval for span in chosen], by)
+        _, added = _count(intervals, by)
     for usage, users_by, span in zip(usages, added, chosen):
         yield {
             **usage,

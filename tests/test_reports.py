@@ -292,6 +292,29 @@ def test_report__recent_is_the_latest_periods(
         assert list(report(start, recent=count)) == whole[-count:]
 
 
+# Overview
+
+
+@pytest.mark.parametrize("function", [None, "with_pages"])
+@pytest.mark.parametrize("name", CALENDAR)
+def test_calendar_overview__equals_the_reports(
+    name: str, function: str | None, now: datetime
+) -> None:
+    for n in range(9):
+        when = NOW - (80 - 9 * n) * DAY
+        record(join(f"user{n}", when), *(when + days * DAY for days in {0, 1, 8, n}))
+    path = function and f"{__name__}.{function}"
+    with override_settings(SOUVENIRS_USAGE_REPORTS_FUNCTION=path):
+        for options in ({}, {"recent": 3}, {"end": NOW - 3 * DAY}):
+            usages = CALENDAR[name](NOW - 70 * DAY, **options)
+            growths = reports.growth(name, NOW - 70 * DAY, **options)
+            cohorts = reports.retention(name, NOW - 70 * DAY, ages=2, **options)
+            expected = [{**a, **b, **c} for a, b, c in zip(cohorts, growths, usages, strict=True)]
+            found = reports.calendar_overview(name, NOW - 70 * DAY, ages=2, **options)
+            assert list(found) == expected
+        assert sum(active(expected)) > 0
+
+
 # Complete or not
 
 

@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 import time_machine
 from django.conf import settings
+from django.db import connection
 from django.test import Client, override_settings
 from django.utils import translation
 
 from souvenirs import reports
 from souvenirs.control import count_active_users
 from souvenirs.models import Rollup, Usage
-from souvenirs.selection import USAGE
 from souvenirs.templatetags.souvenirs_usage import change, figure
 from tests import admin_site as admin_site_module
 from tests.admin_site import signed_in
-from tests.history import people, record
+from tests.history import Before, people, record
 
 admin_site = admin_site_module.admin_site
 
@@ -171,20 +171,18 @@ def test_page__says_what_is_wrong_with_its_url(
 
 
 @pytest.mark.parametrize("url", [URL, CSV, JSON])
-def test_page__reads_everything_at_one_time(
-    analyst: Client, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_page__reads_everything_at_one_time(analyst: Client, url: str) -> None:
     params = {"period": "day", "growth": "day", "recent": "3"}
     expected = shown(analyst.get(url, params).text)
-    days = USAGE["day"]
     with ExitStack() as stack:
 
-        def read(*args: Any, **kwargs: Any) -> Any:
+        def wait() -> None:
             stack.enter_context(time_machine.travel(NOW + DAY, tick=False))
-            yield from days(*args, **kwargs)
 
-        monkeypatch.setitem(USAGE, "day", read)
+        before = Before("SELECT.*souvenirs_", wait)
+        stack.enter_context(connection.execute_wrapper(before))
         assert shown(analyst.get(url, params).text) == expected
+        assert before.is_done
 
 
 @pytest.mark.parametrize("url", [URL, CSV, JSON])

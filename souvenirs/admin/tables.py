@@ -96,18 +96,18 @@ def short_name_of(period: str, day: date) -> str:
     return str(day.year)
 
 
-def rows_of(period: str, usages: Sequence[Report], growths: Sequence[Report]) -> list[Row]:
-    """Return a row for each period, oldest first. The reports must have the same periods."""
+def rows_of(period: str, reports: Iterable[Report]) -> list[Row]:
+    """Return a row for each period, oldest first."""
     rows: list[Row] = []
-    for usage, growth in zip(usages, growths, strict=True):
-        day, counts, changes = day_of(usage), usage["usage"], growth["growth"]
+    for report in reports:
+        day, counts, changes = day_of(report), report["usage"], report["growth"]
         before = rows[-1].active if rows else None
         rows.append(
             Row(
                 start=day,
                 name=name_of(period, day),
                 short=short_name_of(period, day),
-                complete=usage["period"]["complete"],
+                complete=report["period"]["complete"],
                 registered=counts["registered_users"],
                 activated=counts["activated_users"],
                 active=counts["active_users"],
@@ -211,10 +211,10 @@ CSV_HEADERS = (
 )  # fmt: skip
 
 
-def csv_rows(usages: Iterable[Report], rows: Iterable[Row]) -> Iterator[list[Any]]:
+def csv_rows(period: str, reports: Sequence[Report]) -> Iterator[list[Any]]:
     """Yield rows for programs: with the report's label of the period, the same in all languages."""
-    for usage, row in zip(usages, rows):
-        label = next(iter(usage["labels"].values()))
+    for report, row in zip(reports, rows_of(period, reports)):
+        label = next(iter(report["labels"].values()))
         yield [
             label, row.start.isoformat(), str(row.complete).lower(),
             row.registered, row.activated, row.active,

@@ -16,12 +16,11 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_safe
 
 import souvenirs.admin.tables as tables
-from souvenirs import moment, scopes
-from souvenirs.cohort_reports import growth_and_retention
+from souvenirs import moment, reports, scopes
 from souvenirs.history import counting
 from souvenirs.isolation import repeatable_read
 from souvenirs.models import Souvenir
-from souvenirs.selection import DEFAULT_PERIOD, USAGE, Selection, SelectionError, select
+from souvenirs.selection import DEFAULT_PERIOD, Selection, SelectionError, select
 from souvenirs.spreadsheets import csv_lines
 
 PERIODS = {
@@ -100,26 +99,23 @@ class UsageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             raise PermissionDenied
         try:
             selection = select(request.GET.dict())
-            usages, rows, _changes = read_rows(selection)
+            found = read_reports(selection)
         except SelectionError as error:
             return HttpResponse(f"{error}\n", "text/plain", status=400)
-        lines = csv_lines(tables.CSV_HEADERS, tables.csv_rows(usages, rows))
+        lines = csv_lines(tables.CSV_HEADERS, tables.csv_rows(selection.period, found))
         response = HttpResponse("".join(lines), "text/csv; charset=utf-8")
         name = f"usage-by-{selection.period}.csv"
         response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
         return response
 
 
-def read_rows(
-    selection: Selection, ages: int | None = None
-) -> tuple[list[tables.Report], list[tables.Row], list[tables.Report]]:
-    """Return the usage of each period; the same with growth, as rows; and growth with retention up
-    to `ages` periods later. Takes a fixed number of queries."""
-    usages = selection.read(USAGE[selection.period])
-    if not usages:
+def read_reports(selection: Selection, ages: int | None = None) -> list[tables.Report]:
+    """Return the usage and growth of each period, with retention up to `ages` periods later. Takes
+    a fixed number of queries."""
+    found = selection.read(partial(reports.calendar_overview, selection.period, ages=ages))
+    if not found:
         raise SelectionError(_("There are no periods between the start and the end."))
-    changes = selection.read(partial(growth_and_retention, selection.period, ages=ages))
-    return usages, tables.rows_of(selection.period, usages, changes), changes
+    return found
 
 
 def page_context(selection: Selection) -> dict[str, Any]:
@@ -131,9 +127,9 @@ def page_context(selection: Selection) -> dict[str, Any]:
     with repeatable_read(router.db_for_read(Souvenir)):
         windows = moment.read_windows(selection.now)
         first = counting.first_recorded()
-        _usages, rows, changes = read_rows(selection, MOST_AGES)
-    found = changes[-MOST_COHORTS:]
-    cohorts = tables.cohorts_of(period, found)
+        found = read_reports(selection, MOST_AGES)
+    rows = tables.rows_of(period, found)
+    cohorts = tables.cohorts_of(period, found[-MOST_COHORTS:])
     named = {name: getattr(selection, name) for name in PARAMETERS}
     return {
         "windows": [(WINDOWS[each.name], each) for each in windows],
