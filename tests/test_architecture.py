@@ -36,7 +36,7 @@ LAYERS = {
         "recording", "recording.memory", "recording.windows", "recording.throttle",
         "recording.results", "recording.queue", "recording.batch",
         "recording.turnover", "recording.recorder", "recording.failures", "recording.forks",
-        "recording.writer", "recording.deletion", "recording.requests",
+        "recording.flusher", "recording.writer", "recording.deletion", "recording.requests",
         "recording.sessions", "recording.hook", "recording.tasks",
     ],
     "backfill": [

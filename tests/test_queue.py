@@ -23,8 +23,7 @@ from souvenirs.history import counting, maintenance
 from souvenirs.middleware import SouvenirsMiddleware
 from souvenirs.models import DirtyBucket, LastSeen, Souvenir
 from souvenirs.periods import BUCKET, Interval
-from souvenirs.recording import memory
-from souvenirs.recording import writer as writing
+from souvenirs.recording import flusher, memory
 from souvenirs.recording.throttle import throttle
 from souvenirs.recording.writer import writer
 from tests.history import DAY, HOUR, MINUTE, at, brute, people, record, unix
@@ -406,7 +405,7 @@ def test_locked_row__delays_no_other_user(
 def test_locked_rows__delay_no_other_user_even_if_they_fill_a_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(writing, "BATCH_SIZE", 1)
+    monkeypatch.setattr(flusher, "BATCH_SIZE", 1)
     users = people(4)
     for user in users:
         record(user, T - DAY)

@@ -311,7 +311,7 @@ def test_visit__does_not_write_during_a_flush_or_an_outage(
     users = people(3)
     visit(users[0])
     writer.queue.waiting_since -= 200  # type: ignore[operator]
-    with writer._flushing:
+    with writer._flusher._lock:
         visit(users[1])
         assert visits() == []
     failures.breaker.failure(OSError())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from typing import Any
 
 from django.db import connections
@@ -15,8 +16,16 @@ class ThreadConnections:
     """The driver connections that one thread has open. Call `note` and `close` in that thread."""
 
     def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
         self._open: list[Any] = []
         self._of_parents: list[Any] = []
+
+    def take_over(self) -> None:
+        """Make the calling thread the one whose connections these are."""
+        self._thread = threading.current_thread()
+
+    def are_of_this_thread(self) -> bool:
+        return self._thread is threading.current_thread()
 
     def note(self) -> None:
         """Remember which connections are open now."""
