@@ -315,6 +315,14 @@ def count_where(condition: str, column: str, using: str, distinct: bool = False)
     return f"COUNT({'DISTINCT ' if distinct else ''}CASE WHEN {condition} THEN {column} END)"
 
 
+def deletes_beyond_snapshot(using: str) -> bool:
+    """Return True if a transaction may delete rows that its SELECTs do not show: on MySQL, unless
+    the isolation level is READ COMMITTED, Django's default. Call it when there is a connection."""
+    connection = connections[using]
+    level = getattr(connection, "isolation_level", None)
+    return connection.vendor == "mysql" and level != "read committed"
+
+
 # Rows by their keys. Given a list of keys, MySQL may read, and lock, the whole table or the index
 # on another column. So these statements join from the keys, one row each. MariaDB before 10.6 has
 # no JSON_TABLE, and a deadlock remains possible there.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.db import connections, transaction
 
 from souvenirs import timestamps
@@ -174,6 +175,7 @@ MEANWHILE = ["record_late", "delete_user", "roll_up_and_prune", "repair"]
 STRICTLY = ["record_late", "delete_user"]
 # The part that `make test` runs, where it takes two seconds
 IS_SQLITE = ours().vendor == "sqlite"
+IS_ROUTED = "routed" in settings.SHAPE
 SOON = [("roll_up", "record_late"), ("prune", "record_late"), ("delete_user", "roll_up_and_prune")]
 
 
@@ -214,6 +216,26 @@ def test_work__loses_nothing_of_a_transaction_committed_between_its_statements(
     rival: Rival, name: str
 ) -> None:
     for story in at_each_statement(rival, name, "commit", begins=True):
+        story.check()
+
+
+@pytest.mark.slow
+@pytest.mark.where(ours().vendor == "mysql" and not IS_ROUTED)
+@pytest.mark.parametrize("rival", [False, True], indirect=True)
+@pytest.mark.parametrize("t", [EARLIER + 9, THIRD + BUCKET])
+def test_delete__loses_nothing_that_was_committed_since_the_transaction_read(
+    rival: Rival, t: float
+) -> None:
+    """The site's transaction has read before, so its snapshot lacks what others commit then."""
+    story = Story(rival)
+    user = story.users[1]
+    with at(NOW):
+        with transaction.atomic(using=rival.alias):
+            assert Souvenir.objects.filter(user_id=user.pk).exists()
+            with rival.turn(), transaction.atomic(using=rival.alias):
+                story.record(1, t)
+            user.delete()
+        assert not Souvenir.objects.filter(user_id=user.pk).exists()
         story.check()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -29,19 +29,23 @@ def keep_history(user_pks: Sequence[Any], using: str) -> None:
     """
     # Write first, so that SQLite waits for its turn before it reads anything
     UserDeletion.objects.using(using).create()
+    ordinals: dict[Any, int] = {}
     for batch in _batches(user_pks):
-        table.lock_rows(batch, using, skip_locked=False)
+        locked = table.lock_rows(batch, using, skip_locked=False)
+        ordinals.update((user_pk, ordinal) for user_pk, (ordinal, _seen) in locked.items())
     if databases.locks_beyond_keys(using):
         for batch in _batches(user_pks):
             _lock(Souvenir.objects.using(using).filter(user_id__in=batch), using)
     unknown = Souvenir.objects.using(using).order_by()
     watermark = Watermark.objects.using(using).first()
-    if watermark is not None:
+    if databases.deletes_beyond_snapshot(using):
+        unknown = unknown.select_for_update()  # shows all rows, but we may not see their marks
+    elif watermark is not None:
         marked = marks.oldest_mark(using)
         start = watermark.rolled_up if marked is None else min(marked, watermark.rolled_up)
         unknown = unknown.filter(when__gte=timestamps.to_datetime(start))
     for batch in _batches(user_pks):
-        _mark(unknown.filter(user_id__in=batch), using)
+        _mark(unknown.filter(user_id__in=batch), ordinals, using)
 
 
 def _batches(user_pks: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -57,28 +61,26 @@ def _lock(rows: QuerySet[Souvenir], using: str) -> None:
         databases.lock_rows(Souvenir, batch, using)
 
 
-def _mark(rows: QuerySet[Souvenir], using: str) -> None:
+def _mark(rows: QuerySet[Souvenir], ordinals: Mapping[Any, int], using: str) -> None:
     buckets: dict[Any, set[int]] = defaultdict(set)
     for user_pk, when in rows.values_list("user_id", "when").iterator():
         buckets[user_pk].add(bucket_containing(timestamps.to_seconds(when)))
     if buckets:
-        ordinals = _ordinals(list(buckets), using)
-        members = ((bucket, ordinals[pk]) for pk, of_user in buckets.items() for bucket in of_user)
+        missing = [user_pk for user_pk in buckets if user_pk not in ordinals]
+        known = {**ordinals, **_make_ordinals(missing, using)} if missing else ordinals
+        members = ((bucket, known[pk]) for pk, of_user in buckets.items() for bucket in of_user)
         marks.mark_deleted(members, using)
 
 
-def _ordinals(user_pks: Sequence[Any], using: str) -> dict[Any, int]:
-    """Return the ids of these users' LastSeen rows. If there is none, because the souvenirs were
-    written by raw SQL, say, insert a row only for its id, and delete it: Django may not look for
-    rows again before it deletes the users."""
+def _make_ordinals(user_pks: Sequence[Any], using: str) -> dict[Any, int]:
+    """Return ids for users without a LastSeen row, whose souvenirs were written by raw SQL, say:
+    insert a row only for its id, and delete it, because Django may not look for rows again before
+    it deletes the users."""
+    table.insert_all(user_pks, using)
     rows = LastSeen.objects.using(using).filter(user_id__in=user_pks)
-    found = dict(rows.values_list("user_id", "pk"))
-    if missing := [user_pk for user_pk in user_pks if user_pk not in found]:
-        table.insert_all(missing, using)
-        made = rows.filter(user_id__in=missing)
-        found.update(made.values_list("user_id", "pk"))
-        made.delete()
-    return found
+    made = dict(rows.values_list("user_id", "pk"))
+    rows.delete()
+    return made
 
 
 def keep_history_of_deleted(user_pks: Sequence[Any], using: str, **kwargs: Any) -> None:
