@@ -58,6 +58,7 @@ from benchmarks.history import TABLE, ZONE, Past, duration, in_child, make, roll
 from benchmarks.migrate import ROOT, positive
 from tests import servers
 
+EXPORTER = "prometheus-postgres-exporter"
 COLD_TARGET = 20.0
 WARM_TARGET = 50.0
 GROWTH_TARGET = 1.5
@@ -249,13 +250,12 @@ def postgres_exporter(
     directory: Path, database: Database, queries: str, work_mem: str
 ) -> Iterator[str]:
     """Yield the URL of its metrics. `queries` is a file in exporters/."""
-    name = "prometheus-postgres-exporter"
     port = servers.free_port()
     source = "postgresql://{USER}@{HOST}:{PORT}/{NAME}?sslmode=disable".format(**database)
     source += f"&timezone={ZONE}&work_mem={work_mem}"
     with servers.running(
         [
-            servers.program(name, name),
+            servers.program(EXPORTER, EXPORTER),
             f"--web.listen-address=127.0.0.1:{port}",
             f"--extend.query-path={ROOT / 'benchmarks' / 'exporters' / queries}",
             "--disable-default-metrics",
@@ -394,6 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     until = datetime.now(timezone.utc).replace(minute=0, second=0, microsecond=0)
     past = Past("postgresql", rows, users, DAYS, until, options.seed)
+    servers.program(EXPORTER, EXPORTER)  # if it is missing, say so now
     with servers.postgresql() as server, servers.directory("scrape") as directory:
         large, small = ({**server, "NAME": name} for name in ("large", "small"))
         with connect(server) as connection:
@@ -418,7 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name = f"{other}.yml, {totals} totals"
             lines.append(Line(name, first, second, first / second, bound, is_missed))
     print(f"\n{past}\n")
-    table(lines, ["a scrape", "prometheus-postgres-exporter", "souvenirs_exporter"])
+    table(lines, ["a scrape", EXPORTER, "souvenirs_exporter"])
     growth = []
     for totals in "cold", "warm":
         pairs = zip(times[f"large, {totals}"], times[f"small, {totals}"])
