@@ -433,7 +433,7 @@ def test_open_transaction__with_a_new_row_delays_no_other_user() -> None:
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-@pytest.mark.parametrize("statement", [1] if IS_ROUTED else range(1, 9))
+@pytest.mark.parametrize("statement", range(1, 9))
 def test_user__deleted_while_a_batch_is_written_is_dropped(
     statement: int, is_known: bool, results: list[str], write_errors: list[int]
 ) -> None:

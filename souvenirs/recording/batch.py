@@ -12,10 +12,12 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from django.contrib.auth import get_user_model
 from django.db import router, transaction
 
 from souvenirs import timestamps
@@ -82,19 +84,23 @@ def write(entries: Sequence[Entry], each_minute: bool) -> Outcome:
     Raises the database's errors, and KeysEquated; then nothing is written.
     """
     using = router.db_for_write(Souvenir)
-    batch = Batch(entries, using, each_minute)
-    with transaction.atomic(using=using):
-        set_isolation_level(using, "READ COMMITTED")
-        with failing_at_locks(using):
-            batch.write()
+    with ExitStack() as until_commit:
+        batch = Batch(entries, using, each_minute, until_commit)
+        with transaction.atomic(using=using):
+            set_isolation_level(using, "READ COMMITTED")
+            with failing_at_locks(using):
+                batch.write()
     batch.mark_late()
     return batch.outcome
 
 
 class Batch:
-    def __init__(self, entries: Sequence[Entry], using: str, each_minute: bool) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], using: str, each_minute: bool, until_commit: ExitStack
+    ) -> None:
         self.using = using
         self.each_minute = each_minute
+        self.until_commit = until_commit
         self.outcome = Outcome()
         self.of_user: dict[Any, list[Entry]] = defaultdict(list)
         for entry in entries:
@@ -158,7 +164,7 @@ class Batch:
             raise KeysEquated
         return [*self.of_user] * len(found)
 
-    def existing(self, user_pks: set[Any], using: str | None = None) -> set[Any]:
+    def existing(self, user_pks: set[Any], using: str) -> set[Any]:
         """Return those keys that belong to existing users."""
         found = set(self.requested_keys(user_pks, existing_users(user_pks, using)))
         if found and (rest := user_pks - found):  # perhaps it treats two keys as equal
@@ -206,26 +212,30 @@ class Batch:
         return found
 
     def require_users(self, due: Iterable[Entry], new: Iterable[Any]) -> None:
-        """Prevent users of souvenirs from being deleted until the commit. Drop keys without a user,
-        and skip users who are being deleted."""
+        """Prevent users of souvenirs from being deleted until the commit (of a transaction in their
+        database, if that is another one). Drop keys without a user, and skip users who are being
+        deleted."""
         wanted = {*new, *(entry.user_pk for entry in due)}
         if not wanted:
             return
-        if not has_constraint():
-            self.drop(wanted - self.existing(wanted))
-            return
+        users = self.using if has_constraint() else router.db_for_write(get_user_model())
+        if users != self.using:
+            if not can_skip_locked(users):
+                self.drop(wanted - self.existing(wanted, users))
+                return
+            self.until_commit.enter_context(transaction.atomic(using=users))
         # A transaction that has inserted a new user's LastSeen row usually holds a shared lock on
         # the user, and our insert would wait for it. Trying an exclusive lock reveals it
-        alone = set() if checks_keys_late(self.using) else set(new)
-        locked = self.lock_users(wanted - alone, shared=True)
-        locked |= self.lock_users(alone, shared=False)
+        alone = set() if not has_constraint() or checks_keys_late(users) else set(new)
+        locked = self.lock_users(wanted - alone, users, shared=True)
+        locked |= self.lock_users(alone, users, shared=False)
         if missing := wanted - locked:
-            existing = self.existing(missing, self.using)
+            existing = self.existing(missing, users)
             self.skip(missing & existing)
             self.drop(missing - existing)
 
-    def lock_users(self, user_pks: set[Any], *, shared: bool) -> set[Any]:
-        found = lock_users(user_pks, self.using, shared=shared)
+    def lock_users(self, user_pks: set[Any], users: str, *, shared: bool) -> set[Any]:
+        found = lock_users(user_pks, users, shared=shared)
         return set(self.requested_keys(user_pks, found))
 
     def drop(self, user_pks: set[Any]) -> None:
