@@ -150,9 +150,10 @@ def require_user(user_pk: Any) -> None:
         raise model.DoesNotExist(f"There is no user with the primary key {user_pk!r}")
 
 
-def existing_users(user_pks: Iterable[Any], using: str) -> set[Any]:
+def existing_users(user_pks: Iterable[Any], using: str | None = None) -> set[Any]:
     """Return those keys that belong to existing users. One query."""
-    users = get_user_model()._base_manager.using(using)
+    model = get_user_model()
+    users = model._base_manager.using(using or router.db_for_write(model))
     return set(users.filter(pk__in=list(user_pks)).values_list("pk", flat=True))
 
 

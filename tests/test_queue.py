@@ -22,7 +22,7 @@ from souvenirs.control import souvenez
 from souvenirs.history import counting, maintenance
 from souvenirs.middleware import SouvenirsMiddleware
 from souvenirs.models import DirtyBucket, LastSeen, Souvenir
-from souvenirs.periods import BUCKET, Interval
+from souvenirs.periods import BUCKET, Interval, bucket_containing
 from souvenirs.recording import flusher, memory
 from souvenirs.recording.throttle import throttle
 from souvenirs.recording.writer import writer
@@ -470,6 +470,34 @@ def test_user__deleted_while_a_batch_is_written_is_dropped(
     assert sorted(set(results)) in (["added"], ["added", "skipped"])
     assert len(results) == len(users)
     assert not write_errors
+
+
+@pytest.mark.where(IS_ROUTED)
+def test_user__deleted_before_the_commit_of_a_batch_leaves_only_history(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    users = people(2)
+    gone = users[0].pk
+    for user in users:
+        visit(user)
+    errors: list[BaseException] = []
+    commit = ours()._commit
+
+    def delete_and_commit() -> None:
+        monkeypatch.undo()
+        deletion = threading.Thread(target=delete, args=(gone, errors))
+        deletion.start()
+        deletion.join(30)
+        commit()
+
+    monkeypatch.setattr(ours(), "_commit", delete_and_commit)
+    writer.flush()
+    assert errors == []
+    assert not User.objects.filter(pk=gone).exists()
+    assert [user for user, _ in visits()] == [users[1].pk]
+    assert list(LastSeen.objects.values_list("user_id", flat=True)) == [users[1].pk]
+    bucket = bucket_containing(time.time())
+    assert counting.count_users_of_ranges([Interval(bucket - BUCKET, bucket + 2 * BUCKET)]) == [2]
 
 
 @pytest.mark.where(not IS_ROUTED)

@@ -12,13 +12,12 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from django.contrib.auth import get_user_model
-from django.db import router, transaction
+from django.db import DatabaseError, InterfaceError, router, transaction
 
 from souvenirs import timestamps
 from souvenirs.conf import conf
@@ -29,6 +28,7 @@ from souvenirs.databases import (
     insert_times,
     set_isolation_level,
 )
+from souvenirs.history.deletion import delete_rows
 from souvenirs.history.marks import mark_buckets, may_be_rolled_up
 from souvenirs.lastseen import ordinals, table
 from souvenirs.models import LastSeen, Souvenir
@@ -84,23 +84,20 @@ def write(entries: Sequence[Entry], each_minute: bool) -> Outcome:
     Raises the database's errors, and KeysEquated; then nothing is written.
     """
     using = router.db_for_write(Souvenir)
-    with ExitStack() as until_commit:
-        batch = Batch(entries, using, each_minute, until_commit)
-        with transaction.atomic(using=using):
-            set_isolation_level(using, "READ COMMITTED")
-            with failing_at_locks(using):
-                batch.write()
+    batch = Batch(entries, using, each_minute)
+    with transaction.atomic(using=using):
+        set_isolation_level(using, "READ COMMITTED")
+        with failing_at_locks(using):
+            batch.write()
     batch.mark_late()
+    batch.remove_deleted()
     return batch.outcome
 
 
 class Batch:
-    def __init__(
-        self, entries: Sequence[Entry], using: str, each_minute: bool, until_commit: ExitStack
-    ) -> None:
+    def __init__(self, entries: Sequence[Entry], using: str, each_minute: bool) -> None:
         self.using = using
         self.each_minute = each_minute
-        self.until_commit = until_commit
         self.outcome = Outcome()
         self.of_user: dict[Any, list[Entry]] = defaultdict(list)
         for entry in entries:
@@ -109,6 +106,7 @@ class Batch:
         # As of now, not of when the visits were queued: later times of others are not in the future
         self.latest = table.latest()
         self.marked: set[int] = set()
+        self.unguarded: set[Any] = set()  # users whose deletion no constraint prevents meanwhile
 
     def write(self) -> None:
         known = self.lock_last_seen()
@@ -164,7 +162,7 @@ class Batch:
             raise KeysEquated
         return [*self.of_user] * len(found)
 
-    def existing(self, user_pks: set[Any], using: str) -> set[Any]:
+    def existing(self, user_pks: set[Any], using: str | None = None) -> set[Any]:
         """Return those keys that belong to existing users."""
         found = set(self.requested_keys(user_pks, existing_users(user_pks, using)))
         if found and (rest := user_pks - found):  # perhaps it treats two keys as equal
@@ -212,30 +210,28 @@ class Batch:
         return found
 
     def require_users(self, due: Iterable[Entry], new: Iterable[Any]) -> None:
-        """Prevent users of souvenirs from being deleted until the commit (of a transaction in their
-        database, if that is another one). Drop keys without a user, and skip users who are being
-        deleted."""
+        """Prevent users of souvenirs from being deleted until the commit; if they are in another
+        database, `remove_deleted` follows instead. Drop keys without a user, and skip users who are
+        being deleted."""
         wanted = {*new, *(entry.user_pk for entry in due)}
         if not wanted:
             return
-        users = self.using if has_constraint() else router.db_for_write(get_user_model())
-        if users != self.using:
-            if not can_skip_locked(users):
-                self.drop(wanted - self.existing(wanted, users))
-                return
-            self.until_commit.enter_context(transaction.atomic(using=users))
+        if not has_constraint():
+            self.unguarded = self.existing(wanted)
+            self.drop(wanted - self.unguarded)
+            return
         # A transaction that has inserted a new user's LastSeen row usually holds a shared lock on
         # the user, and our insert would wait for it. Trying an exclusive lock reveals it
-        alone = set() if not has_constraint() or checks_keys_late(users) else set(new)
-        locked = self.lock_users(wanted - alone, users, shared=True)
-        locked |= self.lock_users(alone, users, shared=False)
+        alone = set() if checks_keys_late(self.using) else set(new)
+        locked = self.lock_users(wanted - alone, shared=True)
+        locked |= self.lock_users(alone, shared=False)
         if missing := wanted - locked:
-            existing = self.existing(missing, users)
+            existing = self.existing(missing, self.using)
             self.skip(missing & existing)
             self.drop(missing - existing)
 
-    def lock_users(self, user_pks: set[Any], users: str, *, shared: bool) -> set[Any]:
-        found = lock_users(user_pks, users, shared=shared)
+    def lock_users(self, user_pks: set[Any], *, shared: bool) -> set[Any]:
+        found = lock_users(user_pks, self.using, shared=shared)
         return set(self.requested_keys(user_pks, found))
 
     def drop(self, user_pks: set[Any]) -> None:
@@ -276,6 +272,13 @@ class Batch:
         """After the commit, mark buckets that the roller may have read before it."""
         if late := set(filter(may_be_rolled_up, self.buckets())) - self.marked:
             mark_buckets(late, self.using)
+
+    def remove_deleted(self) -> None:
+        """After the commit, delete the rows of users who have been deleted from another database
+        since `require_users`; their history stays. A deletion that follows finds the rows."""
+        with suppress(DatabaseError, InterfaceError):  # the batch is written
+            if gone := self.unguarded - self.existing(self.unguarded):
+                delete_rows(list(gone), self.using)
 
     def buckets(self) -> set[int]:
         limited = (entry for entry in self.outcome.limited if entry.in_doubt)

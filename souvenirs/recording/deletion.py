@@ -17,7 +17,8 @@ from souvenirs.users import has_constraint, lock_before_deletion
 
 def write_before_deletion(user_pks: Sequence[Any], using: str, **kwargs: Any) -> None:
     """Write the queued visits of users who are about to be deleted, so that the history keeps them,
-    and keep the writer from writing more. Receiver of the signal deleting_users."""
+    and keep the writer from writing more, if users are in the same database. Receiver of the signal
+    deleting_users."""
     if has_constraint():
         lock_before_deletion(user_pks, using)
     waiting = writer.queue.of_users(set(user_pks))
