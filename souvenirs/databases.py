@@ -317,7 +317,8 @@ def count_where(condition: str, column: str, using: str, distinct: bool = False)
 
 def deletes_beyond_snapshot(using: str) -> bool:
     """Return True if a transaction may delete rows that its SELECTs do not show: on MySQL, unless
-    the isolation level is READ COMMITTED, Django's default. Call it when there is a connection."""
+    Django sets the isolation level to READ COMMITTED, its default. Django knows the level once it
+    has connected."""
     connection = connections[using]
     level = getattr(connection, "isolation_level", None)
     return connection.vendor == "mysql" and level != "read committed"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
@@ -14,7 +15,7 @@ from souvenirs import databases, scopes, timestamps
 from souvenirs.history import marks
 from souvenirs.lastseen import get_store, table
 from souvenirs.models import LastSeen, Souvenir, UserDeletion, Watermark
-from souvenirs.periods import bucket_containing
+from souvenirs.periods import EARLIEST, bucket_containing
 
 BATCH_SIZE = 500  # users
 LOCK_SIZE = 50_000  # rows
@@ -36,16 +37,36 @@ def keep_history(user_pks: Sequence[Any], using: str) -> None:
     if databases.locks_beyond_keys(using):
         for batch in _batches(user_pks):
             _lock(Souvenir.objects.using(using).filter(user_id__in=batch), using)
-    unknown = Souvenir.objects.using(using).order_by()
-    watermark = Watermark.objects.using(using).first()
-    if databases.deletes_beyond_snapshot(using):
-        unknown = unknown.select_for_update()  # shows all rows, but we may not see their marks
-    elif watermark is not None:
-        marked = marks.oldest_mark(using)
-        start = watermark.rolled_up if marked is None else min(marked, watermark.rolled_up)
-        unknown = unknown.filter(when__gte=timestamps.to_datetime(start))
+    start = _unknown_from(using)
     for batch in _batches(user_pks):
-        _mark(unknown.filter(user_id__in=batch), ordinals, using)
+        rows = Souvenir.objects.using(using).filter(user_id__in=batch).order_by()
+        _mark(_unknown(rows, start, using), ordinals, using)
+
+
+def _unknown_from(using: str) -> datetime:
+    """Return the time from which on Rollups may lack rows."""
+    watermark = Watermark.objects.using(using).first()
+    if watermark is None:
+        return timestamps.to_datetime(EARLIEST)
+    marked = marks.oldest_mark(using)
+    start = watermark.rolled_up if marked is None else min(marked, watermark.rolled_up)
+    return timestamps.to_datetime(start)
+
+
+def _unknown(rows: QuerySet[Souvenir], start: datetime, using: str) -> Iterator[tuple[Any, float]]:
+    """Yield (user, Unix time) of those rows that Rollups may lack."""
+    columns = "pk", "user_id", "when"
+    known: set[int] = set()
+    if databases.deletes_beyond_snapshot(using):
+        # Neither `start` nor a SELECT considers rows that have been committed since the snapshot;
+        # a locking read finds them, as the deletion does
+        known.update(rows.filter(when__lt=start).values_list("pk", flat=True).iterator())
+        rows = rows.select_for_update()
+    else:
+        rows = rows.filter(when__gte=start)
+    for pk, user_pk, when in rows.values_list(*columns).iterator():
+        if pk not in known:
+            yield user_pk, timestamps.to_seconds(when)
 
 
 def _batches(user_pks: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -61,10 +82,10 @@ def _lock(rows: QuerySet[Souvenir], using: str) -> None:
         databases.lock_rows(Souvenir, batch, using)
 
 
-def _mark(rows: QuerySet[Souvenir], ordinals: Mapping[Any, int], using: str) -> None:
+def _mark(rows: Iterable[tuple[Any, float]], ordinals: Mapping[Any, int], using: str) -> None:
     buckets: dict[Any, set[int]] = defaultdict(set)
-    for user_pk, when in rows.values_list("user_id", "when").iterator():
-        buckets[user_pk].add(bucket_containing(timestamps.to_seconds(when)))
+    for user_pk, t in rows:
+        buckets[user_pk].add(bucket_containing(t))
     if buckets:
         missing = [user_pk for user_pk in buckets if user_pk not in ordinals]
         known = {**ordinals, **_make_ordinals(missing, using)} if missing else ordinals
