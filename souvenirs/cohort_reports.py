@@ -9,7 +9,7 @@ first souvenir and, if the user model has no date_joined, in those that begin so
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime
 from typing import Any
 
@@ -52,9 +52,7 @@ def growth(
     period: "day", "week", "month", "quarter" or "year".
     start, end, recent: as in all reports.
     """
-    for each in changes(period, spans.choose_calendar(period, start, end, recent), ages=None):
-        del each["retention"]
-        yield each
+    yield from changes(period, spans.choose_calendar(period, start, end, recent), ages=None)
 
 
 def retention(
@@ -94,11 +92,8 @@ def retention(
 
 def changes(period: str, chosen: Sequence[Span], *, ages: int | None) -> Report:
     """Yield the dictionaries of `growth` for these consecutive calendar periods, each with the
-    "retention" of `retention`, from one sweep over the history, which is most of the work of either
-    report.
-
-    ages: None for growth alone.
-    """
+    "retention" of `retention` (unless `ages` is None), from one sweep over the history, which is
+    most of the work of either report."""
     if not chosen:
         return
     intervals = [span.interval for span in chosen]
@@ -106,14 +101,8 @@ def changes(period: str, chosen: Sequence[Span], *, ages: int | None) -> Report:
     length = 0 if ages is None else min(ages + 1, len(chosen))
     found = _read(Series((before, *intervals), ages=tuple(range(length))))[1:]
     for number, (span, own) in enumerate(zip(chosen, found)):
-        later = zip(chosen[number : number + length], found[number:])
-        of_cohort = [
-            (each.retention[age], then.complete)
-            for age, (then, each) in enumerate(later)
-            if age in each.retention
-        ]
         change = own.growth
-        yield {
+        report = {
             "period": span.period,
             "labels": span.labels,
             "growth": {
@@ -123,12 +112,25 @@ def changes(period: str, chosen: Sequence[Span], *, ages: int | None) -> Report:
                 "resurrected_users": change and change.resurrected,
                 "churned_users": change and change.churned,
             },
-            "retention": {
-                "cohort_users": of_cohort[0][0].cohort if of_cohort else None,
-                "retained_users": [each.retained for each, _ in of_cohort],
-                "complete": [complete for _, complete in of_cohort],
-            },
         }
+        if ages is not None:
+            later = zip(chosen[number : number + length], found[number:])
+            report["retention"] = _of_cohort(later)
+        yield report
+
+
+def _of_cohort(later: Iterable[tuple[Span, Figures]]) -> dict[str, Any]:
+    """Return the "retention" of `retention` for a cohort, given its period and those after it."""
+    known = [
+        (each.retention[age], then.complete)
+        for age, (then, each) in enumerate(later)
+        if age in each.retention
+    ]
+    return {
+        "cohort_users": known[0][0].cohort if known else None,
+        "retained_users": [each.retained for each, _ in known],
+        "complete": [complete for _, complete in known],
+    }
 
 
 def active_days(end: date | None = None, days: int = 28) -> Report:

@@ -198,7 +198,7 @@ def calendar_overview(
     "retention" of `retention`.
 
     period: "day", "week", "month", "quarter" or "year".
-    ages: as in `retention`; None for no retention.
+    ages: as in `retention`; None to leave "retention" out.
     """
     if ages is not None and ages < 0:
         raise ValueError(f"ages must be a number of periods, not {ages}")

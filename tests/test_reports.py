@@ -19,7 +19,7 @@ from souvenirs import periods, reports, timestamps
 from souvenirs.history import accounts, maintenance
 from souvenirs.models import Souvenir
 from souvenirs.reports import registered_users_as_of, usage_for_periods
-from tests.people import User, site, with_databases
+from tests.people import User, ours, site, with_databases
 
 pytestmark = with_databases
 
@@ -313,6 +313,23 @@ def test_calendar_overview__equals_the_reports(
             found = reports.calendar_overview(name, NOW - 70 * DAY, ages=2, **options)
             assert list(found) == expected
         assert sum(active(expected)) > 0
+        for each in reports.calendar_overview(name, NOW - 70 * DAY, ages=None):
+            assert set(each) == {"period", "labels", "usage", "growth"}
+
+
+def test_calendar_overview__reads_the_history_once(now: datetime) -> None:
+    record(join("ada", NOW - 60 * DAY), *(NOW - days * DAY for days in range(60)))
+    maintenance.roll_up()
+
+    def reads(report: Iterable[Any]) -> int:
+        with CaptureQueriesContext(ours()) as queries:
+            assert list(report)
+        names = "souvenirs_souvenir", "souvenirs_rollup"
+        return sum(any(name in query["sql"] for name in names) for query in queries)
+
+    alone = reads(reports.retention("week", NOW - 50 * DAY))
+    assert 0 < alone == reads(reports.calendar_overview("week", NOW - 50 * DAY))
+    assert reads(reports.calendar_weekly_usage(NOW - 50 * DAY)) > 0
 
 
 # Complete or not

@@ -200,7 +200,7 @@ def shown(text: str) -> Any:
 def test_page__takes_a_fixed_number_of_queries(
     analyst: Client, django_assert_max_num_queries: Any
 ) -> None:
-    with django_assert_max_num_queries(60) as few:
+    with django_assert_max_num_queries(32) as few:
         analyst.get(URL, {"period": "day", "recent": "2"})
     with django_assert_max_num_queries(len(few)):
         analyst.get(URL, {"period": "day", "recent": "90"})
