@@ -13,7 +13,8 @@ logger = logging.getLogger("souvenirs")
 
 
 class ThreadConnections:
-    """The driver connections that one thread has open. Call `note` and `close` in that thread."""
+    """The driver connections that one thread has open: the last one that called `take_over`. Call
+    `note` and `close` in such a thread."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -37,7 +38,8 @@ class ThreadConnections:
 
     def close(self) -> None:
         connections.close_all()
-        self._open = []
+        if self.are_of_this_thread():  # not if another thread has taken over
+            self._open = []
 
     def after_fork(self) -> None:
         """In the child, where this thread does not exist, leave the connections to the parent.
