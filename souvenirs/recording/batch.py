@@ -276,6 +276,8 @@ class Batch:
     def remove_deleted(self) -> None:
         """After the commit, delete the rows of users who have been deleted from another database
         since `require_users`; their history stays. A deletion that follows finds the rows."""
+        if not self.unguarded:
+            return
         with suppress(DatabaseError, InterfaceError):  # the batch is written
             if gone := self.unguarded - self.existing(self.unguarded):
                 delete_rows(list(gone), self.using)
