@@ -13,7 +13,7 @@ reports for dictionaries, keys and values of that length:
 
     memory.recent_users       2 generations of MAX_USERS users
     memory.recent_sessions    2 generations of MAX_USERS digests
-sessions.unknown_sessions 2 generations of MAX_USERS digests and times
+    sessions.unknown_sessions 2 generations of MAX_USERS digests and times
     memory.missing_users      2 generations of MAX_MISSING keys and times
     throttle's local cache    max_entries = MAX_USERS keys, pickled values and times
     the writer's queue        MAX_ENTRIES entries, as while the database is down
