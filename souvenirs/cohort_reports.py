@@ -83,8 +83,6 @@ def retention(
     period: "day", "week", "month", "quarter" or "year".
     start, end, recent: of the cohorts, as in all reports.
     """
-    if ages < 0:
-        raise ValueError(f"ages must be a number of periods, not {ages}")
     for each in changes(period, spans.choose_calendar(period, start, end, recent), ages=ages):
         del each["growth"]
         yield each
@@ -93,7 +91,12 @@ def retention(
 def changes(period: str, chosen: Sequence[Span], *, ages: int | None) -> Report:
     """Yield the dictionaries of `growth` for these consecutive calendar periods, each with the
     "retention" of `retention` (unless `ages` is None), from one sweep over the history, which is
-    most of the work of either report."""
+    most of the work of either report.
+
+    Raises ValueError if `ages` is negative.
+    """
+    if ages is not None and ages < 0:
+        raise ValueError(f"ages must be a number of periods, not {ages}")
     if not chosen:
         return
     intervals = [span.interval for span in chosen]

@@ -200,8 +200,6 @@ def calendar_overview(
     period: "day", "week", "month", "quarter" or "year".
     ages: as in `retention`; None to leave "retention" out.
     """
-    if ages is not None and ages < 0:
-        raise ValueError(f"ages must be a number of periods, not {ages}")
     chosen = spans.choose_calendar(period, start, end, recent)
     found = list(changes(period, chosen, ages=ages))
     active = [each["growth"]["active_users"] for each in found]
