@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -82,14 +82,18 @@ def _lock(rows: QuerySet[Souvenir], using: str) -> None:
         databases.lock_rows(Souvenir, batch, using)
 
 
-def _mark(rows: Iterable[tuple[Any, float]], ordinals: Mapping[Any, int], using: str) -> None:
+def _mark(rows: Iterable[tuple[Any, float]], ordinals: dict[Any, int], using: str) -> None:
+    """Mark the users of these rows (user, Unix time) as deleted members of their buckets.
+
+    ordinals: the users' LastSeen ids; those of users without a row are added.
+    """
     buckets: dict[Any, set[int]] = defaultdict(set)
     for user_pk, t in rows:
         buckets[user_pk].add(bucket_containing(t))
     if buckets:
-        missing = [user_pk for user_pk in buckets if user_pk not in ordinals]
-        known = {**ordinals, **_make_ordinals(missing, using)} if missing else ordinals
-        members = ((bucket, known[pk]) for pk, of_user in buckets.items() for bucket in of_user)
+        if missing := [user_pk for user_pk in buckets if user_pk not in ordinals]:
+            ordinals.update(_make_ordinals(missing, using))
+        members = ((bucket, ordinals[pk]) for pk, of_user in buckets.items() for bucket in of_user)
         marks.mark_deleted(members, using)
 
 
