@@ -149,7 +149,6 @@ class Visitor:
 def measure_usage(database: dict[str, Any], runs: int) -> list[Row]:
     configure(database)
     visitor = Visitor(runs)
-    forget_totals()
     keep_totals()
     rows: list[Row] = [(name, *visitor.ask(url), target) for name, (url, target) in USAGE.items()]
     forget_totals()
